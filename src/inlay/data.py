@@ -1,0 +1,197 @@
+"""Data files and data sets, read into examples that know where they came from."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from inlay.errors import DataError, nearest
+from inlay.readers import BadRow, kind_of, open_rows
+from inlay.template import Template
+
+Value = str | int | float
+"""What a field may hold. A JSON or Arrow truth value stays a `bool`."""
+
+FIELDS = ("text", "text_pair", "source", "target", "label")
+"""The field names that tasks read, and so the names that `columns` may map."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One usable row.
+
+    `fields` are its values by name: every text or number of the row under the name its file
+    gives it, and under our names what `columns` and `template` made. `where` says where the row
+    stands: `movie.jsonl:12` is line 12, `movie.parquet#12` the twelfth row, both from one.
+    """
+
+    fields: Mapping[str, Value]
+    where: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One row that `skip_bad` left out, and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Dataset(Sequence[Example]):
+    """Examples in the order of their source, and the rows that had to be left out."""
+
+    source: str
+    examples: tuple[Example, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
+    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
+        return self.examples[index]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.source!r}: {len(self)} examples, {len(self.skipped)} skipped)"
+
+
+def load(
+    source: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    template: str | Mapping[str, str] | None = None,
+    need: Collection[str] = (),
+    limit: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Read a source of rows into a `Dataset`.
+
+    Args:
+        source: a `.jsonl`, `.json` (a list of objects), `.csv` (with a header) or `.parquet`
+            file; a folder that holds one such file per split; rows in memory; or whatever
+            `datasets.load_dataset` takes, as `"name"` or `"name:config"`.
+        split: which part of a folder or of a `datasets` source. A single file has none.
+        columns: our field name -> the source's column, such as `{"text": "review"}`. A row
+            without that column is a bad row.
+        template: text with `{column}` names. A string is the row's input and becomes both
+            `text` and `source`; a mapping says which field each template makes.
+        need: fields that every row must end up with, such as a task's `needs`.
+        limit: keep a sample of at most this many rows, drawn with `seed`, in the source's order.
+        skip_bad: collect bad rows in `Dataset.skipped` instead of refusing the source.
+        seed: which sample `limit` draws.
+
+    A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
+    text or a finite number; other columns that are neither are left out of the example.
+
+    Raises:
+        DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a
+            bad row; names the row.
+    """
+    name, rows = open_rows(source, split)
+    shape = _Shape(columns or {}, template, need)
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit} leaves no rows; give at least 1, or none for all")
+    examples: list[Example] = []
+    skipped: list[Skipped] = []
+    for where, row in rows:
+        try:
+            examples.append(Example(shape(row), where))
+        except BadRow as error:
+            if not skip_bad:
+                raise DataError(f"{where}: {error}") from None
+            skipped.append(Skipped(where, str(error)))
+    if not examples:
+        why = f"all {len(skipped)} rows are bad, the first at {skipped[0]}" if skipped else "empty"
+        raise DataError(f"{name} holds no usable row: {why}")
+    if limit is not None and limit < len(examples):
+        kept = sorted(random.Random(seed).sample(range(len(examples)), limit))
+        examples = [examples[index] for index in kept]
+    return Dataset(name, tuple(examples), tuple(skipped))
+
+
+# ------------------------------------------------------------------------- a row's fields
+
+
+class _Shape:
+    """What `columns`, `template` and `need` make of one row."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, str],
+        template: str | Mapping[str, str] | None,
+        need: Collection[str],
+    ) -> None:
+        if isinstance(template, str):
+            template = {"text": template, "source": template}
+        self.columns = columns
+        self.templates = {name: Template(text) for name, text in (template or {}).items()}
+        self.need = need
+        for name in (*self.columns, *self.templates):
+            if name not in FIELDS:
+                raise DataError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
+        read = {name for made in self.templates.values() for name in made.names}
+        self.strict = read.union(FIELDS, columns.values(), need)
+
+    def __call__(self, row: Any) -> dict[str, Value]:
+        """The fields of an example. Raises BadRow."""
+        if isinstance(row, BadRow):
+            raise row
+        if not isinstance(row, Mapping):
+            raise BadRow(f"expected an object of columns, found {kind_of(row)}")
+        fields: dict[str, Value] = {}
+        for name, given in row.items():
+            value, problem = _scalar(given)
+            if problem is None:
+                assert value is not None
+                fields[name] = value
+            elif given is not None and (name in self.strict or isinstance(given, str)):
+                raise BadRow(f"column {name!r} {problem}")
+        made = {ours: self._get(fields, row, theirs) for ours, theirs in self.columns.items()}
+        fields |= made
+        for name, template in self.templates.items():
+            values = {read: self._get(fields, row, read) for read in template.names}
+            made[name] = template.fill(values)
+        fields |= made
+        for name in self.need:
+            self._get(fields, row, name)
+        return fields
+
+    @staticmethod
+    def _get(fields: Mapping[str, Value], row: Mapping, name: str) -> Value:
+        if name in fields:
+            return fields[name]
+        if name in row:
+            raise BadRow(f"column {name!r} is null")
+        raise BadRow(f"there is no column {name!r}{nearest(name, map(str, row))}")
+
+
+def _scalar(value: object) -> tuple[Value | None, str | None]:
+    """The value as text or number, or what is wrong with it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return None, "is not valid UTF-8 text"
+        return value, None
+    if isinstance(value, bool | int):
+        return value, None
+    if isinstance(value, numbers.Integral):
+        return int(value), None
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return (number, None) if math.isfinite(number) else (None, f"is {number}, not a number")
+    return None, f"is {kind_of(value)}, not text or a number"
