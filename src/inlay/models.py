@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from logging import WARNING
 from pathlib import Path
 from types import MappingProxyType
@@ -152,8 +153,8 @@ def load_base(
     Raises FetchError where nothing of that name can be found or loaded.
     """
     name = str(name_or_path)
-    if not Path(name).exists() and name in MODELS:
-        name = str(fetch_model(name, report))
+    if not Path(name).exists() and ("/" not in name and get_close_matches(name, MODELS, 1, 0.8)):
+        name = str(fetch_model(name, report))  # a near miss is refused here, not looked for afar
     try:
         with _convert.quietly(WARNING):
             config = AutoConfig.from_pretrained(name)

@@ -1,0 +1,64 @@
+"""inlay: every parameter-efficient fine-tuning method, set into a frozen transformer.
+
+The public names, and nothing else. Methods (`LoRA`, `Prefix`, …) are those registered in
+`inlay.spec.METHODS`; `inlay methods` lists them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
+from inlay._version import __version__
+from inlay.attach import Inlay, attach, attached, rows
+from inlay.errors import InlayError
+from inlay.site import ROLES, Site, Where
+from inlay.spec import METHODS, Method, Sum, load_strangers, parse
+from inlay.state import load
+
+if TYPE_CHECKING:
+    from inlay.methods.bitfit import BitFit
+    from inlay.methods.head import Head
+    from inlay.methods.houlsby import Houlsby
+    from inlay.methods.ia3 import IA3
+    from inlay.methods.lora import LoRA
+    from inlay.methods.parallel import Parallel
+    from inlay.methods.pfeiffer import Pfeiffer
+    from inlay.methods.prefix import Prefix
+    from inlay.methods.prompt import Prompt
+
+load_strangers()
+
+__all__ = [
+    "IA3",
+    "METHODS",
+    "ROLES",
+    "BitFit",
+    "Head",
+    "Houlsby",
+    "Inlay",
+    "InlayError",
+    "LoRA",
+    "Method",
+    "Parallel",
+    "Pfeiffer",
+    "Prefix",
+    "Prompt",
+    "Site",
+    "Sum",
+    "Where",
+    "__version__",
+    "attach",
+    "attached",
+    "load",
+    "parse",
+    "rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in METHODS:
+        return METHODS[name]
+    raise AttributeError(f"module 'inlay' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *METHODS})

@@ -1,0 +1,441 @@
+"""attach, detach and the handle between them: the only file that changes a model.
+
+While anything is attached the base has one more child, `model.inlays`. Because the pieces are a
+child like any other, `model.to`, `model.train`, every optimiser, `transformers.Trainer`, deep
+copies and pickling treat them as one expects. The base's own classes, parameter names and values
+stay as they are; `detach` takes the child and every hook away again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inlay.chart import Chart, evaluating, resolve
+from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError, nearest
+from inlay.piece import Head, Keys, Once, Piece, Slots, Tap, TapIn
+from inlay.ports import keys
+from inlay.ports.door import Door
+from inlay.ports.slots import SlotsPort
+from inlay.ports.tap import TapPort
+from inlay.route import Asked, Names, Route
+from inlay.site import Site
+from inlay.spec import Method, Shared, Spec
+
+CHILD = "inlays"
+"""The name of the one child that a base has while inlays are attached."""
+
+
+class Set(nn.Module):
+    """The pieces of one inlay, and what they share. Keys are `site/number of the method`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleDict()
+        self.shared = nn.ModuleDict()
+        self.sites: dict[str, Site] = {}
+
+    def add(self, site: Site, number: int, piece: Piece) -> None:
+        """One piece of method `number` at a site."""
+        key = f"{site.name}/{number}"
+        self.sites[key] = site
+        self.pieces[_slot(key)] = piece
+
+    def onces(self) -> list[Once]:
+        """The shared modules, which the doors renew."""
+        return [one for one in self.shared.values() if isinstance(one, Once)]
+
+    def items(self) -> Iterator[tuple[str, Site, Piece]]:
+        """(key, site, piece) of every piece, in order."""
+        for key, site in self.sites.items():
+            piece = self.pieces[_slot(key)]
+            assert isinstance(piece, Piece)
+            yield key, site, piece
+
+
+class Root(nn.Module):
+    """The child: every attached inlay's pieces, and the ports through which they act."""
+
+    def __init__(self, chart: Chart):
+        super().__init__()
+        self.sets = nn.ModuleDict()
+        self.handles: dict[str, Inlay] = {}
+        self.chart = chart
+        self.route = Route()
+        self.taps: dict[str, TapPort] = {}
+        self.learning = [n for n, p in chart.base.named_parameters() if p.requires_grad]
+        limit = chart.max_length(chart.base) if chart.family.absolute else None
+        several = len(chart.stacks) > 1
+        self.doors = [
+            Door(stack, self.route, SlotsPort(stack, self.route, limit), several is False or i > 0)
+            for i, stack in enumerate(chart.stacks)
+        ]
+        if several:
+            self.doors[1].upstream = self.doors[0]
+
+    def door(self, stack: str) -> Door:
+        """The door of a stack."""
+        return next(door for door in self.doors if door.stack.name == stack)
+
+
+class Inlay:
+    """A handle on all pieces of one attached spec.
+
+    name:    how `rows` calls it. spec: what was attached. enabled: whether it acts; a disabled
+    inlay stays where it is and changes nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str, spec: Spec, pieces: Set, root: Root):
+        self.model = model
+        self.name = name
+        self.spec = spec
+        self._set = pieces
+        self._root: Root | None = root
+
+    @property
+    def root(self) -> Root:
+        """The ports of the base. Raises NamingError after `detach`."""
+        if self._root is None:
+            raise NamingError(f"the inlay {self.name!r} is not attached any more")
+        return self._root
+
+    @property
+    def attached(self) -> bool:
+        """Whether it is set in."""
+        return self._root is not None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it acts; may be set."""
+        return self.root.route.known[self.name]
+
+    @enabled.setter
+    def enabled(self, acts: bool) -> None:
+        self.root.route.known[self.name] = bool(acts)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that learns, each once: what an optimiser is given."""
+        return self._set.parameters()
+
+    def pieces(self) -> Iterator[tuple[str, Site, Piece]]:
+        """(key, site, piece) of every piece; a key is `site/number of the method`."""
+        return self._set.items()
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """What a file holds: `decoder.3.attn.q/0/lora/a` -> tensor, detached, sharing memory."""
+        kinds = [type(method).__name__.lower() for method in self.spec.methods]
+        return {
+            f"{key}/{kinds[int(key.rsplit('/', 1)[1])]}/{part}": tensor
+            for key, _, piece in self.pieces()
+            for part, tensor in piece.served().items()
+        }
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Everything that learns, reparameterisations included, for checkpoints."""
+        return {name: tensor.detach() for name, tensor in self._set.state_dict().items()}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `training_state` of an equal inlay returned."""
+        self._set.load_state_dict(state)
+
+    def count(self) -> int:
+        """How many numbers learn."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save(self, path: str | Path, *, tokenizer: Any = None) -> Path:
+        """Write one file, whole or not at all. With a tokenizer, its fingerprint goes in too."""
+        from inlay.state import save
+
+        return save(self, path, tokenizer)
+
+    def merge(self) -> PreTrainedModel:
+        """Fold every piece into the base's weights and detach; all or nothing.
+
+        Returns the base. Raises MergeError before the first write where a piece cannot be folded.
+        """
+        from inlay.merge import merge
+
+        return merge(self)
+
+    def detach(self) -> PreTrainedModel:
+        """Take the inlay out and leave no trace. The handle keeps its tensors; returns the base."""
+        root = self.root
+        for number, port in list(root.taps.items()):
+            if port.drop(self.name):
+                del root.taps[number]
+        for door in root.doors:
+            door.slots.pieces.pop(self.name, None)
+            door.shared = [one for one in door.shared if one not in self._set.onces()]
+        for _, site, piece in self.pieces():
+            if isinstance(piece, Keys):
+                _close(root, site, self.name)
+        del root.sets[self.name], root.handles[self.name], root.route.known[self.name]
+        root.route.ask(None)
+        if not root.handles:
+            _uproot(self.model, root)
+        elif not any(door.keys for door in root.doors):
+            keys.close_port(self.model)
+        self._root = None
+        return self.model
+
+    def __repr__(self) -> str:
+        state = "" if self.attached else ", detached"
+        numbers = {i: [0, 0, type(m).__name__] for i, m in enumerate(self.spec.methods)}
+        rows = [f"{self.name}: {self.spec!r} ({self.count():,} numbers{state})"]
+        plan: dict[tuple[int, str], list[Any]] = {}
+        for key, site, piece in self.pieces():
+            number = int(key.rsplit("/", 1)[1])
+            entry = plan.setdefault((number, site.role), [0, 0])
+            entry[0] += 1
+            entry[1] += sum(p.numel() for p in piece.parameters())
+        for (number, role), (places, size) in plan.items():
+            rows.append(f"  {numbers[number][2]:<10} {role:<12} × {places:<4} {size:>14,}")
+        shared = sum(p.numel() for p in self._set.shared.parameters())
+        if shared:
+            rows.append(f"  {'':<10} {'shared':<12}        {shared:>14,}")
+        return "\n".join(rows)
+
+
+def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inlay:
+    """Set the pieces of a spec into a model and freeze the rest.
+
+    model: any transformers model. spec: a method or a sum, `LoRA(rank=8) + Prefix(length=10)`.
+    name: letters, digits, `_` and `-`.
+
+    Raises SpecError, SiteError, PortError or NamingError; then the model is as it was.
+    """
+    if not isinstance(spec, Spec):
+        raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+        raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
+    present = attached(model)
+    if name in present:
+        raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")
+    if not present and getattr(model, CHILD, None) is not None:
+        raise SpecError(f"this model has a part of its own called {CHILD!r}; inlay needs the name")
+    root = _root(model)
+    if root is not None and root.chart.base is not model:
+        raise NamingError("inlays are attached to a model inside or around this one; use that one")
+    chart = resolve(model) if root is None else root.chart
+    pieces = _build(chart, spec)
+    if root is None:
+        root = _plant(model, chart)
+    handle = Inlay(model, name, spec, pieces, root)
+    root.sets[name] = pieces
+    root.handles[name] = handle
+    root.route.known[name] = True
+    for door in root.doors:
+        door.shared += pieces.onces()
+    for _, site, piece in pieces.items():
+        _install(root, name, site, piece)
+    if any(door.keys for door in root.doors):
+        keys.open_port(model)
+    return handle
+
+
+def attached(model: PreTrainedModel) -> dict[str, Inlay]:
+    """Every inlay that is set into a model, by name; of a deep copy, the copy's own."""
+    root = _root(model)
+    return {} if root is None else dict(root.handles)
+
+
+class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
+    """Say which inlay serves which row of the batch.
+
+    names: one entry a row: a name, a tuple of names, or None for the bare base. A batch with k
+    times as many rows (beams) keeps them in order. `rows(model, None)` goes back to the default:
+    every enabled inlay serves every row.
+
+    Holds from the call on; used with `with`, until the end of the block.
+
+        with rows(model, ["legal", None, "medical"]):
+            model.generate(**batch)
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Asked | None):
+        root = _root(model)
+        if root is None:
+            raise NamingError("no inlay is attached to this model; attach or load one first")
+        self._route = root.route
+        self._before: tuple[Names, ...] | None = root.route.asked
+        root.route.ask(names)
+
+    def __enter__(self) -> rows:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._route.asked = self._before
+
+
+def _root(model: nn.Module) -> Root | None:
+    for module in (model, getattr(model, "base_model", None)):
+        root = module._modules.get(CHILD) if module is not None else None
+        if isinstance(root, Root):
+            return root
+    return None
+
+
+def _slot(key: str) -> str:
+    return key.replace(".", ":")  # a module's name may not hold a dot
+
+
+def _build(chart: Chart, spec: Spec) -> Set:
+    """All pieces of a spec, ready but not installed. The base is not touched."""
+    made = Set()
+    for number, method in enumerate(spec.methods):
+        sites = _sites(chart, method)
+        shared = Shared(sites, lambda ids: probe(chart, ids))
+        own: dict[str, Piece] = {}
+        for site in sites:
+            piece = method.build(site, shared)
+            if piece is None:
+                continue
+            _check_port(method, site, piece)
+            own[site.name] = piece.to(site.device())
+            made.add(site, number, piece)
+        if not own:
+            raise SiteError(f"{method!r} finds nothing to do in {type(chart.base).__name__}")
+        for key, once in shared.modules.items():
+            made.shared[_slot(f"{number}/{key}")] = once.to(sites[0].device())
+        method.finish(own, shared)
+    for parameter in made.parameters():
+        parameter.requires_grad_(True)
+    return made
+
+
+def _sites(chart: Chart, method: Method) -> list[Site]:
+    try:
+        return chart.find(method.at)
+    except InlayError as error:
+        model = type(chart.base).__name__
+        raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
+
+
+def _check_port(method: Method, site: Site, piece: Piece) -> None:
+    who = type(method).__name__
+    if isinstance(piece, Keys):
+        if site.heads == 0:
+            raise PortError(
+                f"{who} adds keys, and {site.role!r} is not an attention: use 'attn.kv'"
+            )
+        if not keys.has_port(site.host):
+            raise PortError(
+                f"{who} adds keys, but {type(site.host).__name__} does not go through "
+                "transformers' attention interface; taps (LoRA, adapters) and prompts work here"
+            )
+    elif isinstance(piece, Slots) and site.role not in ("embed", "embed.target"):
+        raise PortError(f"{who} adds positions, which stand at 'embed', not at {site.role!r}")
+    elif isinstance(piece, (Tap, TapIn)) and (site.heads or site.role == "final"):
+        raise PortError(f"{who} changes the output of a module, and {site.role!r} is none")
+
+
+def _plant(model: PreTrainedModel, chart: Chart) -> Root:
+    root = Root(chart)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.add_module(CHILD, root)
+    for door in root.doors:
+        door.hang()
+    return root
+
+
+def _uproot(model: PreTrainedModel, root: Root) -> None:
+    for door in root.doors:
+        door.unhang()
+    keys.close_port(model)
+    del model._modules[CHILD]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in root.learning:
+        model.get_parameter(name).requires_grad_(True)
+
+
+def _install(root: Root, name: str, site: Site, piece: Piece) -> None:
+    door = root.door(site.stack)
+    if isinstance(piece, Keys):
+        port = vars(site.host).get(keys.PORT)
+        if port is None:
+            port = keys.KeysPort(root.route)
+            setattr(site.host, keys.PORT, port)
+        door.keys[site.name] = port
+        port.pieces.setdefault(name, []).append(piece)
+    elif isinstance(piece, Slots):
+        door.slots.pieces.setdefault(name, []).append(piece)
+    elif not isinstance(piece, Head):
+        port = root.taps.get(site.name)
+        if port is None:
+            port = root.taps[site.name] = TapPort(site, root.route)
+        port.add(name, piece)
+
+
+def _close(root: Root, site: Site, name: str) -> None:
+    port = vars(site.host).get(keys.PORT)
+    if port is not None:
+        port.pieces.pop(name, None)
+        if not port.pieces:
+            delattr(site.host, keys.PORT)
+            del root.door(site.stack).keys[site.name]
+
+
+def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The bare base's own keys and values of a text: site name -> (k, v), each `[H, T, K]`.
+
+    In an encoder–decoder the text is both source and target.
+    """
+    model = chart.base
+    embed = chart.stacks[0].embed
+    if embed is None:
+        raise PortError(f"{type(model).__name__} reads no words, so none can be run through it")
+    rows = len(embed.weight)  # type: ignore[arg-type]
+    for number in ids:
+        if not 0 <= number < rows:
+            raise SpecError(f"token id {number} is outside the vocabulary of {rows}")
+    sites = [site for site in chart.sites if site.heads and keys.has_port(site.host)]
+    before = {site.name: vars(site.host).get(keys.PORT) for site in sites}
+    recorders = {site.name: keys.Recorder() for site in sites}
+    device = embed.weight.device  # type: ignore[union-attr]
+    text = torch.tensor([list(ids)], device=device)  # type: ignore[arg-type]
+    inputs: dict[str, Any] = {"input_ids": text}
+    if chart.kind == "encoder-decoder":
+        inputs["decoder_input_ids"] = text
+    root = _root(model)
+    asked = None if root is None else root.route.asked
+    try:
+        keys.open_port(model)
+        for site in sites:
+            setattr(site.host, keys.PORT, recorders[site.name])
+        if root is not None:
+            root.route.ask([None])
+        with evaluating(model):
+            chart.hidden(model, **inputs)
+    finally:
+        if root is not None:
+            root.route.asked = asked
+        for site in sites:
+            if before[site.name] is None:
+                delattr(site.host, keys.PORT)
+            else:
+                setattr(site.host, keys.PORT, before[site.name])
+        if root is None or not any(door.keys for door in root.doors):
+            keys.close_port(model)
+    return {name: one.seen for name, one in recorders.items() if one.seen is not None}
+
+
+def inlay_named(model: PreTrainedModel, name: str) -> Inlay:
+    """The attached inlay of that name. Raises NamingError with the nearest name."""
+    present = attached(model)
+    if name not in present:
+        raise NamingError(f"no inlay is called {name!r}{nearest(name, present)}")
+    return present[name]

@@ -1,0 +1,413 @@
+"""What is where in a base: `resolve(model)` gives its Chart.
+
+A family's chart is data (see `charts/`): paths from a block to its parts. A family that nobody
+charted is read by its structure (`charts/discover.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inlay.errors import SiteError
+from inlay.site import Part, Site, Where, choose
+
+DOOR = "inlay_door"
+"""The attribute under which a stack of the base keeps what its hooks need, while inlays are in."""
+
+# --- how a family is described ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sub:
+    """A sub-layer: the module whose input is x, and the module whose output is added to x."""
+
+    enter: str
+    leave: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One of several projections in one matrix: number `index` of `of`.
+
+    per_head: the matrix interleaves them head by head (GPT-NeoX).
+    grouped:  queries come first and are `num_key_value_groups` times as wide as keys and values.
+    """
+
+    path: str
+    index: int
+    of: int
+    per_head: bool = False
+    grouped: bool = False
+
+
+Place = str | tuple[str, ...] | Sub | Fused
+"""Where a part is: a path, the first of several paths that exists, or one of the above."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of one stack of blocks, as paths.
+
+    path:   from the backbone to the stack, the module whose forward takes ids and masks.
+    layers: from the stack to the list of blocks. embed: to the input embeddings.
+    block:  role -> path from a block. core, cross: the modules that call the attention.
+    norms:  role -> path from the stack, for norms outside the blocks.
+    closing: in a post-norm family, the norm whose output is the block's.
+    width:  the attribute of an attention module that holds the head width.
+    first_stays: a head reads position 0, so slots go behind it.
+    """
+
+    stack: str
+    path: str
+    layers: str
+    embed: str | None
+    block: Mapping[str, Place]
+    core: str | None = None
+    cross: str | None = None
+    norms: Mapping[str, str] = field(default_factory=dict)
+    closing: str | None = None
+    width: str = "head_dim"
+    causal: bool = True
+    first_stays: bool = False
+
+
+def plain_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The output embeddings, and nothing else."""
+    return output_head(model)(hidden)
+
+
+def output_head(model: PreTrainedModel) -> nn.Module:
+    """The language-model head. Raises SiteError where the model has none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise SiteError(
+            f"{type(model).__name__} has no language-model head; load the model with "
+            "AutoModelForCausalLM (or Seq2SeqLM, MaskedLM), or train a Head"
+        )
+    return head
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of architectures that share one layout.
+
+    logits:     how the family turns hidden states into logits.
+    plain_head: logits are one linear map followed by elementwise functions at most.
+    position_start: the position id of a text's first token.
+    absolute:   positions are looked up in a table, which ends.
+    """
+
+    types: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    logits: Callable[[PreTrainedModel, Tensor], Tensor] = plain_logits
+    plain_head: bool = True
+    position_start: Callable[[Any], int] = lambda config: 0
+    absolute: bool = False
+
+
+# --- a base, read ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """One stack of blocks in a base."""
+
+    name: str
+    module: PreTrainedModel
+    layers: tuple[nn.Module, ...]
+    embed: nn.Module | None
+    causal: bool
+    first_stays: bool
+    position_start: int
+
+    def takes(self, argument: str) -> bool:
+        """Whether the stack's forward has an argument of that name."""
+        return argument in inspect.signature(type(self.module).forward).parameters
+
+    def states(self, **inputs: Any) -> Tensor:
+        """The last hidden states, `[B, T, D]`."""
+        if self.takes("use_cache"):
+            inputs.setdefault("use_cache", False)
+        return self.module(**inputs).last_hidden_state
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """What is where in one base."""
+
+    family: Family
+    base: PreTrainedModel
+    stacks: tuple[Stack, ...]
+    sites: tuple[Site, ...]
+
+    @property
+    def kind(self) -> str:
+        """ "decoder", "encoder", "encoder-decoder" or "vision"."""
+        if len(self.stacks) > 1:
+            return "encoder-decoder"
+        if self.stacks[0].embed is None:
+            return "vision"
+        return "decoder" if self.stacks[0].causal else "encoder"
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether `logits` may be computed a few rows at a time."""
+        return self.family.plain_head
+
+    def find(self, where: Where) -> list[Site]:
+        """The sites that `where` names. Raises SiteError where there are none."""
+        return choose(self.sites, where)
+
+    def hidden(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+        """The last hidden states `[B, T, D]` that the language-model head reads.
+
+        inputs: what the backbone takes; for an encoder–decoder also `decoder_input_ids`, whose
+        states are returned.
+        """
+        if len(self.stacks) == 1:
+            return self.stacks[0].states(**inputs)
+        encoder, decoder = self.stacks
+        decoder_input_ids = inputs.pop("decoder_input_ids")
+        decoder_mask = inputs.pop("decoder_attention_mask", None)
+        mask = inputs.get("attention_mask")
+        return decoder.states(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_mask,
+            encoder_hidden_states=encoder.states(**inputs),
+            encoder_attention_mask=mask,
+        )
+
+    def encoded(self, model: PreTrainedModel, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """The first stack's last hidden states and their mask, which a trained head reads."""
+        stack = self.stacks[0]
+        states = stack.states(**inputs)
+        mask = inputs.get("attention_mask")
+        door = vars(stack.module).get(DOOR)
+        if door is not None:
+            mask = door.widened(mask, states)
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        return states, mask
+
+    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """hidden `[..., D]` -> logits `[..., V]`, as the model's own forward computes them."""
+        return self.family.logits(model, hidden)
+
+    def max_length(self, model: PreTrainedModel) -> int | None:
+        """The longest text the positions allow, or None where nothing limits it."""
+        limit = getattr(model.config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.stacks[0].position_start
+
+    def logits_follow(self, model: PreTrainedModel) -> bool:
+        """Whether `logits` reproduces what the model's own forward computes (tried on 4 tokens)."""
+        ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.vocab_size
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if self.kind == "encoder-decoder":
+            inputs["decoder_input_ids"] = ids
+        with evaluating(model):
+            own = model(**inputs).logits.float()
+            ours = self.logits(model, self.hidden(model, **inputs)).float()
+        return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-2, atol=1e-2)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout inside; every part's mode is put back afterwards."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def resolve(model: PreTrainedModel) -> Chart:
+    """Read a base. Raises SiteError for what is not a transformer this library can read."""
+    from inlay.charts import FAMILIES
+    from inlay.charts.discover import discover
+
+    if not isinstance(model, PreTrainedModel):
+        raise SiteError(
+            f"inlay works on transformers models; {type(model).__name__} is not a PreTrainedModel"
+        )
+    family = FAMILIES.get(model.config.model_type)
+    backbone = model.base_model
+    if family is None or not any(reaches(backbone, lay) for lay in family.layouts):
+        family = discover(model)
+    stacks: list[Stack] = []
+    sites: list[Site] = []
+    layouts = [layout for layout in family.layouts if reaches(backbone, layout)]
+    start = family.position_start(model.config)
+    for layout in layouts:
+        stack = _stack(backbone, layout, start)
+        stacks.append(stack)
+        sites += _sites(stack, layout, len(stacks) > 1)
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        sites.append(_linear("head", "head", head, stacks[-1].name, None))
+    return Chart(family, model, tuple(stacks), tuple(sites))
+
+
+def reaches(backbone: nn.Module, layout: Layout) -> bool:
+    """Whether a layout's stack and blocks are where it says."""
+    stack = child(backbone, layout.path)
+    return stack is not None and isinstance(child(stack, layout.layers), nn.ModuleList)
+
+
+def child(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, or None where there is none."""
+    for step in path.split(".") if path else ():
+        following = module._modules.get(step)
+        if following is None:
+            return None
+        module = following
+    return module
+
+
+def _stack(backbone: nn.Module, layout: Layout, start: int) -> Stack:
+    module, layers = (
+        child(backbone, layout.path),
+        child(child(backbone, layout.path), layout.layers),
+    )  # type: ignore[arg-type]
+    assert isinstance(module, PreTrainedModel) and isinstance(layers, nn.ModuleList)
+    embed = child(module, layout.embed) if layout.embed is not None else None
+    causal = layout.causal or bool(getattr(module.config, "is_decoder", False))
+    first_stays = layout.first_stays and not causal
+    return Stack(layout.stack, module, tuple(layers), embed, causal, first_stays, start)
+
+
+def _sites(stack: Stack, layout: Layout, second: bool) -> Iterator[Site]:
+    if stack.embed is not None:
+        role = "embed.target" if second else "embed"
+        assert isinstance(stack.embed.weight, Tensor)
+        rows, width = stack.embed.weight.shape
+        yield Site(role, role, stack.embed, rows, width, stack.name)
+    for role, path in layout.norms.items():
+        norm = child(stack.module, path)
+        if norm is not None and _is_norm(norm):
+            yield _norm(f"{stack.name}.{role}", role, norm, stack.name, None)
+    for number, block in enumerate(stack.layers):
+        yield from _block(f"{stack.name}.{number}", number, block, stack, layout)
+    closing = layout.norms.get("norm.final") if layout.closing is None else None
+    last = stack.layers[-1]
+    host = child(stack.module, closing) if closing else child(last, layout.closing or "")
+    width = _width(stack)
+    if not second:
+        yield Site("final", "final", host or last, width, width, stack.name)
+
+
+def _block(
+    name: str, number: int, block: nn.Module, stack: Stack, layout: Layout
+) -> Iterator[Site]:
+    width = _width(stack)
+    cores = {"attn": layout.core, "cross": layout.cross}
+    for side, path in cores.items():
+        core = child(block, path) if path is not None else None
+        place = layout.block.get(f"{side}.k")
+        if core is None or place is None:
+            continue
+        keys = _projection(name, f"{side}.k", place, block, core, stack, number)
+        if keys is not None:
+            head_dim = int(getattr(core, layout.width))
+            role, heads = f"{side}.kv", keys.d_out // head_dim
+            size = heads * head_dim
+            yield Site(
+                f"{name}.{role}",
+                role,
+                core,
+                width,
+                size,
+                stack.name,
+                number,
+                heads=heads,
+                head_dim=head_dim,
+            )
+    for role, place in layout.block.items():
+        core = child(block, cores.get(role.split(".")[0]) or "")
+        if isinstance(place, Sub):
+            enter, leave = child(block, place.enter), child(block, place.leave)
+            if enter is not None and leave is not None:
+                yield Site(
+                    f"{name}.{role}", role, leave, width, width, stack.name, number, enter=enter
+                )
+        elif isinstance(place, str) and role.startswith("norm."):
+            norm = child(block, place)
+            if norm is not None and _is_norm(norm):
+                yield _norm(f"{name}.{role}", role, norm, stack.name, number)
+        else:
+            site = _projection(name, role, place, block, core, stack, number)
+            if site is not None:
+                yield site
+    norm = child(block, layout.closing) if layout.closing else None
+    yield Site(f"{name}.block", "block", norm or block, width, width, stack.name, number, norm=norm)
+
+
+def _projection(
+    name: str,
+    role: str,
+    place: Place,
+    block: nn.Module,
+    core: nn.Module | None,
+    stack: Stack,
+    number: int,
+) -> Site | None:
+    assert not isinstance(place, Sub)
+    paths = (
+        (place.path,) if isinstance(place, Fused) else (place,) if isinstance(place, str) else place
+    )
+    host = next((found for path in paths if (found := child(block, path)) is not None), None)
+    if host is None:
+        return None
+    site = _linear(f"{name}.{role}", role, host, stack.name, number)
+    if not isinstance(place, Fused):
+        return site
+    part = _part(place, site.d_out, core)
+    return Site(site.name, role, host, site.d_in, part.width, stack.name, number, part=part)
+
+
+def _part(place: Fused, total: int, core: nn.Module | None) -> Part:
+    if place.per_head:
+        head = int(core.head_size)  # type: ignore[union-attr,arg-type]
+        return Part(place.index * head, head, place.of * head, total // (place.of * head))
+    if place.grouped:
+        groups = int(core.num_key_value_groups)  # type: ignore[union-attr,arg-type]
+        small = total // (groups + place.of - 1)
+        sizes = [groups * small, *[small] * (place.of - 1)]
+        return Part(sum(sizes[: place.index]), sizes[place.index], total)
+    size = total // place.of
+    return Part(place.index * size, size, total)
+
+
+def _linear(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
+    from inlay.site import stored_transposed
+
+    assert isinstance(host.weight, Tensor)
+    d_out, d_in = host.weight.shape
+    if stored_transposed(host):
+        d_out, d_in = d_in, d_out
+    return Site(name, role, host, d_in, d_out, stack, layer)
+
+
+def _norm(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
+    assert isinstance(host.weight, Tensor)
+    return Site(name, role, host, len(host.weight), len(host.weight), stack, layer)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
+
+
+def _width(stack: Stack) -> int:
+    config = stack.module.config
+    return int(getattr(config, "hidden_size", None) or config.d_model)

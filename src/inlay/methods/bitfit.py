@@ -1,0 +1,75 @@
+"""BitFit: y + δ, only biases learn (Ben-Zaken et al., ACL 2022, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import MergeError
+from inlay.piece import Foldable, Tap
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only
+
+
+@dataclass(frozen=True, repr=False)
+class BitFit(Method):
+    """A change to every bias of projections and norms.
+
+    create: also where the base has no bias (Llama, T5), starting from zero as T-Few does. Without
+            it such places are left out. A created bias cannot be merged: it has no home.
+    at:     projections and norms. The paper's half-size choice is `("attn.q", "mlp.up")`.
+    """
+
+    create: bool = True
+    at: Where = Where(
+        (
+            "attn.q",
+            "attn.k",
+            "attn.v",
+            "attn.o",
+            "cross.q?",
+            "cross.k?",
+            "cross.v?",
+            "cross.o?",
+            "mlp.gate?",
+            "mlp.up",
+            "mlp.down",
+            "norm.attn?",
+            "norm.cross?",
+            "norm.mlp?",
+            "norm.embed?",
+            "norm.final?",
+        )
+    )
+
+    identity: ClassVar[bool] = True
+    paper: ClassVar[str] = "Ben-Zaken et al., ACL 2022"
+
+    def build(self, site: Site, shared: Shared) -> Shift | None:
+        """See `Method`."""
+        only(self, site, site.is_projection or site.is_norm, "projections and norms")
+        return Shift(site.d_out) if self.create or site.bias() is not None else None
+
+
+BitFit.examples = (BitFit(), BitFit(at=("attn.q", "mlp.up")))  # type: ignore[arg-type]
+
+
+class Shift(Foldable, Tap):
+    """`y + δ`; δ starts at zero, so the base is what it was."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(width))  # [d_out]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`."""
+        return y + self.delta.to(y.dtype)
+
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Foldable`."""
+        if b is None:
+            raise MergeError("the base has no bias here to fold a created one into")
+        return w, b + self.delta.detach()

@@ -1,0 +1,65 @@
+"""A trained head: logits = W · pool(h) + b over the last hidden state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import SpecError
+from inlay.parts import normal
+from inlay.piece import Head as HeadPiece
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared
+
+
+@dataclass(frozen=True, repr=False)
+class Head(Method):
+    """A classifier that is part of the inlay: saved, loaded and mixed per row with it.
+
+    labels: the names of the classes, in order.
+    pool:   what is classified: the "mean" over the text, its "last" or its "first" token.
+    at:     'final'.
+    """
+
+    labels: tuple[str, ...] = ("0", "1")
+    pool: Literal["mean", "last", "first"] = "mean"
+    at: Where = Where(("final",))
+
+    identity: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """See `Method`."""
+        if len(self.labels) < 1 or len(set(self.labels)) != len(self.labels):
+            raise SpecError(f"Head: labels are different names, not {self.labels!r:.80}")
+        if self.pool not in ("mean", "last", "first"):
+            raise SpecError(f"Head: pool is 'mean', 'last' or 'first', not {self.pool!r}")
+
+    def build(self, site: Site, shared: Shared) -> Classifier:
+        """See `Method`."""
+        return Classifier(site.d_out, self)
+
+
+class Classifier(HeadPiece):
+    """Pooling and one linear map, in fp32."""
+
+    def __init__(self, width: int, spec: Head):
+        super().__init__()
+        self.weight = normal(len(spec.labels), width, std=0.02)  # [C, D]
+        self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
+        self.pool = spec.pool
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """See `piece.Head`."""
+        mask = mask.to(hidden.device).bool()
+        if self.pool == "mean":
+            weights = mask.float()
+            pooled = torch.einsum("btd,bt->bd", hidden.float(), weights)
+            pooled = pooled / weights.sum(1, keepdim=True).clamp(min=1)
+        else:
+            places = torch.arange(mask.shape[1], device=mask.device)
+            at = torch.where(mask, places, -1).amax(1) if self.pool == "last" else mask.int().argmax(1)  # fmt: skip  # noqa: E501
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), at.clamp(min=0)].float()  # fmt: skip  # noqa: E501
+        return pooled @ self.weight.T + self.bias

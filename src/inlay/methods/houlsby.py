@@ -1,0 +1,64 @@
+"""Houlsby adapter: y + U f(D y), twice a layer (Houlsby et al., ICML 2019, section 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from inlay.parts import Bottleneck, NormTwin, activation, normal
+from inlay.piece import Tap
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, positive, whole
+
+
+@dataclass(frozen=True, repr=False)
+class Houlsby(Method):
+    """A residual bottleneck behind attention and behind the feed-forward layer; norms learn too.
+
+    bottleneck: M, the inner width. 64, the paper's fixed size for all tasks.
+    std:        deviation of the starting weights (cut off at 2): small, so near the base.
+    act:        the nonlinearity, "gelu" as in the authors' code.
+    at:         sub-layers get a bottleneck, norms a twin of their gain and bias (the paper trains
+                every LayerNorm). `at=("attn", "mlp")` leaves the norms out.
+    """
+
+    bottleneck: int = 64
+    std: float = 1e-3
+    act: str = "gelu"
+    at: Where = Where(
+        ("attn", "mlp", "norm.attn?", "norm.cross?", "norm.mlp?", "norm.embed?", "norm.final?")
+    )
+
+    paper: ClassVar[str] = "Houlsby et al., ICML 2019"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "bottleneck")
+        positive(self, "std")
+        activation(self.act)
+
+    def build(self, site: Site, shared: Shared) -> Tap:
+        """See `Method`."""
+        if site.is_norm:
+            return NormTwin(site)
+        only(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp') and norms")
+        d, m = site.d_out, self.bottleneck
+        down, up = normal(m, d, std=self.std, cut=2), normal(d, m, std=self.std, cut=2)
+        return Sequential(Bottleneck(down, up, self.act))
+
+
+Houlsby.examples = (Houlsby(bottleneck=4, std=0.02), Houlsby(bottleneck=3, std=0.1, at=("attn", "mlp")))  # type: ignore[arg-type]  # fmt: skip
+
+
+class Sequential(Tap):
+    """The bottleneck and its own residual, reading the sub-layer's output."""
+
+    def __init__(self, inner: Bottleneck):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`."""
+        return y + self.inner(y)

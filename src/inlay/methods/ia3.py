@@ -1,0 +1,67 @@
+"""(IA)³: l_k ⊙ K, l_v ⊙ V, W₂ (l_ff ⊙ f(W₁ x)) (Liu et al., NeurIPS 2022, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.piece import Foldable, Tap, TapIn
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only
+
+
+@dataclass(frozen=True, repr=False)
+class IA3(Method):
+    """Learned factors on keys, values and the inner feed-forward activation.
+
+    at: projections. `mlp.down` is scaled at its input, every other one at its output.
+    """
+
+    at: Where = Where(("attn.k", "attn.v", "cross.k?", "cross.v?", "mlp.down"))
+
+    identity: ClassVar[bool] = True
+    paper: ClassVar[str] = "Liu et al., NeurIPS 2022"
+
+    def build(self, site: Site, shared: Shared) -> Tap | TapIn:
+        """See `Method`."""
+        only(self, site, site.is_projection, "projections such as 'attn.k'")
+        return ScaleIn(site.d_in) if site.role == "mlp.down" else ScaleOut(site.d_out)
+
+
+IA3.examples = (IA3(),)
+
+
+class ScaleOut(Foldable, Tap):
+    """`y ⊙ l`; l starts at one, so the base is what it was."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(width))  # [d_out]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`."""
+        return y * self.factor.to(y.dtype)
+
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Foldable`: the bias is scaled too."""
+        factor = self.factor.detach()
+        return w * factor[:, None], None if b is None else b * factor
+
+
+class ScaleIn(Foldable, TapIn):
+    """`x ⊙ l`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(width))  # [d_in]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `TapIn`."""
+        return x * self.factor.to(x.dtype)
+
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Foldable`."""
+        return w * self.factor.detach(), b

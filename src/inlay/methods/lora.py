@@ -1,0 +1,75 @@
+"""LoRA: y + (α/r) · B A x (Hu et al., ICLR 2022, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inlay.errors import SpecError
+from inlay.parts import kaiming, linear
+from inlay.piece import Foldable, Tap
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, positive, whole
+
+
+@dataclass(frozen=True, repr=False)
+class LoRA(Method):
+    """A low-rank update of a frozen matrix; folds into it without a trace in speed.
+
+    rank:    R, the rank of the update. 8 is enough for most tasks (section 7.2).
+    alpha:   α; the update is scaled by α/R, so that R can change and the learning rate stay.
+    dropout: share of x that is dropped on the way into A, in training.
+    at:      projections. Queries and values, the paper's choice for a fixed budget (section 7.1).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
+
+    identity: ClassVar[bool] = True
+    paper: ClassVar[str] = "Hu et al., ICLR 2022"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "rank")
+        positive(self, "alpha")
+        if not 0 <= self.dropout < 1:
+            raise SpecError(f"LoRA: dropout must be at least 0 and below 1, not {self.dropout!r}")
+
+    def build(self, site: Site, shared: Shared) -> LowRank:
+        """See `Method`."""
+        only(self, site, site.is_projection, "projections such as 'attn.q'")
+        if self.rank > min(site.d_in, site.d_out):
+            raise SpecError(
+                f"LoRA: rank {self.rank} is larger than the matrix at {site.name} "
+                f"({site.d_out} × {site.d_in}); use at most {min(site.d_in, site.d_out)}"
+            )
+        return LowRank(site.d_in, site.d_out, self)
+
+
+LoRA.examples = (LoRA(rank=2), LoRA(rank=1, at=("attn.q", "attn.k", "attn.o", "mlp.up", "mlp.down")))  # type: ignore[arg-type]  # fmt: skip
+
+
+class LowRank(Foldable, Tap):
+    """The two factors. B starts at zero, so the base is what it was."""
+
+    def __init__(self, d_in: int, d_out: int, spec: LoRA):
+        super().__init__()
+        self.a = kaiming(spec.rank, d_in)  # [R, d_in]
+        self.b = nn.Parameter(torch.zeros(d_out, spec.rank))  # [d_out, R]
+        self.scale = spec.alpha / spec.rank
+        self.dropout = spec.dropout
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`."""
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return y + linear(linear(x, self.a), self.b * self.scale)
+
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Foldable`."""
+        return w + self.scale * (self.b.detach() @ self.a.detach()), b

@@ -1,0 +1,69 @@
+"""Parallel adapter: y + s · (U f(D x) + c) (He et al., ICLR 2022, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.parts import Bottleneck, activation, kaiming
+from inlay.piece import Tap
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, positive, whole
+
+
+@dataclass(frozen=True, repr=False)
+class Parallel(Method):
+    """A bottleneck beside a sub-layer: it reads what enters and adds to what comes out.
+
+    x is the residual stream in front of the sub-layer, before its norm in a pre-norm base, as in
+    the authors' code for mBART.
+
+    bottleneck: M, the inner width.
+    scale:      s. 1 is the parallel adapter, 4 (2 on GLUE) the paper's scaled parallel adapter.
+    learned:    whether s learns as well, from this value.
+    act:        the nonlinearity.
+    at:         sub-layers; the paper's best place is the feed-forward layer.
+    """
+
+    bottleneck: int = 64
+    scale: float = 1.0
+    learned: bool = False
+    act: str = "relu"
+    at: Where = Where(("mlp",))
+
+    identity: ClassVar[bool] = True
+    paper: ClassVar[str] = "He et al., ICLR 2022"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "bottleneck")
+        positive(self, "scale")
+        activation(self.act)
+
+    def build(self, site: Site, shared: Shared) -> Beside:
+        """See `Method`."""
+        only(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
+        down = kaiming(self.bottleneck, site.d_out)
+        up = nn.Parameter(torch.zeros(site.d_out, self.bottleneck))
+        return Beside(Bottleneck(down, up, self.act), self)
+
+
+Parallel.examples = (Parallel(bottleneck=4), Parallel(bottleneck=3, scale=4.0, learned=True, at=("attn", "mlp")))  # type: ignore[arg-type]  # fmt: skip
+
+
+class Beside(Tap):
+    """The scaled bottleneck. The up-projection starts at zero, so the base is what it was."""
+
+    def __init__(self, inner: Bottleneck, spec: Parallel):
+        super().__init__()
+        self.inner = inner
+        self.fixed = spec.scale
+        self.scale = nn.Parameter(torch.tensor([spec.scale])) if spec.learned else None  # [1]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`."""
+        scale = self.fixed if self.scale is None else self.scale.to(y.dtype)
+        return y + scale * self.inner(x)

@@ -1,0 +1,71 @@
+"""Pfeiffer adapter: LN(s + U f(D LN(s))), s = f + x (Pfeiffer et al., EACL 2021, section 3.2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from inlay.errors import SpecError
+from inlay.parts import Bottleneck, activation, normal
+from inlay.piece import Tap
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, positive, whole
+
+
+@dataclass(frozen=True, repr=False)
+class Pfeiffer(Method):
+    """One bottleneck a layer, behind the feed-forward layer.
+
+    In a post-norm base it reads the normalised sum of sub-layer and residual, and what it adds
+    goes through the same frozen norm again; in a pre-norm base it reads the sum itself.
+
+    bottleneck: M, the inner width; None means a sixteenth of the hidden width.
+    std:        deviation of the starting weights.
+    act:        the nonlinearity, "relu" as in the authors' code.
+    at:         'block', the end of a layer.
+    """
+
+    bottleneck: int | None = None
+    std: float = 0.02
+    act: str = "relu"
+    at: Where = Where(("block",))
+
+    paper: ClassVar[str] = "Pfeiffer et al., EACL 2021"
+
+    def check(self) -> None:
+        """See `Method`."""
+        if self.bottleneck is not None:
+            whole(self, "bottleneck")
+        positive(self, "std")
+        activation(self.act)
+
+    def build(self, site: Site, shared: Shared) -> Renormed:
+        """See `Method`."""
+        only(self, site, site.role == "block", "whole blocks ('block')")
+        d = site.d_out
+        m = self.bottleneck if self.bottleneck is not None else d // 16
+        if m < 1:
+            raise SpecError(f"Pfeiffer: a width of {d} has no sixteenth; give a bottleneck")
+        down, up = normal(m, d, std=self.std), normal(d, m, std=self.std)
+        return Renormed(Bottleneck(down, up, self.act), site.norm)
+
+
+Pfeiffer.examples = (Pfeiffer(bottleneck=4),)
+
+
+class Renormed(Tap):
+    """The bottleneck; with a norm, the sum is normalised anew."""
+
+    def __init__(self, inner: Bottleneck, norm: nn.Module | None):
+        super().__init__()
+        self.inner = inner
+        self._norm = (norm,)  # the base's own: in a tuple, so that it is no part of the piece
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """See `Tap`; with a norm, x is the sum before it and y = norm(x)."""
+        (norm,) = self._norm
+        if norm is None:
+            return y + self.inner(y)
+        return norm.forward(x + self.inner(y))

@@ -1,0 +1,88 @@
+"""Prompt tuning: [P; E(x)], P learns (Lester et al., EMNLP 2021, section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import SpecError
+from inlay.piece import Slots
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, whole
+
+Words = tuple[tuple[int, ...], ...]
+
+COMMON = 5000
+"""How many of the most common tokens `start="common"` draws from (section 3.2)."""
+
+
+@dataclass(frozen=True, repr=False)
+class Prompt(Method):
+    """Trained positions in front of the text; an encoder keeps its first token first.
+
+    length: P, virtual tokens.
+    start:  "common" (different ones of the 5,000 most common tokens: the vocabularies of today
+            are ordered by frequency), "uniform" (±0.5), or token ids: one group a position, whose
+            embeddings are averaged (a class label of several tokens is one group); positions
+            beyond the groups start as "common". `inlay.words` makes groups of a text.
+    at:     'embed', or 'embed.target' for the decoder of an encoder–decoder.
+    """
+
+    length: int = 20
+    start: Literal["common", "uniform"] | Words = "common"
+    at: Where = Where(("embed",))
+
+    paper: ClassVar[str] = "Lester et al., EMNLP 2021"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "length")
+        if isinstance(self.start, str):
+            if self.start not in ("common", "uniform"):
+                raise SpecError(f"Prompt: start is 'common', 'uniform' or ids, not {self.start!r}")
+        elif not all(self.start) or len(self.start) > self.length:
+            groups = len(self.start)
+            raise SpecError(f"Prompt: {groups} groups of ids for {self.length} positions")
+
+    def build(self, site: Site, shared: Shared) -> Positions:
+        """See `Method`."""
+        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
+        return Positions(self._values(site))
+
+    def _values(self, site: Site) -> Tensor:
+        width = site.d_out
+        if self.start == "uniform":
+            return torch.empty(self.length, width).uniform_(-0.5, 0.5)
+        words: Words = () if isinstance(self.start, str) else self.start
+        for number in (number for group in words for number in group):
+            if not 0 <= number < site.d_in:
+                raise SpecError(f"Prompt: token id {number} is outside {site.d_in} tokens")
+        pool = min(COMMON, site.d_in)
+        drawn = torch.randperm(pool)[: self.length - len(words)]
+        if len(drawn) < self.length - len(words):
+            raise SpecError(f"Prompt: {self.length} positions, but only {pool} tokens to draw")
+        groups = [*words, *((int(number),) for number in drawn)]
+        rows = []
+        for group in groups:
+            ids = torch.tensor(group, device=site.device())
+            rows.append(site.host.forward(ids).detach().float().mean(0).cpu())
+        return torch.stack(rows)
+
+
+Prompt.examples = (Prompt(length=3), Prompt(length=2, start="uniform"), Prompt(length=3, start=((5,), (6, 7))))  # fmt: skip  # noqa: E501
+
+
+class Positions(Slots):
+    """The vectors themselves."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [P, D]
+
+    def forward(self) -> Tensor:
+        """See `Slots`."""
+        return self.values

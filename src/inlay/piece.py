@@ -1,0 +1,129 @@
+"""What a method builds: pieces. A piece knows its numbers and its arithmetic, nothing else.
+
+Four kinds, by where their output goes:
+
+    Tap    sees x and y of a module, returns the new y
+    TapIn  sees x before the module does, returns the new x
+    Keys   more keys and values for one attention
+    Slots  more positions for the backbone's input
+    Head   a classifier over the last hidden state; the task calls it, nothing is hooked
+
+Letters in shapes: B batch, T positions, P extra positions, D width, H heads, K head width,
+R rank, M bottleneck, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class Piece(nn.Module):
+    """The root of the kinds. Numbers are fp32; the arithmetic runs in the dtype of its input."""
+
+    kind: ClassVar[str]
+
+    def served(self) -> dict[str, Tensor]:
+        """What is needed to use the piece, by name: what a file holds.
+
+        A piece that trains through something it later drops (an MLP, an LSTM) returns what is
+        left after dropping it; its method's `served()` is the spec that reads it.
+        """
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def accept(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `served` of an equal piece returned (names and shapes already checked)."""
+        own = dict(self.named_parameters())
+        for name, tensor in tensors.items():
+            own[name].data.copy_(tensor)
+
+
+class Tap(Piece):
+    """y' = f(x, y), at the exit of a module."""
+
+    kind = "tap"
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x `[..., d_in]`, y `[..., d_out]` -> `[..., d_out]`."""
+
+
+class TapIn(Piece):
+    """x' = f(x), at the entrance of a module."""
+
+    kind = "tap"
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[..., d_in]` -> `[..., d_in]`."""
+
+
+class Foldable:
+    """A mixin for taps that can be folded into their host's weights: mergeable means this."""
+
+    @abstractmethod
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weights of a host that computes by itself what host and piece compute together.
+
+        w `[d_out, d_in]` (a norm's gain `[d]`) and b `[d_out]` in fp32; b is None where the host
+        has no bias, and stays None. Raises MergeError where that cannot be.
+        """
+
+
+class Keys(Piece):
+    """More keys and values, seen by every query in the same softmax as the text's own."""
+
+    kind = "keys"
+
+    @abstractmethod
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """-> k, v: each `[H, P, K]`, H the key-value heads."""
+
+
+class Slots(Piece):
+    """More positions in front of the text (behind the first token where a head reads that)."""
+
+    kind = "slots"
+    length: int
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """-> `[P, D]`, in the space of the input embeddings."""
+
+
+class Head(Piece):
+    """A trained classifier over the last hidden state."""
+
+    kind = "head"
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden `[B, T, D]`, mask `[B, T]` (1 = text) -> logits `[B, C]`."""
+
+
+class Once(nn.Module):
+    """Runs `net()` once per forward pass of the base, however many pieces and rows read it."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self._value: Tensor | None = None
+        self._made_of: tuple[int, ...] = ()
+
+    def renew(self, learning: bool) -> None:
+        """A new forward pass begins: forget the value where it could be stale."""
+        versions = tuple(p._version for p in self.net.parameters())
+        if learning or versions != self._made_of:
+            self._value = None
+        self._made_of = versions
+
+    def forward(self) -> Tensor:
+        """The value of `net()` for this pass."""
+        if self._value is None:
+            self._value = self.net()
+        return self._value
+
+    def __getstate__(self) -> dict:  # a value with a graph can neither be copied nor pickled
+        return {**self.__dict__, "_value": None}

@@ -1,0 +1,119 @@
+"""The door of a stack: what happens once per forward pass, before and after all blocks.
+
+On the way in: the rows are bound, shared parts are renewed, positions are counted from the mask
+where keys or slots need that, prompts are let in. On the way out: prompts are cut off again, and
+the binding of rows is tied to the gradient, so that a recomputed block finds the rows of its own
+pass however many passes came between.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from inlay.chart import DOOR, Stack
+from inlay.piece import Once
+from inlay.ports import keys
+from inlay.ports.slots import SlotsPort
+from inlay.route import Route
+
+
+class Door:
+    """The hooks of one stack.
+
+    trims: whether prompts are cut off at the exit (not for an encoder whose decoder reads them).
+    """
+
+    def __init__(self, stack: Stack, route: Route, slots: SlotsPort, trims: bool):
+        self.stack = stack
+        self.route = route
+        self.slots = slots
+        self.trims = trims
+        self.upstream: Door | None = None
+        self.shared: list[Once] = []
+        self.keys: dict[str, keys.KeysPort] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def hang(self) -> None:
+        """Put the hooks on."""
+        module = self.stack.module
+        self._hooks = [
+            module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
+            module.register_forward_hook(self._leave, prepend=True),
+        ]
+        setattr(module, DOOR, self)
+
+    def unhang(self) -> None:
+        """Take the hooks off."""
+        for handle in self._hooks:
+            handle.remove()
+        delattr(self.stack.module, DOOR)
+
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.route.bind()
+        learning = torch.is_grad_enabled()
+        for once in self.shared:
+            once.renew(learning)
+        upstream = self.upstream
+        widens = upstream is not None and upstream.slots.pieces
+        if not (self.keys or self.slots.pieces or widens):
+            return None
+        if self.keys:
+            keys.open_port(self.stack.module)
+        inputs = self._named(args, kwargs)
+        if self.keys or self.slots.pieces:
+            inputs = self.slots.enter(self._counted(inputs))
+        states = inputs.get("encoder_hidden_states")
+        if widens and states is not None:
+            assert upstream is not None
+            mask = upstream.slots.widened(inputs.get("encoder_attention_mask"), states)
+            inputs["encoder_attention_mask"] = mask
+        return (), inputs
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        output = self.slots.leave(output) if self.trims else output
+        self.slots.layout = None
+        states = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        if states.requires_grad:
+            route, bound = self.route, self.route.bound
+            if route.asked is not None:
+
+                def rebind(grad: Tensor) -> None:
+                    route.bound = bound
+
+                states.register_hook(rebind)
+        return output
+
+    def widened(self, mask: Tensor | None, states: Tensor) -> Tensor | None:
+        """The mask over this stack's states, which may have kept their prompts."""
+        return mask if self.trims else self.slots.widened(mask, states)
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not args:
+            return dict(kwargs)
+        signature = inspect.signature(type(self.stack.module).forward)
+        names = [name for name in signature.parameters if name != "self"]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _counted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with position ids counted from the padding mask, where none were given.
+
+        Without them a left-padded row stands at other positions than the same row alone, which
+        a rotary base by itself does not notice, but one with keys that do not move along does.
+        """
+        mask = inputs.get("attention_mask")
+        fits = isinstance(mask, Tensor) and mask.dim() == 2
+        if not fits or inputs.get("position_ids") is not None or not self.stack.causal:
+            return inputs
+        if not self.stack.takes("position_ids"):
+            return inputs
+        given = inputs.get("input_ids")
+        given = inputs["inputs_embeds"] if given is None else given
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -given.shape[1] :]
+        return {**inputs, "position_ids": positions + self.stack.position_start}

@@ -1,0 +1,192 @@
+"""The keys port: more keys and values in the same softmax, through the attention interface.
+
+The function below receives q, k, v after rotary embedding and after the cache was updated. Keys
+added here never enter the cache, need no position, take no context length, and work in encoders,
+in cross-attention, with gradient checkpointing, static caches and beams. Every query sees them,
+sliding window or not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from inlay.errors import PortError
+from inlay.piece import Keys
+from inlay.route import Route
+
+PORT = "inlay_keys"
+"""The attribute under which an attention module keeps its port, while it has one."""
+
+OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+
+
+class KeysPort:
+    """All pieces of all inlays in one attention."""
+
+    def __init__(self, route: Route):
+        self.route = route
+        self.pieces: dict[str, list[Keys]] = {}
+
+    def extend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
+    ) -> tuple[Tensor, Tensor, Any, dict]:
+        """Keys and values with the pieces' in front, and mask and position bias to match.
+
+        query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
+        additive, broadcastable to `[B, Hq, Tq, T]`.
+        """
+        batch, _, queries, _ = query.shape
+        groups = self.route.groups(batch, self.pieces)
+        if groups is None:
+            return key, value, mask, more
+        pairs = [self._of(names) for names in groups.names]
+        lengths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
+        extra = max(lengths)
+        if groups.group is None:
+            assert pairs[0] is not None
+            k, v = (t.to(key.dtype).expand(batch, -1, -1, -1) for t in pairs[0])
+            seen = None
+        else:
+            rows = groups.index(key.device)
+            k, v = (
+                torch.stack([_filled(pair, side, extra, key) for pair in pairs])[rows]
+                for side in (0, 1)
+            )
+            counts = torch.tensor(lengths, device=key.device)[rows]
+            seen = torch.arange(extra, device=key.device) < counts[:, None]
+        mask, length = _square(module, mask, query, key.shape[2], more)
+        key = torch.cat((k, key[:, :, :length]), 2)
+        value = torch.cat((v, value[:, :, :length]), 2)
+        bias = more.get("position_bias")
+        if bias is not None:
+            more = {**more, "position_bias": F.pad(bias[..., :length], (extra, 0))}
+        return key, value, _widen(mask, seen, extra, length), more
+
+    def _of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
+        made = [piece() for name in names for piece in self.pieces[name]]
+        if not made:
+            return None
+        keys, values = zip(*made, strict=True)
+        return torch.cat(keys, 1), torch.cat(values, 1)
+
+
+class Recorder:
+    """Stands in a port's place and notes the keys and values that pass."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Tensor, Tensor] | None = None
+
+    def extend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
+    ) -> tuple[Tensor, Tensor, Any, dict]:
+        """Notes, changes nothing."""
+        self.seen = (key[0].detach().clone(), value[0].detach().clone())
+        return key, value, mask, more
+
+
+def _filled(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
+    """One group's keys (side 0) or values, with zeros behind up to `extra`: `[H, extra, K]`."""
+    if pair is None:
+        return like.new_zeros(like.shape[1], extra, like.shape[3])
+    return F.pad(pair[side].to(like.dtype), (0, 0, 0, extra - pair[side].shape[1]))
+
+
+def _square(
+    module: nn.Module, mask: Any, query: Tensor, length: int, more: dict
+) -> tuple[Tensor | None, int]:
+    """The mask over the text's own keys, made explicit where None means causal, and their number.
+
+    None with more keys than queries means the prefill of an empty static cache: the attention
+    looks at as many keys as there are queries.
+    """
+    queries = query.shape[2]
+    causal = more.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and causal and queries > 1:
+        ones = torch.ones(queries, queries, dtype=torch.bool, device=query.device)
+        return ones.tril()[None, None], queries
+    return (None if mask is None else mask[..., :length]), length
+
+
+def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) -> Tensor | None:
+    """The mask with `extra` columns in front; `seen` `[B, extra]` says which of them count."""
+    if mask is None:
+        if seen is None:
+            return None
+        mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=seen.device)
+    if seen is None:
+        seen = torch.ones(1, extra, dtype=torch.bool, device=mask.device)
+    front = seen[:, None, None, :]
+    if mask.dtype != torch.bool:
+        zero = torch.zeros((), dtype=mask.dtype, device=mask.device)
+        front = torch.where(front, zero, torch.finfo(mask.dtype).min)
+    rows = max(mask.shape[0], front.shape[0])
+    front = front.expand(rows, *mask.shape[1:3], -1)
+    return torch.cat((front, mask.expand(rows, -1, -1, -1)), -1)
+
+
+def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
+               mask: Any, **more: Any) -> Any:  # fmt: skip
+    port = vars(module).get(PORT)
+    if port is not None:
+        k, v, mask, more = port.extend(module, q, k, v, mask, more)
+    return (inner or _eager(module))(module, q, k, v, mask, **more)
+
+
+def _eager(module: nn.Module) -> Callable:
+    """The eager attention of the file that the module's class comes from."""
+    for kind in type(module).__mro__:
+        found = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
+        if found is not None:
+            return found
+    raise PortError(f"{type(module).__name__} has no eager attention function")
+
+
+AttentionInterface.register(OURS["sdpa"], partial(_attention, sdpa_attention_forward))
+AttentionInterface.register(OURS["eager"], partial(_attention, None))
+AttentionMaskInterface.register(OURS["sdpa"], sdpa_mask)
+AttentionMaskInterface.register(OURS["eager"], eager_mask)
+
+
+def has_port(core: nn.Module) -> bool:
+    """Whether an attention module goes through transformers' attention interface."""
+    return "ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[type(core).__module__])
+
+
+def open_port(model: PreTrainedModel) -> None:
+    """Make the base's attention pass through this file. Raises PortError where it cannot."""
+    for config in configs(model):
+        theirs = config._attn_implementation
+        if theirs in THEIRS:
+            continue
+        if theirs not in OURS:
+            raise PortError(
+                f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
+                "call model.set_attn_implementation('sdpa') first"
+            )
+        config._attn_implementation_internal = OURS[theirs]
+
+
+def close_port(model: PreTrainedModel) -> None:
+    """Give the base's attention back as it was."""
+    for config in configs(model):
+        ours = config._attn_implementation
+        if ours in THEIRS:
+            config._attn_implementation_internal = THEIRS[ours]
+
+
+def configs(model: PreTrainedModel) -> list[Any]:
+    """Every config that some part of the base reads its attention implementation from."""
+    found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return list(found.values())

@@ -1,0 +1,272 @@
+"""Where things are: Role names, Site (one named place in a base), Where (a choice of places).
+
+A site's name does not depend on the task head: `decoder.3.attn.q` is the same place in the bare
+backbone, in the causal language model and in a classifier. Its role is the last part of the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inlay.errors import SiteError, SpecError, nearest
+
+ROLES: dict[str, str] = {
+    "attn": "self-attention sub-layer: x enters it, y is what is added to the residual stream",
+    "attn.q": "query projection",
+    "attn.k": "key projection",
+    "attn.v": "value projection",
+    "attn.o": "output projection of self-attention",
+    "attn.kv": "the keys and values that self-attention sees (the keys port)",
+    "cross": "cross-attention sub-layer",
+    "cross.q": "query projection of cross-attention",
+    "cross.k": "key projection of cross-attention",
+    "cross.v": "value projection of cross-attention",
+    "cross.o": "output projection of cross-attention",
+    "cross.kv": "the keys and values that cross-attention sees (the keys port)",
+    "mlp": "feed-forward sub-layer: x enters it, y is what is added to the residual stream",
+    "mlp.up": "up projection",
+    "mlp.gate": "gate projection of a gated feed-forward layer",
+    "mlp.down": "down projection",
+    "norm.attn": "normalisation of the self-attention sub-layer",
+    "norm.cross": "normalisation of the cross-attention sub-layer",
+    "norm.mlp": "normalisation of the feed-forward sub-layer",
+    "norm.embed": "normalisation of the embeddings",
+    "norm.final": "normalisation after the last block",
+    "block": "a whole block: y is the hidden state that the next block reads",
+    "embed": "input embeddings (of the encoder, in an encoder–decoder); also the slots port",
+    "embed.target": "input embeddings of the decoder in an encoder–decoder",
+    "final": "the last hidden state, which heads read",
+    "head": "the language-model head",
+}
+"""Every role there is, with what it means."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A choice of places: roles, and optionally layers and stacks.
+
+    roles:  names from `ROLES`; one that ends in `?` is taken where it exists and not missed
+            where it does not.
+    layers: layer numbers, counted from 0 in each stack; negative ones count from the end;
+            None means all. Places outside the blocks (embed, head, …) have no layer and are
+            chosen whatever `layers` says.
+    stacks: "encoder", "decoder" or both; None means all.
+    """
+
+    roles: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
+    stacks: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("roles", "layers", "stacks"):
+            value = getattr(self, name)
+            if isinstance(value, (str, int)):
+                value = (value,)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        if not self.roles:
+            raise SpecError("a place needs at least one role, such as 'attn.q'")
+        for role in self.roles:
+            if role.removesuffix("?") not in ROLES:
+                raise SpecError(f"no role is called {role!r}{nearest(role, ROLES)}")
+        for stack in self.stacks or ():
+            if stack not in ("encoder", "decoder"):
+                raise SpecError(f"no stack is called {stack!r}; known: encoder, decoder")
+
+    @staticmethod
+    def of(value: Where | str | Iterable[str]) -> Where:
+        """A Where from what a user may write: a role, several roles, or a Where."""
+        if isinstance(value, Where):
+            return value
+        return Where((value,) if isinstance(value, str) else tuple(value))
+
+    def __repr__(self) -> str:
+        said = [repr(self.roles)]
+        said += [f"layers={self.layers!r}"] if self.layers is not None else []
+        said += [f"stacks={self.stacks!r}"] if self.stacks is not None else []
+        return f"Where({', '.join(said)})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The columns of a fused projection's output that belong to one site.
+
+    The output's last dimension is `count` runs of `stride` columns; the site owns `size` columns
+    from `start` in every run. GPT-2's `c_attn` is one run of 3d; GPT-NeoX interleaves by head:
+    one run a head.
+    """
+
+    start: int
+    size: int
+    stride: int
+    count: int = 1
+
+    @property
+    def width(self) -> int:
+        """How many columns the site owns in all."""
+        return self.size * self.count
+
+    def take(self, y: Tensor, dim: int = -1) -> Tensor:
+        """The site's columns of y: `[..., count * stride] -> [..., count * size]`."""
+        if self.count == 1:
+            return y.narrow(dim, self.start, self.size)
+        runs = y.unflatten(dim, (self.count, self.stride))
+        dim = dim - 1 if dim < 0 else dim
+        return runs.narrow(dim + 1, self.start, self.size).flatten(dim, dim + 1)
+
+    def put(self, y: Tensor, new: Tensor) -> Tensor:
+        """A copy of y whose columns of this site are `new`, the other columns as they were."""
+        runs = y.unflatten(-1, (self.count, self.stride))
+        new = new.unflatten(-1, (self.count, self.size))
+        before = runs[..., : self.start]
+        after = runs[..., self.start + self.size :]
+        return torch.cat((before, new, after), -1).flatten(-2)
+
+    def write(self, target: Tensor, new: Tensor) -> None:
+        """Write `new` into the site's rows of `target` in place (dimension 0)."""
+        runs = target.unflatten(0, (self.count, self.stride))
+        runs[:, self.start : self.start + self.size] = new.unflatten(0, (self.count, self.size))
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One named place in a base.
+
+    host:   the module whose output is y (a projection, a norm, the last module of a sub-layer),
+            or, for `*.kv`, the attention module itself.
+    part:   the columns of a fused projection that belong to this site, else None.
+    enter:  where x is not the host's own input (a whole sub-layer), the module whose input is x:
+            x is then the residual stream that the sub-layer reads.
+    norm:   on `block` of a post-norm family, the norm that makes y of x, the sum before it.
+    d_in, d_out: widths of x and y; of a `*.kv` site, of the hidden states and of the keys.
+    heads, head_dim: of a `*.kv` site, its key-value heads and their width; 0 elsewhere.
+    layer:  number of the block in its stack, None outside the blocks.
+    """
+
+    name: str
+    role: str
+    host: nn.Module
+    d_in: int
+    d_out: int
+    stack: str = "decoder"
+    layer: int | None = None
+    part: Part | None = None
+    heads: int = 0
+    head_dim: int = 0
+    enter: nn.Module | None = None
+    norm: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {type(self.host).__name__} {self.d_in}→{self.d_out}>"
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether x goes through a matrix here, y = W x + b."""
+        weight = getattr(self.host, "weight", None)
+        whole = self.enter is not None or self.heads or self.role in ("block", "final")
+        embeds = self.role in ("embed", "embed.target")
+        return isinstance(weight, Tensor) and weight.dim() == 2 and not whole and not embeds
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether y is x normalised, times a gain."""
+        return self.role.startswith("norm.")
+
+    def normalised(self) -> Callable[[Tensor], Tensor]:
+        """What the norm at this site does to x before gain and bias."""
+        host = self.host
+        if isinstance(host, nn.LayerNorm):
+            shape, eps = host.normalized_shape, host.eps
+            return partial(_centred, shape=list(shape), eps=eps)
+        eps = getattr(host, "variance_epsilon", None)
+        return partial(_scaled, eps=float(host.eps if eps is None else eps))  # type: ignore[arg-type]
+
+    def weight(self) -> Tensor:
+        """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout."""
+        weight = self.host.weight
+        assert isinstance(weight, Tensor)
+        if stored_transposed(self.host):
+            weight = weight.T
+        return weight if self.part is None else self.part.take(weight, 0)
+
+    def bias(self) -> Tensor | None:
+        """The bias `[d_out]` of this site, or None where the host has none."""
+        bias = getattr(self.host, "bias", None)
+        if not isinstance(bias, Tensor):
+            return None
+        return bias if self.part is None else self.part.take(bias, 0)
+
+    def device(self) -> torch.device:
+        """Where the host's numbers live."""
+        for tensor in (*self.host.parameters(), *self.host.buffers()):
+            return tensor.device
+        for module in (self.enter, self.norm):
+            for tensor in module.parameters() if module is not None else ():
+                return tensor.device
+        return torch.device("cpu")
+
+
+def _centred(x: Tensor, shape: list[int], eps: float) -> Tensor:
+    return F.layer_norm(x, shape, eps=eps)
+
+
+def _scaled(x: Tensor, eps: float) -> Tensor:
+    return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def stored_transposed(host: nn.Module) -> bool:
+    """Whether the host keeps its matrix as `[d_in, d_out]` (transformers' Conv1D)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(host, Conv1D)
+
+
+def choose(sites: Iterable[Site], where: Where) -> list[Site]:
+    """The sites that `where` names, in the order of the base.
+
+    Raises SiteError where nothing, or a role that was asked for without `?`, is missing.
+    """
+    sites = list(sites)
+    stacks = {site.stack for site in sites}
+    depth = {name: _depth(sites, name) for name in stacks}
+    for stack in where.stacks or ():
+        if stack not in stacks:
+            raise SiteError(f"this model has no {stack}; it has: {', '.join(sorted(stacks))}")
+    for layer in where.layers or ():
+        if not any(-n <= layer < n for n in depth.values()):
+            sizes = ", ".join(f"{name} has {n}" for name, n in sorted(depth.items()))
+            raise SiteError(f"there is no layer {layer}: the {sizes}, counted from 0")
+
+    def wanted(site: Site) -> bool:
+        if where.stacks is not None and site.stack not in where.stacks:
+            return False
+        if where.layers is None or site.layer is None:
+            return True
+        return site.layer in where.layers or site.layer - depth[site.stack] in where.layers
+
+    chosen: list[Site] = []
+    for role in where.roles:
+        name = role.removesuffix("?")
+        found = [site for site in sites if site.role == name]
+        if not found and not role.endswith("?"):
+            known = sorted({site.role for site in sites})
+            raise SiteError(f"this model has no {name!r}{_like(name, known)}")
+        chosen += [site for site in found if wanted(site)]
+    if not chosen:
+        raise SiteError(f"{where!r} chooses nothing in this model")
+    order = {id(site): number for number, site in enumerate(sites)}
+    return sorted({id(site): site for site in chosen}.values(), key=lambda s: order[id(s)])
+
+
+def _like(name: str, known: list[str]) -> str:
+    return nearest(name, known) if known else "; its structure could not be read"
+
+
+def _depth(sites: list[Site], stack: str) -> int:
+    return 1 + max((s.layer for s in sites if s.stack == stack and s.layer is not None), default=-1)
