@@ -172,7 +172,7 @@ class Inlay:
                 del root.taps[number]
         for door in root.doors:
             door.slots.pieces.pop(self.name, None)
-            door.shared = [one for one in door.shared if one not in self._set.onces()]
+            door.shared.pop(self.name, None)
         for _, site, piece in self.pieces():
             if isinstance(piece, Keys):
                 _close(root, site, self.name)
@@ -231,8 +231,8 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
     root.sets[name] = pieces
     root.handles[name] = handle
     root.route.known[name] = True
-    for door in root.doors:
-        door.shared += pieces.onces()
+    for once in pieces.onces():
+        root.door(once.stack).shared.setdefault(name, []).append(once)
     for _, site, piece in pieces.items():
         _install(root, name, site, piece)
     if any(door.keys for door in root.doors):

@@ -95,6 +95,11 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
+def zero(config: Any) -> int:
+    """Positions are counted from 0."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of architectures that share one layout.
@@ -109,7 +114,7 @@ class Family:
     layouts: tuple[Layout, ...]
     logits: Callable[[PreTrainedModel, Tensor], Tensor] = plain_logits
     plain_head: bool = True
-    position_start: Callable[[Any], int] = lambda config: 0
+    position_start: Callable[[Any], int] = zero
     absolute: bool = False
 
 

@@ -82,7 +82,8 @@ class Host:
         """The site's own rows."""
         if site.part is None:
             return self.w, self.b
-        return site.part.take(self.w, 0), None if self.b is None else site.part.take(self.b, 0)
+        w, b = site.part.take(self.w, 0), self.b
+        return w.clone(), None if b is None else site.part.take(b, 0).clone()
 
     def put(self, site: Site, w: Tensor, b: Tensor | None) -> None:
         """Take over a site's new rows."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -104,26 +105,29 @@ class Head(Piece):
 
 
 class Once(nn.Module):
-    """Runs `net()` once per forward pass of the base, however many pieces and rows read it."""
+    """Runs `net()` once per forward pass of a stack, however many pieces and rows read it.
 
-    def __init__(self, net: nn.Module):
+    The door of the stack renews it, outside of anything that is checkpointed.
+    """
+
+    def __init__(self, net: nn.Module, stack: str):
         super().__init__()
         self.net = net
-        self._value: Tensor | None = None
+        self.stack = stack
+        self.value: Tensor | None = None
         self._made_of: tuple[int, ...] = ()
 
-    def renew(self, learning: bool) -> None:
-        """A new forward pass begins: forget the value where it could be stale."""
+    def renew(self) -> None:
+        """A new forward pass begins: run `net` again unless the old value must still be right."""
         versions = tuple(p._version for p in self.net.parameters())
-        if learning or versions != self._made_of:
-            self._value = None
-        self._made_of = versions
+        stale = self.value is None or self.value.requires_grad or versions != self._made_of
+        if stale or torch.is_grad_enabled():
+            self.value = self.net()
+            self._made_of = versions
 
     def forward(self) -> Tensor:
         """The value of `net()` for this pass."""
-        if self._value is None:
-            self._value = self.net()
-        return self._value
+        return self.net() if self.value is None else self.value
 
     def __getstate__(self) -> dict:  # a value with a graph can neither be copied nor pickled
-        return {**self.__dict__, "_value": None}
+        return {**self.__dict__, "value": None}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from inlay.errors import SiteError, SpecError, nearest
@@ -38,10 +38,10 @@ class Shared:
         self.probe = probe
         self.modules: dict[str, Once] = {}
 
-    def once(self, key: str, make: Callable[[], nn.Module]) -> Once:
-        """The module that all pieces asking for `key` share; it runs once per forward pass."""
+    def once(self, key: str, stack: str, make: Callable[[], nn.Module]) -> Once:
+        """The module that all pieces asking for `key` share; it runs once per pass of a stack."""
         if key not in self.modules:
-            self.modules[key] = Once(make())
+            self.modules[key] = Once(make(), stack)
         return self.modules[key]
 
 
@@ -171,7 +171,7 @@ def make(name: str, fields: Mapping[str, Any]) -> Method:
             raise SpecError(f"{name} has no field {field!r}{nearest(field, known)}")
     fields = {key: _place(value) if key == "at" else value for key, value in fields.items()}
     try:
-        return TypeAdapter(kind, config=_CONFIG).validate_python(fields)
+        return TypeAdapter(kind).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(step) for step in first["loc"][:1])
@@ -213,9 +213,6 @@ def load_strangers() -> None:
     """Import the modules that other packages offer under the entry point `inlay.methods`."""
     for point in entry_points(group="inlay.methods"):
         point.load()
-
-
-_CONFIG = ConfigDict(strict=False, arbitrary_types_allowed=True)
 
 
 def _place(value: Any) -> Any:

@@ -49,6 +49,11 @@ def electra_logits(model: Any, hidden: Tensor) -> Tensor:
     return output_head(model)(model.generator_predictions(hidden))
 
 
+def behind_padding(config: Any) -> int:
+    """RoBERTa counts positions from the one after the padding id."""
+    return config.pad_token_id + 1
+
+
 CHARTS = (
     Family(("bert",), (BERT,), logits=bert_logits, plain_head=False, absolute=True),
     Family(
@@ -56,7 +61,7 @@ CHARTS = (
         (BERT,),
         logits=roberta_logits,
         plain_head=False,
-        position_start=lambda config: config.pad_token_id + 1,
+        position_start=behind_padding,
         absolute=True,
     ),
     Family(("electra",), (BERT,), logits=electra_logits, plain_head=False, absolute=True),

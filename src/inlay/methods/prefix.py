@@ -58,6 +58,7 @@ class Prefix(Method):
         length, inner, width = self.length, self.mlp, site.d_in
         made = shared.once(
             f"{site.stack}.{site.role}",
+            site.stack,
             lambda: Reparameterisation(length, width, inner, len(alike), 2 * site.d_out),
         )
         return Sliced(made, alike.index(site), site.heads, site.head_dim)

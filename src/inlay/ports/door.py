@@ -9,9 +9,9 @@ pass however many passes came between.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,7 +34,7 @@ class Door:
         self.slots = slots
         self.trims = trims
         self.upstream: Door | None = None
-        self.shared: list[Once] = []
+        self.shared: dict[str, list[Once]] = {}
         self.keys: dict[str, keys.KeysPort] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -57,9 +57,9 @@ class Door:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self.route.bind()
-        learning = torch.is_grad_enabled()
-        for once in self.shared:
-            once.renew(learning)
+        for name in {name for row in self.route.bound for name in row}:
+            for once in self.shared.get(name, ()):
+                once.renew()
         upstream = self.upstream
         widens = upstream is not None and upstream.slots.pieces
         if not (self.keys or self.slots.pieces or widens):
@@ -80,15 +80,21 @@ class Door:
         output = self.slots.leave(output) if self.trims else output
         self.slots.layout = None
         states = output[0] if isinstance(output, tuple) else output.last_hidden_state
-        if states.requires_grad:
-            route, bound = self.route, self.route.bound
-            if route.asked is not None:
-
-                def rebind(grad: Tensor) -> None:
-                    route.bound = bound
-
-                states.register_hook(rebind)
+        if states.requires_grad and (self.route.asked is not None or self.shared):
+            states.register_hook(self._rebind())
         return output
+
+    def _rebind(self) -> Callable[[Tensor], None]:
+        """What puts the rows and shared values of this pass back when its gradient arrives."""
+        route, bound = self.route, self.route.bound
+        values = [(once, once.value) for ones in self.shared.values() for once in ones]
+
+        def rebind(grad: Tensor) -> None:
+            route.bound = bound
+            for once, value in values:
+                once.value = value
+
+        return rebind
 
     def widened(self, mask: Tensor | None, states: Tensor) -> Tensor | None:
         """The mask over this stack's states, which may have kept their prompts."""
@@ -108,10 +114,8 @@ class Door:
         a rotary base by itself does not notice, but one with keys that do not move along does.
         """
         mask = inputs.get("attention_mask")
-        fits = isinstance(mask, Tensor) and mask.dim() == 2
-        if not fits or inputs.get("position_ids") is not None or not self.stack.causal:
-            return inputs
-        if not self.stack.takes("position_ids"):
+        fits = isinstance(mask, Tensor) and mask.dim() == 2 and self.stack.takes("position_ids")
+        if not fits or inputs.get("position_ids") is not None:
             return inputs
         given = inputs.get("input_ids")
         given = inputs["inputs_embeds"] if given is None else given
