@@ -1,0 +1,256 @@
+"""Task, what is taught: examples -> rows -> a batch -> a loss, and predictions -> a score."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from inlay.chart import Chart, resolve
+from inlay.data import Example, Value
+from inlay.errors import DataError, TaskError, nearest
+
+Batch = dict[str, Tensor]
+
+Prediction = str
+"""A generated text, or the name of a label."""
+
+TASKS: dict[str, type[Task]] = {}
+"""Every task by its name. Filled by subclassing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded example.
+
+    input_ids: the tokens of the input, without padding.
+    labels: the tokens of the target with the end token last, or the one number of a label; None
+        where the example has no target.
+    index: the example's place in its data set. where: the example's own `where`.
+    token_type_ids: which of two texts a token belongs to, where the model wants to know.
+    cost: how many tokens the row puts through the model.
+    """
+
+    input_ids: list[int]
+    labels: list[int] | None
+    index: int
+    where: str
+    cost: int
+    token_type_ids: list[int] | None = None
+
+    def __len__(self) -> int:
+        return self.cost
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What `bind` found out.
+
+    limit: the longest row, in tokens; None where nothing limits it. pad: the id that fills rows.
+    """
+
+    chart: Chart
+    tokenizer: PreTrainedTokenizerBase
+    limit: int | None
+    pad: int
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """What is taught, as data (the fields, which `describe` writes down) and as arithmetic.
+
+    A task is made, then bound to a model and its tokenizer, then used. It never changes either.
+
+    truncate: shorten the free text of rows that are too long, from its "end" (or True), or from
+        its "start". Without it such a row is refused.
+    max_length: a limit below that of the model, in tokens, for a whole row; in an
+        encoder–decoder for source and target each.
+    """
+
+    name: ClassVar[str]
+
+    metric: str
+    truncate: bool | Literal["end", "start"] = False
+    max_length: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        TASKS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        for name, adapter in _adapters(type(self)).items():
+            value = getattr(self, name)
+            try:
+                adapter.validate_python(value, strict=True)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise TaskError(f"{self.name}: {name}={value!r} is impossible: {reason}") from None
+        if self.max_length is not None and self.max_length < 1:
+            raise TaskError(f"{self.name}: max_length={self.max_length} leaves no tokens")
+        self._bound: Bound | None = None
+
+    # --------------------------------------------------------------- as data
+
+    def describe(self) -> dict[str, Any]:
+        """The task as JSON: `Task.from_spec(task.describe()) == task`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        return {"task": self.name, **plain}
+
+    @staticmethod
+    def from_spec(spec: Mapping[str, Any]) -> Task:
+        """The task that `describe` wrote down; fields left out have their defaults.
+
+        Raises TaskError: an unknown task or field, or an impossible value.
+        """
+        fields = dict(spec)
+        name = fields.pop("task", None)
+        if name not in TASKS:
+            raise TaskError(f"there is no task {name!r}{nearest(str(name), TASKS)}")
+        known = {field.name for field in dataclasses.fields(TASKS[name])}
+        for field in fields:
+            if field not in known:
+                raise TaskError(f"task {name!r} has no field {field!r}{nearest(field, known)}")
+        return TASKS[name](**fields)
+
+    # ------------------------------------------------------------- its model
+
+    def bind(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Get ready for this model and tokenizer.
+
+        Raises TaskError where they cannot do the task.
+        """
+        chart = resolve(model)
+        if chart.kind == "vision":
+            raise TaskError(f"{self.name} works on text, and {type(model).__name__} reads images")
+        weight: Any = model.get_input_embeddings().weight
+        if len(tokenizer) > len(weight):
+            raise TaskError(
+                f"the tokenizer knows {len(tokenizer)} tokens and the model {len(weight)}; "
+                "load both from the same place"
+            )
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if pad is None:
+            raise TaskError("the tokenizer has no pad token; set tokenizer.pad_token")
+        if self.truncate and not tokenizer.is_fast:
+            raise TaskError(f"truncate needs a fast tokenizer, not {type(tokenizer).__name__}")
+        limits = [chart.max_length(model), self.max_length]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        bound = Bound(chart, tokenizer, limit, pad)
+        self.check(bound, model)
+        self._bound = bound
+
+    @abstractmethod
+    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+        """Raise TaskError unless the task can be done there; keep what it needs of it."""
+
+    @property
+    def bound(self) -> Bound:
+        """What `bind` found out. Raises TaskError before that."""
+        if self._bound is None:
+            raise TaskError(f"{self.name}: call bind(model, tokenizer) first")
+        return self._bound
+
+    def chart(self, model: PreTrainedModel) -> Chart:
+        """The chart of this very model: the bound one, or a copy of it."""
+        chart = self.bound.chart
+        return chart if chart.base is model else resolve(model)
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """The fields that a training example must have, for `load(..., need=task.needs)`."""
+
+    def prepare(self, examples: Iterable[Example]) -> None:  # noqa: B027 - most need nothing
+        """Learn from the training examples what encoding needs to know, such as the label set."""
+
+    # -------------------------------------------------------- its arithmetic
+
+    def encode(self, example: Example, index: int) -> Row:
+        """One example as a row. Raises DataError, which names the example."""
+        return self._encode([example], index)[0]
+
+    def encode_all(self, examples: Sequence[Example]) -> list[Row]:
+        """All examples as rows, indexed from 0: `encode`, with the tokenizer called once."""
+        return self._encode(examples, 0)
+
+    @abstractmethod
+    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]: ...
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows, padded on the right, as tensors on the CPU: for `loss` and `predict` alike."""
+
+    @abstractmethod
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """The loss summed over what counts (a scalar, fp32), and how many count."""
+
+    @abstractmethod
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
+        """One prediction a row, without gradients. The model should be in evaluation mode."""
+
+    @abstractmethod
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, float]:
+        """Metrics by name, `metric` among them; higher is better."""
+
+
+@cache
+def _adapters(task: type[Task]) -> dict[str, TypeAdapter]:
+    hints = get_type_hints(task)
+    loose = ConfigDict(arbitrary_types_allowed=True)
+    names = [field.name for field in dataclasses.fields(task)]
+    return {name: TypeAdapter(hints[name], config=loose) for name in names}
+
+
+def field_of(example: Example, name: str) -> Value:
+    """A field that the task needs. Raises DataError, which names the example, where it lacks."""
+    try:
+        return example.fields[name]
+    except KeyError:
+        known = nearest(name, example.fields)
+        raise DataError(f"{example.where}: there is no field {name!r}{known}") from None
+
+
+def padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Sequences as one tensor `[B, longest]`, filled up on the right."""
+    width = max(map(len, sequences))
+    return torch.tensor([[*ids, *[fill] * (width - len(ids))] for ids in sequences])
+
+
+def mask_of(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """1 where `padded` put a token, 0 where it filled up, `[B, longest]`."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    return (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
+
+
+def labelled(rows: Sequence[Row]) -> bool:
+    """Whether these rows have labels: all, or none. Raises DataError on a mixture."""
+    without = [row for row in rows if row.labels is None]
+    if without and len(without) < len(rows):
+        raise DataError(f"{without[0].where}: it has no label or target, and others here have")
+    return not without
+
+
+def need_labels(batch: Batch, name: str) -> Tensor:
+    """The labels of a batch. Raises DataError where its rows had none."""
+    if name not in batch:
+        raise DataError("there is nothing to learn from rows without a label or target")
+    return batch[name]
+
+
+def need_language_head(model: PreTrainedModel, what: str) -> None:
+    """Raise TaskError unless the model has a language-model head, for `what` needs one."""
+    if model.get_output_embeddings() is None:
+        raise TaskError(
+            f"{what} needs a language-model head, and {type(model).__name__} has none; load it "
+            "with AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForMaskedLM"
+        )

@@ -1,0 +1,273 @@
+"""classify: one text, or a pair -> a label; by a word of the language model, or a trained head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from inlay.attach import attached
+from inlay.data import Example, Value
+from inlay.errors import DataError, TaskError, nearest
+from inlay.heads import classify as classify_by_head
+from inlay.methods.head import Head
+from inlay.tasks import metrics
+from inlay.tasks.base import (
+    Batch,
+    Bound,
+    Prediction,
+    Row,
+    Task,
+    field_of,
+    labelled,
+    mask_of,
+    need_labels,
+    need_language_head,
+    padded,
+)
+from inlay.tasks.reader import Reader, trailing
+from inlay.template import Template
+
+MOST_LABELS = 1000
+MASK = "{mask}"
+
+
+def label_name(value: Value) -> str:
+    """A label as text: 1, 1.0 and "1" are one label, and so are true and "true"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+@dataclass(kw_only=True)
+class Classify(Task):
+    """One text, or a pair -> a label.
+
+    With `verbalizer` the language-model head decides: the label wins whose word is the most
+    likely token at one position, behind the text in a decoder, at `{mask}` in an encoder, and at
+    the beginning of the decoder's text in an encoder–decoder. Without it a trained head decides,
+    a `Head(labels=...)` in the inlay, which must name the same labels in the same order.
+
+    labels: the names of the labels; None takes them from the verbalizer or, sorted, from the
+        training data (`prepare`).
+    verbalizer: label -> its word, one token as it stands in the text: `{"good": " great"}`.
+    template: how the fields are written, such as "{text} All in all, it was". None, without a
+        verbalizer, for `text` alone or with `text_pair`.
+    metric: the primary metric.
+    """
+
+    name: ClassVar[str] = "classify"
+
+    labels: tuple[str, ...] | None = None
+    verbalizer: dict[str, str] | None = None
+    template: str | None = None
+    metric: metrics.ClassificationMetric = "accuracy"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.labels, list | tuple):
+            self.labels = tuple(map(label_name, self.labels))
+        if isinstance(self.verbalizer, Mapping):
+            self.verbalizer = {label_name(key): word for key, word in self.verbalizer.items()}
+        super().__post_init__()
+        if self.template is not None and set(Template(self.template).names) <= {"mask"}:
+            raise TaskError(f"classify: template {self.template!r} names no {{column}}")
+        if self.verbalizer is None:
+            if self.template is not None and MASK in self.template:
+                raise TaskError("classify: {mask} in a template needs a verbalizer")
+        elif self.template is None:
+            raise TaskError(
+                "classify: a verbalizer needs a template, such as '{text} All in all, it was'"
+            )
+        elif self.labels is not None and set(self.labels) != set(self.verbalizer):
+            raise TaskError("classify: the verbalizer must have one word for each of the labels")
+        if self.labels is not None or self.verbalizer is not None:
+            _check_labels(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels in their order. Raises TaskError while they are not known."""
+        if self.labels is not None:
+            return self.labels
+        if self.verbalizer is not None:
+            return tuple(self.verbalizer)
+        raise TaskError(
+            "classify: the labels are not known yet; give labels=[...], or call "
+            "prepare(training examples)"
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Task`."""
+        names = Template(self.template or "{text}").names
+        return (*(name for name in names if name != "mask"), "label")
+
+    def prepare(self, examples: Iterable[Example]) -> None:
+        """Take the label set from the training examples, unless it was given."""
+        if self.labels is None and self.verbalizer is None:
+            found = {label_name(field_of(example, "label")) for example in examples}
+            _check_labels(tuple(found))
+            self.labels = tuple(sorted(found))
+
+    # ----------------------------------------------------------------- its model
+
+    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+        """See `Task`."""
+        kind, tokenizer, template = bound.chart.kind, bound.tokenizer, self.template
+        self._kind = kind
+        if self.verbalizer is not None:
+            assert template is not None
+            need_language_head(model, "a verbalizer")
+            if kind == "encoder-decoder" and model.config.decoder_start_token_id is None:
+                raise TaskError("the model's config has no decoder_start_token_id")
+            template = _with_mask(template, bound)
+            self._words = _word_ids([self.verbalizer[name] for name in self.names], bound)
+        self._reader = Reader(
+            tokenizer=tokenizer,
+            template=None if template is None else Template(template),
+            joint="\n" if kind == "decoder" else None,
+            frame=None,
+            special=True,
+            ends=trailing(tokenizer) if kind == "decoder" else 0,
+            types=bound.chart.stacks[0].takes("token_type_ids"),
+            truncate=self.truncate,
+        )
+
+    # ---------------------------------------------------------------- arithmetic
+
+    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+        numbers = {name: number for number, name in enumerate(self.names)}
+        read = self._reader.read(examples, [self.bound.limit] * len(examples))
+        rows = []
+        for place, (example, encoded) in enumerate(zip(examples, read, strict=True)):
+            labels = None
+            if "label" in example.fields:
+                label = label_name(example.fields["label"])
+                if label not in numbers:
+                    known = nearest(label, numbers)
+                    raise DataError(f"{example.where}: there is no label {label!r}{known}")
+                labels = [numbers[label]]
+            if self._masked and encoded.ids.count(self._mask_id) != 1:
+                raise DataError(f"{example.where}: its text holds a mask token of its own")
+            ids = encoded.ids
+            rows.append(Row(ids, labels, first + place, example.where, len(ids), encoded.types))
+        return rows
+
+    @property
+    def _masked(self) -> bool:
+        return self.verbalizer is not None and self._kind == "encoder"
+
+    @property
+    def _mask_id(self) -> int:
+        return self.bound.tokenizer.mask_token_id
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """See `Task`."""
+        texts = [row.input_ids for row in rows]
+        batch = {"input_ids": padded(texts, self.bound.pad), "attention_mask": mask_of(texts)}
+        if any(row.token_type_ids for row in rows):
+            types = [row.token_type_ids or [0] * len(row.input_ids) for row in rows]
+            batch["token_type_ids"] = padded(types, 0)
+        if self.verbalizer is not None and self._kind != "encoder-decoder":
+            # Where in the flat [B·T] the word is read off.
+            width = batch["input_ids"].shape[1]
+            at = [ids.index(self._mask_id) if self._masked else len(ids) - 1 for ids in texts]
+            batch["positions"] = torch.tensor(at) + torch.arange(len(rows)) * width
+        if labelled(rows):
+            batch["labels"] = torch.tensor([row.labels[0] for row in rows if row.labels])
+        return batch
+
+    def logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The scores of the labels in the order of `names`, `[B, C]`, fp32."""
+        chart = self.chart(model)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        inputs = {name: batch[name] for name in names if name in batch}
+        if self.verbalizer is None:
+            _check_heads(model, self.names)
+            return classify_by_head(model, *chart.encoded(model, **inputs)).float()
+        if self._kind == "encoder-decoder":
+            start = model.config.decoder_start_token_id
+            first = batch["input_ids"].new_full((len(batch["input_ids"]), 1), start)
+            hidden = chart.hidden(model, **inputs, decoder_input_ids=first)[:, 0]
+        else:
+            hidden = chart.hidden(model, **inputs).flatten(0, 1)
+            hidden = hidden.index_select(0, batch["positions"])
+        logits = chart.logits(model, hidden)
+        return logits.index_select(1, self._words.to(logits.device)).float()
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """See `Task`: cross entropy over the labels, and how many rows there are."""
+        labels = need_labels(batch, "labels")
+        return F.cross_entropy(self.logits(model, batch), labels, reduction="sum"), len(labels)
+
+    @torch.no_grad()
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
+        """See `Task`: the name of the most likely label."""
+        return [self.names[best] for best in self.logits(model, batch).argmax(1).tolist()]
+
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, float]:
+        """See `Task`."""
+        gold = [label_name(field_of(example, "label")) for example in examples]
+        return metrics.classification(predictions, gold)
+
+
+def _check_labels(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise TaskError(f"classify: label {name!r} is there twice")
+    if not 2 <= len(names) <= MOST_LABELS:
+        raise TaskError(f"classify takes from 2 to {MOST_LABELS} labels, not {len(names)}")
+
+
+def _with_mask(template: str, bound: Bound) -> str:
+    """The template with the tokenizer's own mask token, which an encoder needs."""
+    masks = sum(name == "mask" for _, name in Template(template).parts)
+    if bound.chart.kind != "encoder":
+        if masks:
+            raise TaskError(
+                f"template {template!r}: {MASK} is for encoders; here the word comes by itself, "
+                "so leave it out"
+            )
+        return template
+    if masks != 1:
+        raise TaskError(f"template {template!r}: an encoder needs {MASK} where the word stands")
+    if bound.tokenizer.mask_token is None:
+        raise TaskError("a verbalizer on an encoder needs a tokenizer with a mask token")
+    return template.replace(MASK, bound.tokenizer.mask_token)
+
+
+def _word_ids(words: Sequence[str], bound: Bound) -> Tensor:
+    """The one token of each word, `[C]`."""
+    ids: list[int] = []
+    for word in words:
+        tokens = bound.tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(tokens) != 1:
+            spelled = bound.tokenizer.convert_ids_to_tokens(tokens)
+            raise TaskError(f"the word {word!r} must be one token, and is {len(tokens)}: {spelled}")
+        if tokens[0] == bound.tokenizer.unk_token_id:
+            raise TaskError(f"the tokenizer does not know the word {word!r}")
+        if tokens[0] in ids:
+            other = words[ids.index(tokens[0])]
+            raise TaskError(f"the words {other!r} and {word!r} are the same token")
+        ids += tokens
+    return torch.tensor(ids)
+
+
+def _check_heads(model: PreTrainedModel, names: tuple[str, ...]) -> None:
+    """Raise TaskError unless an attached inlay has a head for these labels in this order."""
+    specs = [inlay.spec for inlay in attached(model).values()]
+    heads = [method for spec in specs for method in spec.methods if isinstance(method, Head)]
+    if not any(tuple(head.labels) == names for head in heads):
+        found = f"; the labels of its heads: {[list(head.labels) for head in heads]}"
+        raise TaskError(
+            f"no attached inlay has a trained head for these labels; add "
+            f"Head(labels={list(names)}){found if heads else ''}"
+        )

@@ -1,0 +1,278 @@
+"""generate: a source text -> a target text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from inlay.data import Example
+from inlay.errors import DataError, TaskError, nearest
+from inlay.tasks import metrics
+from inlay.tasks.base import (
+    Batch,
+    Bound,
+    Prediction,
+    Row,
+    Task,
+    field_of,
+    labelled,
+    mask_of,
+    need_labels,
+    need_language_head,
+    padded,
+)
+from inlay.tasks.loss import token_loss
+from inlay.tasks.reader import Reader, trailing
+from inlay.template import Template
+
+MAX_NEW_TOKENS = 64
+
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff"),
+)
+"""Options of a model's own generation config that mean nothing without sampling."""
+
+FIXED = (
+    *("num_return_sequences", "return_dict_in_generate", "output_scores", "output_logits"),
+    *("output_attentions", "output_hidden_states", "max_length", "transformers_version"),
+)
+"""Fields of GenerationConfig that are not the user's: one text comes back for each source."""
+
+
+@dataclass(kw_only=True)
+class Generate(Task):
+    """A source text -> a target text, by a decoder or an encoder–decoder.
+
+    In a decoder a row is source, target and end token; the loss is on target and end token. Source
+    and target are tokenised apart, so that training and generation see the same source.
+
+    template: how the source is written; None for "{source}" and, in a decoder without `chat`, a
+        line break behind it.
+    chat: put the source into the tokenizer's chat template, as the user's message.
+    system: the system message in front of it.
+    metric: the primary metric.
+    generation: options of `model.generate`. Without any, decoding is greedy and ends after 64
+        tokens at the latest, or where a decoder's context is full.
+    """
+
+    name: ClassVar[str] = "generate"
+
+    template: str | None = None
+    chat: bool = False
+    system: str | None = None
+    metric: metrics.GenerationMetric = "bleu"
+    generation: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.generation = _plain(self.generation)
+        super().__post_init__()
+        if self.system is not None and not self.chat:
+            raise TaskError("generate: a system message needs chat=True")
+        known = set(GenerationConfig().to_dict()) - set(FIXED)
+        for option in self.generation:
+            if option not in known:
+                raise TaskError(f"generate cannot set {option!r} here{nearest(option, known)}")
+        if self.template is not None and not Template(self.template).names:
+            raise TaskError(f"generate: template {self.template!r} names no {{column}}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (*Template(self.template or "{source}").names, "target")
+
+    # ----------------------------------------------------------------- its model
+
+    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+        """See `Task`."""
+        kind, tokenizer = bound.chart.kind, bound.tokenizer
+        if kind == "encoder":
+            raise TaskError(f"{type(model).__name__} is an encoder and cannot generate text")
+        self._decoder = kind == "decoder"
+        need_language_head(model, "generating text")
+        if tokenizer.eos_token_id is None:
+            raise TaskError("generate needs an end token; set tokenizer.eos_token")
+        if self.chat and not self._decoder:
+            raise TaskError("chat is for decoders; leave it out for an encoder–decoder")
+        if self.chat and not tokenizer.chat_template:
+            raise TaskError("chat needs a tokenizer with a chat template, and this one has none")
+        self._config = self._decoding(model, bound)
+        self._start = self._config.decoder_start_token_id
+        if not self._decoder and self._start is None:
+            raise TaskError("the model's config has no decoder_start_token_id")
+        default = "{source}\n" if self._decoder and not self.chat else "{source}"
+        self._reader = Reader(
+            tokenizer=tokenizer,
+            template=Template(default if self.template is None else self.template),
+            joint=None,
+            frame=self._frame(bound) if self.chat else None,
+            special=not self.chat,
+            ends=trailing(tokenizer) if self._decoder and not self.chat else 0,
+            types=False,
+            truncate=self.truncate,
+        )
+
+    def _frame(self, bound: Bound) -> Any:
+        before = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+        def frame(text: str) -> str:
+            said = [*before, {"role": "user", "content": text}]
+            written = bound.tokenizer.apply_chat_template(
+                said, tokenize=False, add_generation_prompt=True
+            )
+            assert isinstance(written, str)
+            return written
+
+        try:
+            frame("a")
+        except TemplateError as error:
+            raise TaskError(f"the chat template refuses these messages: {error}") from None
+        return frame
+
+    def _decoding(self, model: PreTrainedModel, bound: Bound) -> GenerationConfig:
+        """The model's own generation config, made greedy, with the user's options on top."""
+        own = model.generation_config
+        config = GenerationConfig() if own is None else copy.deepcopy(own)
+        given = {"do_sample": False, "num_beams": 1, "max_new_tokens": MAX_NEW_TOKENS}
+        given |= self.generation
+        config.max_length = None
+        if not given["do_sample"]:
+            for name in SAMPLING:
+                setattr(config, name, None)
+        for name, value in given.items():
+            setattr(config, name, value)
+        if config.eos_token_id is None:
+            config.eos_token_id = bound.tokenizer.eos_token_id
+        config.pad_token_id = bound.pad
+        if config.decoder_start_token_id is None and bound.chart.kind == "encoder-decoder":
+            config.decoder_start_token_id = model.config.decoder_start_token_id
+        try:
+            config.validate(strict=True, user_set_attributes=set(given))
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise TaskError(f"generation options that do not fit together: {reason}") from None
+        return config
+
+    # ---------------------------------------------------------------- arithmetic
+
+    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+        limit = self.bound.limit
+        targets = self._targets(examples)
+        rooms: list[int | None] = []
+        for example, target in zip(examples, targets, strict=True):
+            length = 0 if target is None else len(target)
+            room = None if limit is None else limit - length
+            if room is not None and room < (1 if self._decoder else 0):
+                raise DataError(
+                    f"{example.where}: its target alone is {length} tokens long where {limit} fit; "
+                    "shorten it"
+                )
+            rooms.append(room if self._decoder else limit)
+        sources = [read.ids for read in self._reader.read(examples, rooms)]
+        return [
+            Row(source, target, first + place, example.where, len(source) + len(target or ()))
+            for place, (example, source, target) in enumerate(
+                zip(examples, sources, targets, strict=True)
+            )
+        ]
+
+    def _targets(self, examples: Sequence[Example]) -> list[list[int] | None]:
+        """The target of each example with the end token last, or None where it has none."""
+        tokenizer = self.bound.tokenizer
+        places = [at for at, example in enumerate(examples) if "target" in example.fields]
+        texts = [str(examples[place].fields["target"]) for place in places]
+        targets: list[list[int] | None] = [None] * len(examples)
+        if not texts:
+            return targets
+        if self._decoder:
+            read = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            read = tokenizer(text_target=texts, verbose=False)["input_ids"]
+        end = tokenizer.eos_token_id
+        for place, ids in zip(places, read, strict=True):
+            complete = not self._decoder and ids[-1:] == [end]
+            targets[place] = ids if complete else [*ids, end]
+        return targets
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """See `Task`. The last token of a target is never read, so it is no input."""
+        given = labelled(rows)
+        sources = [row.input_ids for row in rows]
+        targets = [row.labels or [] for row in rows]
+        pad = self.bound.pad
+        if self._decoder:
+            written = [[*a, *b[:-1]] for a, b in zip(sources, targets, strict=True)]
+            batch = {"input_ids": padded(written, pad), "attention_mask": mask_of(written)}
+            batch["prompt_lengths"] = torch.tensor([len(ids) for ids in sources])
+            starts, width = [len(ids) - 1 for ids in sources], batch["input_ids"].shape[1]
+        else:
+            batch = {"input_ids": padded(sources, pad), "attention_mask": mask_of(sources)}
+            starts, width = [0] * len(rows), max(map(len, targets))
+            if given:
+                shifted = [[self._start, *target[:-1]] for target in targets]
+                batch["decoder_input_ids"] = padded(shifted, pad)
+        if given:
+            # Where in the flat [B·T] a token is predicted, and which: nothing else meets the head.
+            batch["positions"] = torch.cat(
+                [
+                    torch.arange(len(target)) + number * width + start
+                    for number, (start, target) in enumerate(zip(starts, targets, strict=True))
+                ]
+            )
+            batch["targets"] = torch.tensor([token for target in targets for token in target])
+        return batch
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """See `Task`: cross entropy of the target's tokens, and how many they are."""
+        targets, chart = need_labels(batch, "targets"), self.chart(model)
+        names = ("input_ids", "attention_mask", "decoder_input_ids")
+        hidden = chart.hidden(model, **{name: batch[name] for name in names if name in batch})
+        hidden = hidden.flatten(0, 1).index_select(0, batch["positions"])
+        return token_loss(chart, model, hidden, targets), len(targets)
+
+    @torch.no_grad()
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
+        """See `Task`: the generated text, without special tokens and outer white space."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        config, given = self._config, 0
+        if self._decoder:
+            ids, mask = self._prompts(batch)
+            given = ids.shape[1]
+            limit = self.chart(model).max_length(model)
+            if limit is not None and given + config.max_new_tokens > limit:
+                if given >= limit:
+                    return [""] * len(ids)
+                config = copy.deepcopy(config)
+                config.max_new_tokens = limit - given
+        generate: Any = model.generate
+        made = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        texts = self.bound.tokenizer.batch_decode(made[:, given:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _prompts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sources of a decoder's batch, padded on the left, and their mask."""
+        ids, lengths = batch["input_ids"], batch["prompt_lengths"]
+        width = int(lengths.max())
+        places = torch.arange(width, device=ids.device) - (width - lengths).unsqueeze(1)
+        mask = (places >= 0).long()
+        moved = ids[:, :width].gather(1, places.clamp(min=0))
+        return moved.masked_fill(mask == 0, self.bound.pad), mask
+
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, float]:
+        """See `Task`."""
+        return metrics.generation(
+            predictions, [str(field_of(example, "target")) for example in examples]
+        )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}

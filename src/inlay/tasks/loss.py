@@ -1,0 +1,128 @@
+"""Cross entropy over a vocabulary, without the logits of the whole batch ever standing at once.
+
+    loss = Σₙ logsumexp(zₙ) − zₙ[targetₙ],   z = logits(hidden)
+
+Where the head is frozen, the gradient of a chunk with respect to `hidden` is computed together
+with its loss, (softmax(z) − onehot) · ∂z/∂hidden, and the chunk's logits are gone before the next
+chunk's are made. Where something in the head learns, autograd does it, and a chunk's logits are
+made again in backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from inlay.chart import Chart
+
+CHUNK_BYTES = 64 * 2**20  # of logits in fp32
+
+
+def token_loss(
+    chart: Chart,
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int | None = None,
+) -> Tensor:
+    """The summed cross entropy (a scalar, fp32) of `hidden` against `targets`.
+
+    Args:
+        chart: the model's chart, whose `logits` is the head.
+        model: the base.
+        hidden: final states at the labelled positions only, `[N, D]`.
+        targets: the token that each should predict, `[N]`.
+        chunk: the most positions to make logits for at once; None for as many as 64 MiB hold. A
+            head that is not plain is always applied to all positions at once.
+    """
+    if not len(targets):
+        return hidden.float().sum()  # 0, and still part of the graph
+    if not chart.plain_head:
+        chunk = len(targets)
+    elif chunk is None:
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+    parts = -(-len(targets) // chunk)
+    aims = targets.tensor_split(parts)  # sizes differ by one at most
+    wanted = torch.is_grad_enabled() and hidden.requires_grad
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    grads: list[Tensor] = []
+    for states, aim in zip(hidden.detach().tensor_split(parts), aims, strict=True):
+        states.requires_grad_(wanted)
+        logits = chart.logits(model, states)
+        if not grads and _learns(logits, states):
+            del logits
+            return _through_autograd(chart, model, hidden.tensor_split(parts), aims)
+        loss, grad = _known(logits, states, aim, wanted)
+        total += loss
+        grads += [grad] if grad is not None else []
+    if not wanted:
+        return total
+    result: Tensor = _Given.apply(hidden, total, torch.cat(grads))
+    return result
+
+
+def _known(
+    logits: Tensor, states: Tensor, aim: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of one chunk and, where wanted, its gradient with respect to `states`."""
+    scores = logits.detach().to(torch.float32, copy=True)
+    top = scores.logsumexp(1, keepdim=True)
+    aim = aim.unsqueeze(1)
+    loss = (top - scores.gather(1, aim)).sum()
+    if not wanted:
+        return loss, None
+    slope = scores.sub_(top).exp_()
+    slope.scatter_add_(1, aim, slope.new_full((1, 1), -1.0).expand_as(aim))
+    return loss, torch.autograd.grad(logits, states, slope.to(logits.dtype))[0]
+
+
+class _Given(torch.autograd.Function):
+    """A loss whose gradient is already known."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * up.to(grad.dtype), None, None
+
+
+def _through_autograd(
+    chart: Chart, model: PreTrainedModel, hidden: tuple[Tensor, ...], aims: tuple[Tensor, ...]
+) -> Tensor:
+    def one(states: Tensor, aim: Tensor) -> Tensor:
+        return F.cross_entropy(chart.logits(model, states).float(), aim, reduction="sum")
+
+    if len(hidden) == 1:
+        return one(hidden[0], aims[0])
+    losses = [
+        checkpoint(one, states, aim, use_reentrant=False)
+        for states, aim in zip(hidden, aims, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def _learns(logits: Tensor, states: Tensor) -> bool:
+    """Whether the graph of the logits ends in anything that learns, apart from `states`."""
+    nodes: list[Node | None] = [logits.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        leaf = node.name() == "torch::autograd::AccumulateGrad"
+        if leaf and node.variable is not states:  # type: ignore[attr-defined]
+            return True
+        nodes += [following for following, _ in node.next_functions]
+    return False

@@ -1,0 +1,176 @@
+"""`token_loss` is plain cross entropy, in chunks that never hold all the logits."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import inlay
+from inlay.chart import resolve
+from inlay.methods.lora import LoRA
+from inlay.tasks import loss as loss_module
+from inlay.tasks.loss import token_loss
+from tests.zoo import fresh, model
+
+N, D, V = 23, 32, 99
+PLAIN = ["llama", "gemma2", "gpt2", "t5", "bart"]
+
+
+def states(dtype=torch.float32):
+    hidden = torch.randn(N, D, dtype=dtype, requires_grad=True)
+    return hidden, torch.randint(0, V, (N,))
+
+
+def reference(base, hidden, targets):
+    return F.cross_entropy(resolve(base).logits(base, hidden).float(), targets, reduction="sum")
+
+
+def gradient(loss, *tensors):
+    return torch.autograd.grad(3 * loss, tensors)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, N, None])
+@pytest.mark.parametrize("family", [*PLAIN, "bert", "gemma3"])
+def test_value_and_gradient_of_a_frozen_head(family, chunk):
+    base = fresh(family).requires_grad_(False)
+    hidden, targets = states()
+    expected = reference(base, hidden, targets)
+    found = token_loss(resolve(base), base, hidden, targets, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, hidden), gradient(expected, hidden), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("chunk", [7, N])
+@pytest.mark.parametrize("family", PLAIN)
+def test_a_head_that_learns(family, chunk):
+    base = fresh(family).requires_grad_(False)
+    weight = base.get_output_embeddings().weight.requires_grad_()
+    hidden, targets = states()
+    expected = reference(base, hidden, targets)
+    found = token_loss(resolve(base), base, hidden, targets, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, hidden, weight), gradient(expected, hidden, weight), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("chunk", [7, N])
+def test_a_piece_on_the_head_learns(chunk):
+    base = fresh("llama")
+    piece = inlay.attach(base, LoRA(rank=2, at="head"))
+    parameters = list(piece.parameters())
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter)
+    hidden, targets = states()
+    base(torch.tensor([[1]]))  # a forward pass says which inlay acts
+    expected = reference(base, hidden, targets)
+    found = token_loss(resolve(base), base, hidden, targets, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(found, hidden, *parameters),
+        gradient(expected, hidden, *parameters),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_no_more_logits_at_once_than_asked_for_and_no_more_calls_than_needed(learns):
+    base = fresh("llama").requires_grad_(False)
+    base.lm_head.requires_grad_(learns)
+    hidden, targets = states()
+    seen = []
+    base.lm_head.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    token_loss(resolve(base), base, hidden, targets, chunk=10)
+    assert max(seen) <= 10
+    assert seen[-3:] == [8, 8, 7]
+    assert len(seen) == (4 if learns else 3)  # the first chunk shows that the head learns
+
+
+def test_the_chunk_is_chosen_by_memory(monkeypatch):
+    base = model("llama")
+    hidden, targets = states()
+    seen = []
+    handle = base.lm_head.register_forward_hook(lambda *args: seen.append(args[2].numel() * 4))
+    try:
+        with torch.no_grad():
+            token_loss(resolve(base), base, hidden, targets)
+            monkeypatch.setattr(loss_module, "CHUNK_BYTES", 5 * 4 * V)
+            token_loss(resolve(base), base, hidden, targets)
+    finally:
+        handle.remove()
+    assert seen[0] == N * V * 4
+    assert len(seen) == 1 + 5
+    assert max(seen[1:]) <= 5 * 4 * V
+
+
+def test_a_head_that_is_not_plain_is_applied_once():
+    base = model("bert")
+    hidden, targets = states()
+    seen = []
+    handle = base.cls.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    try:
+        with torch.no_grad():
+            chart = resolve(base)
+            logits = chart.logits(base, hidden)
+            loss = token_loss(chart, base, hidden, targets, chunk=2)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets, reduction="sum"))
+    assert chart.plain_head is False
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_no_logits_are_kept_for_backward(learns):
+    base = fresh("llama").requires_grad_(False)
+    base.lm_head.requires_grad_(learns)
+    hidden, targets = states()
+    kept = []
+    own = {base.lm_head.weight.data_ptr()}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in own:
+            kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = token_loss(resolve(base), base, hidden, targets, chunk=6)
+    assert loss.requires_grad
+    if learns:
+        assert sum(kept) < 6 * V + 2 * N * D  # at most the chunk in which it showed
+    else:
+        assert kept == [N * D]
+
+
+def test_bf16_is_close_to_fp32():
+    base = fresh("llama").requires_grad_(False)
+    hidden, targets = states()
+    expected = reference(base, hidden, targets)
+    (slope,) = torch.autograd.grad(expected, hidden)
+    low = hidden.detach().bfloat16().requires_grad_()
+    base = base.bfloat16()
+    found = token_loss(resolve(base), base, low, targets, chunk=5)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+    found.backward()
+    assert low.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(low.grad.float(), slope, rtol=0.05, atol=0.02)
+
+
+def test_without_gradients_nothing_is_built():
+    base = model("llama")
+    hidden, targets = states()
+    with torch.no_grad():
+        assert not token_loss(resolve(base), base, hidden, targets).requires_grad
+    frozen = fresh("llama").requires_grad_(False)
+    assert not token_loss(resolve(frozen), frozen, hidden.detach(), targets).requires_grad
+
+
+def test_nothing_labelled_is_a_zero_with_a_gradient():
+    base = model("llama")
+    hidden = torch.zeros(0, D, requires_grad=True)
+    loss = token_loss(resolve(base), base, hidden, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad.shape == (0, D)

@@ -1,0 +1,57 @@
+"""Tokenizers of a hundred words, in the ways of the three kinds of model."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from inlay.data import Example
+
+TEXT = (
+    "a good bad fine the cat dog sat on mat it was all in film plot very dull bright not "
+    "and no yes red blue one two three four five six seven eight nine ten old new big small"
+)
+WORDS = TEXT.split()
+SPECIAL = {
+    "decoder": ["<pad>", "<s>", "</s>", "<unk>", "<mask>"],
+    "encoder": ["<pad>", "<s>", "</s>", "<unk>", "<mask>"],
+    "encoder-decoder": ["<pad>", "</s>", "<unk>", "<mask>", "<s>"],
+}
+LETTERS = "abcdefghijklmnopqrstuvwxyz!?.:"
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}good :{% endif %}"
+)
+
+
+def tokenizer(kind, *, bos=False, pad="<pad>", chat=None):
+    """Words are tokens; an unknown word falls into letters. Ids are the zoo's."""
+    vocabulary = [*SPECIAL[kind], *WORDS, *(f"##{x}" for x in LETTERS), *LETTERS]
+    vocabulary = list(dict.fromkeys(vocabulary))[:99]
+    numbers = {token: number for number, token in enumerate(vocabulary)}
+    made = Tokenizer(models.WordPiece(numbers, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.decoder = decoders.WordPiece()
+    special = [(token, numbers[token]) for token in ("<s>", "</s>")]
+    frame = {
+        "decoder": ("<s> $A", "<s> $A $B"),
+        "encoder": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1"),
+        "encoder-decoder": ("$A </s>", "$A </s> $B </s>"),
+    }[kind]
+    if kind != "decoder" or bos:
+        made.post_processor = processors.TemplateProcessing(
+            single=frame[0], pair=frame[1], special_tokens=special
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        pad_token=pad,
+        chat_template=chat,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def examples(*rows):
+    return [Example(row, f"rows#{number}") for number, row in enumerate(rows, 1)]
