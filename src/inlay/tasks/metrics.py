@@ -48,10 +48,11 @@ def classification(predictions: Sequence[str], gold: Sequence[str]) -> dict[str,
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
     except ImportError:
         raise TaskError(f"scoring labels needs scikit-learn: {CURE}") from None
+    one = len({*gold, *predictions}) == 1  # the coefficient is 0/0 there, and 0 by convention
     return {
         "accuracy": float(accuracy_score(gold, predictions)),
         "macro_f1": float(f1_score(gold, predictions, average="macro", zero_division=0)),
-        "matthews": float(matthews_corrcoef(gold, predictions)),
+        "matthews": 0.0 if one else float(matthews_corrcoef(gold, predictions)),
     }
 
 

@@ -1,0 +1,322 @@
+"""The classify task: by a word of the language model, and by a trained head."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import inlay
+from inlay.errors import DataError, TaskError
+from inlay.heads import head_of
+from inlay.methods.head import Head
+from inlay.methods.lora import LoRA
+from inlay.tasks import Classify, from_spec
+from inlay.tasks.classify import label_name
+from tests.tasks.tiny import examples, tokenizer
+from tests.zoo import fresh, model
+
+WORDS = {"no": " bad", "yes": " good"}
+KINDS = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder"}
+TEMPLATES = {"llama": "{text} it was", "bert": "{text} it was {mask} .", "t5": "{text} it was"}
+ROWS = examples(
+    {"text": "the cat sat on a mat", "label": "yes"},
+    {"text": "dull", "label": "no"},
+    {"text": "very bright film", "label": "yes"},
+)
+
+
+def words(family):
+    return tokenizer(KINDS[family], bos=True)
+
+
+def by_word(family, base=None, **fields):
+    task = Classify(**{"verbalizer": WORDS, "template": TEMPLATES[family], **fields})
+    task.bind(model(family) if base is None else base, words(family))
+    return task
+
+
+def refused(call, *needles, error=TaskError):
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for needle in needles:
+        assert needle in message
+
+
+# ------------------------------------------------------------------------ by a word
+
+
+def own_scores(family, base, row):
+    """The scores of " bad" and " good" as the model's own forward gives them."""
+    read = words(family)
+    pair = [read(word, add_special_tokens=False).input_ids[0] for word in WORDS.values()]
+    text = TEMPLATES[family].replace("{text}", row.fields["text"])
+    ids = read(text.replace("{mask}", "<mask>"), return_tensors="pt").input_ids
+    if family == "t5":
+        logits = base(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[0, 0]
+    elif family == "bert":
+        logits = base(input_ids=ids).logits[0, ids[0].tolist().index(read.mask_token_id)]
+    else:
+        logits = base(input_ids=ids).logits[0, -1]
+    return logits[pair]
+
+
+@pytest.mark.parametrize("family", KINDS)
+@torch.no_grad()
+def test_a_padded_batch_scores_words_as_the_model_does(family):
+    base, task = model(family), by_word(family)
+    batch = task.collate(task.encode_all(ROWS))
+    expected = torch.stack([own_scores(family, base, row) for row in ROWS])
+    torch.testing.assert_close(task.logits(base, batch), expected, rtol=1e-4, atol=1e-4)
+    loss, count = task.loss(base, batch)
+    gold = torch.tensor([1, 0, 1])
+    torch.testing.assert_close(loss, F.cross_entropy(expected, gold, reduction="sum"))
+    assert count == len(ROWS)
+    assert task.predict(base, batch) == [["no", "yes"][i] for i in expected.argmax(1)]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_head_sees_one_position_a_row(family):
+    base = fresh(family)
+    task = by_word(family, base)
+    seen = []
+    base.get_output_embeddings().register_forward_hook(lambda *a: seen.append(a[2].shape))
+    task.predict(base, task.collate(task.encode_all(ROWS)))
+    assert seen == [(len(ROWS), 99)]
+
+
+def test_words_must_be_single_tokens():
+    refused(
+        lambda: by_word("llama", verbalizer={"no": " bad", "yes": " go"}),
+        "the word ' go' must be one token, and is 2: ['g', '##o']",
+    )
+    refused(lambda: by_word("llama", verbalizer={"no": "", "yes": "good"}), "is 0: []")
+    refused(lambda: by_word("llama", verbalizer={"no": "§", "yes": "good"}), "does not know")
+    refused(
+        lambda: by_word("llama", verbalizer={"no": " good", "yes": "good"}),
+        "the words ' good' and 'good' are the same token",
+    )
+
+
+def test_templates_that_do_not_fit():
+    refused(lambda: Classify(verbalizer=WORDS), "a verbalizer needs a template")
+    refused(lambda: Classify(verbalizer=WORDS, template="it was {mask}"), "names no {column}")
+    refused(lambda: Classify(template="{text} {mask}"), "needs a verbalizer")
+    refused(lambda: by_word("llama", template="{text} {mask}"), "{mask} is for encoders")
+    refused(lambda: by_word("bert", template="{text} it was"), "an encoder needs {mask}")
+    refused(lambda: by_word("bert", template="{mask} {text} {mask}"), "an encoder needs {mask}")
+    task = by_word("bert")
+    own = examples({"text": "a <mask> film", "label": "no"})[0]
+    refused(lambda: task.encode(own, 0), "rows#1: its text holds a mask token", error=DataError)
+
+
+def test_a_verbalizer_needs_a_language_model():
+    task = Classify(verbalizer=WORDS, template="{text} {mask}")
+    refused(lambda: task.bind(model("bert").bert, words("bert")), "needs a language-model head")
+
+
+def test_several_columns_in_a_template():
+    task = by_word("llama", template="{premise} and {hypothesis} it was")
+    row = examples({"premise": "a cat", "hypothesis": "a dog", "label": "no"})[0]
+    expected = words("llama")("a cat and a dog it was").input_ids
+    assert task.encode(row, 0).input_ids == expected
+    assert task.needs == ("premise", "hypothesis", "label")
+    assert by_word("bert").needs == ("text", "label")
+
+
+# ---------------------------------------------------------------- by a trained head
+
+
+def by_head(family, labels=("no", "yes"), spec=None, **fields):
+    base = fresh(family)
+    piece = inlay.attach(base, LoRA(rank=2) + Head(labels=labels) if spec is None else spec)
+    for parameter in piece.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    task = Classify(**{"labels": labels, **fields})
+    task.bind(base, words(family))
+    return base, task
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_trained_head_classifies_a_padded_batch(family):
+    base, task = by_head(family)
+    rows = task.encode_all(ROWS)
+    loss, count = task.loss(base, task.collate(rows))
+    apart = [task.loss(base, task.collate([row]))[0] for row in rows]
+    torch.testing.assert_close(loss, sum(apart), rtol=1e-4, atol=1e-4)
+    assert count == len(ROWS)
+    loss.backward()
+    assert head_of(base, "default").weight.grad.abs().sum() > 0
+    together = task.predict(base, task.collate(rows))
+    assert together == [task.predict(base, task.collate([row]))[0] for row in rows]
+
+
+def test_a_head_for_other_labels_is_refused():
+    base, task = by_head("llama", spec=Head(labels=("yes", "no")))
+    batch = task.collate(task.encode_all(ROWS))
+    refused(
+        lambda: task.loss(base, batch),
+        "add Head(labels=['no', 'yes']); the labels of its heads: [['yes', 'no']]",
+    )
+    base, task = by_head("llama", spec=LoRA(rank=2))
+    refused(lambda: task.predict(base, batch), "no attached inlay has a trained head")
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_pairs(family):
+    base, task = by_head(family)
+    read = words(family)
+    pair, single = examples(
+        {"text": "a cat", "text_pair": "a dog", "label": "no"}, {"text": "dull", "label": "yes"}
+    )
+    row, alone = task.encode_all([pair, single])
+    assert alone == task.encode(single, 1)
+    if family == "llama":
+        assert row.input_ids == read("a cat a dog").input_ids  # joined by a line break
+    else:
+        assert row.input_ids == read("a cat", "a dog").input_ids
+    if family == "bert":
+        kinds = [0, 0, 0, 0, 1, 1, 1]
+        assert row.token_type_ids == kinds
+        batch = task.collate([row, alone])
+        assert batch["token_type_ids"].tolist() == [kinds, [0] * 7]
+        assert "token_type_ids" not in task.collate([alone])
+    else:
+        assert row.token_type_ids is None
+    task.loss(base, task.collate([row, alone]))
+
+
+def test_a_copy_of_the_model_is_used_as_itself():
+    base, task = by_head("llama")
+    batch = task.collate(task.encode_all(ROWS))
+    before = task.logits(base, batch)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    assert not torch.allclose(task.logits(other, batch), before)
+    torch.testing.assert_close(task.logits(base, batch), before)
+
+
+# ----------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(True, "true"), (False, "false"), (1, "1"), (1.0, "1"), (0.5, "0.5"), ("1", "1"), ("a", "a")],
+)
+def test_label_names(value, name):
+    assert label_name(value) == name
+
+
+def test_labels_come_from_the_training_data_sorted():
+    task = Classify()
+    task.bind(model("bert"), words("bert"))
+    refused(lambda: task.encode(ROWS[0], 0), "the labels are not known yet")
+    task.prepare(ROWS)
+    assert task.names == ("no", "yes")
+    assert task.encode(ROWS[0], 0).labels == [1]
+    assert from_spec(task.describe()) == task
+    task.prepare(examples({"label": "x"}, {"label": "y"}))
+    assert task.names == ("no", "yes")
+
+
+def test_a_label_outside_the_set_is_named():
+    task = by_word("llama")
+    odd = examples({"text": "a", "label": "Yes"})[0]
+    refused(
+        lambda: task.encode(odd, 0),
+        "rows#1: there is no label 'Yes'; did you mean 'yes'?",
+        error=DataError,
+    )
+    refused(
+        lambda: Classify().prepare(examples({"text": "a"})), "no field 'label'", error=DataError
+    )
+
+
+def test_label_sets_that_make_no_sense():
+    refused(lambda: Classify(labels=["a"]), "from 2 to 1000 labels, not 1")
+    refused(lambda: Classify(labels=["a", "b", "a"]), "label 'a' is there twice")
+    many = examples(*({"label": number} for number in range(1001)))
+    refused(lambda: Classify().prepare(many), "not 1001")
+    refused(
+        lambda: Classify(labels=["a", "b"], verbalizer=WORDS, template="{text}"),
+        "one word for each of the labels",
+    )
+    refused(lambda: Classify(labels="ab"), "labels='ab' is impossible")
+    refused(lambda: Classify(metric="f1"), "metric='f1' is impossible")
+
+
+def test_the_order_of_labels_may_differ_from_the_words():
+    task = by_word("llama", labels=["yes", "no"])
+    plain = by_word("llama")
+    batch = task.collate(task.encode_all(ROWS))
+    base = model("llama")
+    with torch.no_grad():
+        assert torch.equal(task.logits(base, batch), plain.logits(base, batch).flip(1))
+    assert task.predict(base, batch) == plain.predict(base, batch)
+
+
+def test_numbers_and_truth_values_are_labels():
+    task = Classify(labels=[0, 1])
+    task.bind(model("bert"), words("bert"))
+    rows = examples({"text": "a", "label": 1}, {"text": "a", "label": 0.0})
+    assert [row.labels for row in task.encode_all(rows)] == [[1], [0]]
+    spoken = Classify(verbalizer={False: "no", True: "yes"}, template="{text}")
+    assert spoken.names == ("false", "true")
+
+
+# ---------------------------------------------------------------------- long and empty
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "limit", "kept"),
+    [
+        ("llama", "{text} it was", 5, "one two it was"),
+        ("t5", "{text} it was", 5, "one two it was"),
+        ("bert", "{text} it was {mask} .", 8, "one two it was <mask> ."),
+    ],
+)
+def test_truncation_keeps_the_template(family, template, limit, kept):
+    row = examples({"text": "one two three four five", "label": "no"})[0]
+    task = by_word(family, template=template, max_length=limit)
+    refused(lambda: task.encode(row, 0), "rows#1: its input is", f"{limit} fit", error=DataError)
+    task = by_word(family, template=template, max_length=limit, truncate=True)
+    assert task.encode(row, 0).input_ids == words(family)(kept).input_ids
+
+
+def test_truncation_of_a_pair_shortens_the_longer_one():
+    _, task = by_head("bert", max_length=8, truncate=True)
+    row = examples({"text": "one two three four five", "text_pair": "a cat", "label": "no"})[0]
+    assert task.encode(row, 0).input_ids == words("bert")("one two three", "a cat").input_ids
+
+
+def test_empty_text():
+    _, task = by_head("bert")
+    empty = examples({"text": "", "label": "no"})[0]
+    refused(lambda: task.encode(empty, 0), "rows#1: its text is empty", error=DataError)
+    task = by_word("bert")
+    expected = words("bert")("it was <mask> .").input_ids
+    assert task.encode(empty, 0).input_ids == expected
+
+
+def test_rows_without_a_label():
+    task = by_word("llama")
+    rows = task.encode_all(examples({"text": "a"}, {"text": "a", "label": "no"}))
+    refused(lambda: task.collate(rows), "rows#1: it has no label or target", error=DataError)
+    batch = task.collate(rows[:1])
+    refused(lambda: task.loss(model("llama"), batch), "nothing to learn", error=DataError)
+    assert task.predict(model("llama"), batch)[0] in WORDS
+
+
+def test_score():
+    scores = by_word("llama").score(["yes", "no", "no"], ROWS)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_round_trip():
+    task = Classify(verbalizer=WORDS, template="{text} it was", truncate="start", max_length=9)
+    assert from_spec(task.describe()) == task
+    assert from_spec({"task": "classify", "labels": ["a", "b"]}) == Classify(labels=("a", "b"))

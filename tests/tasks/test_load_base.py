@@ -1,0 +1,124 @@
+"""`load_base`: the class that a config asks for, and a tokenizer that is ready."""
+
+import pytest
+import torch
+
+from inlay import models
+from inlay.errors import FetchError
+from inlay.models import load_base
+from tests.tasks.tiny import tokenizer
+from tests.zoo import fresh
+
+
+def saved(folder, model, **options):
+    model.save_pretrained(folder)
+    tokenizer("decoder", **options).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "expected", "side"),
+    [
+        ("llama", None, "LlamaForCausalLM", "left"),
+        ("gpt2", None, "GPT2LMHeadModel", "left"),
+        ("t5", None, "T5ForConditionalGeneration", "right"),
+        ("bart", None, "BartForConditionalGeneration", "right"),
+        ("bert", None, "BertForMaskedLM", "right"),
+        ("bert", "bert", "BertModel", "right"),
+        ("distilbert", "distilbert", "DistilBertModel", "right"),
+    ],
+)
+def test_the_class_is_the_configs(tmp_path, family, part, expected, side):
+    model = fresh(family)
+    saved(tmp_path, model if part is None else getattr(model, part))
+    loaded, read = load_base(tmp_path)
+    assert type(loaded).__name__ == expected
+    assert read.padding_side == side
+    assert not loaded.training
+    original = dict((model if part is None else getattr(model, part)).named_parameters())
+    assert all(torch.equal(weight, original[name]) for name, weight in loaded.named_parameters())
+
+
+def test_an_encoder_that_its_config_makes_a_decoder(tmp_path):
+    model = fresh("bert")
+    model.config.is_decoder = True
+    saved(tmp_path, model.bert)
+    loaded, read = load_base(tmp_path)
+    assert type(loaded).__name__ == "BertLMHeadModel"
+    assert read.padding_side == "left"
+
+
+def test_dtype_and_device(tmp_path):
+    saved(tmp_path, fresh("llama").bfloat16())
+    assert load_base(tmp_path)[0].dtype == torch.bfloat16
+    assert load_base(tmp_path, dtype=torch.float32)[0].dtype == torch.float32
+    assert load_base(str(tmp_path), device="meta")[0].device.type == "meta"
+
+
+def test_a_missing_pad_token_becomes_the_end_token(tmp_path):
+    saved(tmp_path / "a", fresh("llama"), pad=None)
+    assert load_base(tmp_path / "a")[1].pad_token == "</s>"
+    read = tokenizer("decoder", pad=None)
+    read.eos_token = None
+    read.save_pretrained(tmp_path / "a")
+    with pytest.raises(FetchError, match="neither a pad token nor an end token"):
+        load_base(tmp_path / "a")
+
+
+def test_a_bundled_name_is_fetched_unless_a_folder_has_it(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "made", fresh("llama"))
+    monkeypatch.setattr(models, "fetch_model", lambda name, report: folder)
+    assert type(load_base("smollm2")[0]).__name__ == "LlamaForCausalLM"
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "smollm2", fresh("gpt2"))
+    assert type(load_base("smollm2")[0]).__name__ == "GPT2LMHeadModel"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smolm2", "there is no bundled model 'smolm2'; did you mean 'smollm2'?"),
+        ("nobody/nothing", "'nobody/nothing' is no bundled model, no folder here, and cannot be"),
+    ],
+)
+def test_a_name_that_is_nothing(name, said):
+    with pytest.raises(FetchError) as caught:
+        load_base(name)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(FetchError, match="cannot be loaded as a model"):
+        load_base(tmp_path)
+    saved(tmp_path, fresh("llama"))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FetchError, match="cannot be loaded as a model"):
+        load_base(tmp_path)
+
+
+@pytest.mark.real
+def test_smollm2_knows_the_capital_of_france():
+    model, read = load_base("smollm2")
+    inputs = read("The capital of France is", return_tensors="pt")
+    made = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert "Paris" in read.decode(made[0])
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.real
+def test_minilm_tells_paraphrases():
+    model, read = load_base("minilm")
+    sentences = [
+        "A man is playing a guitar.",
+        "Someone is strumming an instrument.",
+        "Stocks fell.",
+    ]
+    batch = read(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    pooled = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    assert pooled[0] @ pooled[1] > 0.5
+    assert pooled[0] @ pooled[2] < 0.2
