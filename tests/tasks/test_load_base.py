@@ -35,8 +35,9 @@ def test_the_class_is_the_configs(tmp_path, family, part, expected, side):
     assert type(loaded).__name__ == expected
     assert read.padding_side == side
     assert not loaded.training
-    original = dict((model if part is None else getattr(model, part)).named_parameters())
-    assert all(torch.equal(weight, original[name]) for name, weight in loaded.named_parameters())
+    weights = dict(loaded.named_parameters())
+    for name, weight in (model if part is None else getattr(model, part)).named_parameters():
+        assert torch.equal(weights[name], weight)
 
 
 def test_an_encoder_that_its_config_makes_a_decoder(tmp_path):

@@ -73,13 +73,16 @@ def _known(
     logits: Tensor, states: Tensor, aim: Tensor, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of one chunk and, where wanted, its gradient with respect to `states`."""
-    scores = logits.detach().to(torch.float32, copy=True)
-    top = scores.logsumexp(1, keepdim=True)
     aim = aim.unsqueeze(1)
-    loss = (top - scores.gather(1, aim)).sum()
+    scores = logits.detach().to(torch.float32, copy=True)
+    top = scores.amax(1, keepdim=True)
+    reached = scores.gather(1, aim)
+    parts = scores.sub_(top).exp_()  # in place from here on: one pass of exp, one [n, V] of fp32
+    total = parts.sum(1, keepdim=True)
+    loss = (total.log() + top - reached).sum()
     if not wanted:
         return loss, None
-    slope = scores.sub_(top).exp_()
+    slope = parts.div_(total)
     slope.scatter_add_(1, aim, slope.new_full((1, 1), -1.0).expand_as(aim))
     return loss, torch.autograd.grad(logits, states, slope.to(logits.dtype))[0]
 
