@@ -317,15 +317,17 @@ def rows_apart(case: Case) -> float:
     singles = case.inputs(4)
     names: list[str | None] = ["law", None, "law-b", "law"]
     worst = 0.0
+    with case.quiet():
+        ways = paddings(case, singles)
     with case.quiet(), case.inlay() as a, case.inlay("law-b", seed=5) as b:
-        for side in sides(case, singles):
+        for side, pad in ways:
             with torch.no_grad():
                 alone = []
                 for name, single in zip(names, singles, strict=True):
                     with rows(case.model, [name]):
                         alone.append(answer(case.model, single))
                 with rows(case.model, names):
-                    mixed = answer(case.model, counted(case, join(singles, side), side))
+                    mixed = answer(case.model, pad(singles))
             for number, single in enumerate(singles):
                 got = aligned(case, mixed, number, single, side)
                 what = f"row {number} ({names[number]}, padded {side})"
@@ -367,20 +369,29 @@ def _gradients_apart(
     return worst
 
 
-def sides(case: Case, singles: list[dict[str, Tensor]]) -> list[str]:
-    """The sides on which the bare base may be padded without a row changing."""
+Pad = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
+
+
+def paddings(case: Case, singles: list[dict[str, Tensor]]) -> list[tuple[str, Pad]]:
+    """The ways of padding under which the bare base computes for a row what the row alone does.
+
+    To be asked before anything is attached.
+    """
+    ways: list[tuple[str, Pad]] = [("right", join), ("left", lambda rows: join(rows, "left"))]
+    if case.chart.kind == "decoder" and case.chart.stacks[0].takes("position_ids"):
+        ways.append(("left", lambda rows: counted(case, join(rows, "left"))))
     if case.chart.kind == "vision":
-        return ["right"]
+        ways = ways[:1]
     found = []
-    for side in ("right", "left"):
+    for side, pad in ways:
         with torch.no_grad(), bare(case):
-            whole = answer(case.model, counted(case, join(singles, side), side))
+            whole = answer(case.model, pad(singles))
             errors = [
                 far(aligned(case, whole, i, single, side), answer(case.model, single))
                 for i, single in enumerate(singles)
             ]
         if max(errors) <= case.tolerance * 3:
-            found.append(side)
+            found.append((side, pad))
     return found
 
 
@@ -394,12 +405,10 @@ def bare(case: Case) -> Iterator[None]:
         yield
 
 
-def counted(case: Case, batch: dict[str, Tensor], side: str) -> dict[str, Tensor]:
-    """A left-padded batch with the position ids that a base needs to be right about it."""
-    stack = case.chart.stacks[0]
-    if side == "right" or not (stack.takes("position_ids") and case.chart.kind == "decoder"):
-        return batch
-    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0) + stack.position_start
+def counted(case: Case, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A left-padded batch with the position ids that a base with absolute positions needs."""
+    start = case.chart.stacks[0].position_start
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0) + start
     return {**batch, "position_ids": positions}
 
 
@@ -409,10 +418,12 @@ def padding_inert(case: Case) -> float:
     if case.chart.kind == "vision":
         raise Beside("images are not padded")
     worst = 0.0
+    with case.quiet():
+        ways = paddings(case, singles)
     with case.quiet(), case.inlay(), torch.no_grad():
         alone = [answer(case.model, single) for single in singles]
-        for side in sides(case, singles):
-            whole = answer(case.model, counted(case, join(singles, side), side))
+        for side, pad in ways:
+            whole = answer(case.model, pad(singles))
             for i, single in enumerate(singles):
                 got = aligned(case, whole, i, single, side)
                 worst = max(worst, near(case, got, alone[i], f"row {i}, padded {side}", 3))
@@ -572,8 +583,10 @@ def generation(case: Case) -> float:
         "output_logits": True,
     }
     worst = 0.0
+    with case.quiet():
+        ways = dict(paddings(case, singles_for(case, singles)))
+    side = "left" if "left" in ways else "right"
     with case.quiet(), case.inlay(), case.inlay("law-b", seed=5), torch.no_grad():
-        side = "left" if "left" in sides(case, singles_for(case, singles)) else "right"
         if chart.kind == "decoder" and side == "right":
             singles, names = [singles[0]] * 3, names
         batch = join(singles, side)
@@ -615,7 +628,9 @@ def _forced(case: Case, batch: dict[str, Tensor], tokens: Tensor, side: str, new
         return out[:, -new:]
     grown = torch.nn.functional.pad(batch["attention_mask"], (0, new - 1), value=1)
     whole = {"input_ids": tokens[:, :-1], "attention_mask": grown}
-    return answer(case.model, counted(case, whole, side))[:, -new:]
+    if side == "left" and case.chart.stacks[0].takes("position_ids"):
+        whole = counted(case, whole)
+    return answer(case.model, whole)[:, -new:]
 
 
 LAWS: dict[str, Callable[[Case], float]] = {

@@ -1,0 +1,290 @@
+"""Known ways to break the library, each with the law that must notice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytest import MonkeyPatch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+import inlay
+from inlay import merge as merge_file
+from inlay import state as state_file
+from inlay.methods import ia3, prefix
+from inlay.piece import Piece
+from inlay.ports import door, keys, slots, tap
+from inlay.route import Groups, Route
+from inlay.site import Part, Site
+
+attach_file: Any = sys.modules["inlay.attach"]  # `inlay.attach` is the function
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """breaks: does the damage. Then `law` must be broken for `spec` on `family`."""
+
+    name: str
+    breaks: Callable[[MonkeyPatch], None]
+    family: str
+    spec: Any
+    law: str
+
+
+def mask_function_not_registered(patch: MonkeyPatch) -> None:
+    patch.delitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "inlay_sdpa")
+
+
+def causal_mask_forgotten(patch: MonkeyPatch) -> None:
+    patch.setattr(keys, "_square", lambda module, mask, query, length, more: (mask, length))
+
+
+def prefix_columns_hidden_from_the_mask(patch: MonkeyPatch) -> None:
+    real = keys._widen
+
+    def wrong(mask: Any, seen: Any, extra: int, length: int) -> Any:
+        return real(mask, None, extra, length)  # shorter prefixes get phantom keys
+
+    patch.setattr(keys, "_widen", wrong)
+
+
+def fused_part_ignored_in_merge(patch: MonkeyPatch) -> None:
+    def put(self: Any, site: Site, w: Any, b: Any) -> None:
+        self.w = self.w + torch.nn.functional.pad(w - site.part.take(self.w, 0), (0, 0, 0, 64))
+
+    patch.setattr(merge_file.Host, "put", put)
+
+
+def transposed_storage_ignored_in_merge(patch: MonkeyPatch) -> None:
+    patch.setattr(
+        merge_file.Host, "changes", lambda self: [(self.weight, self.w.reshape(self.weight.shape))]
+    )
+
+
+def bias_not_scaled_in_merge(patch: MonkeyPatch) -> None:
+    def fold(self: Any, w: Any, b: Any) -> Any:
+        return w * self.factor.detach()[:, None], b
+
+    patch.setattr(ia3.ScaleOut, "fold", fold)
+
+
+def merged_before_refusing(patch: MonkeyPatch) -> None:
+    real = merge_file.plan
+
+    def plan(handle: Any) -> Any:
+        host = next(site.host for _, site, _ in handle.pieces() if site.is_projection)
+        host.weight.data.add_(1)
+        return real(handle)
+
+    patch.setattr("inlay.laws.plan", plan)
+
+
+def hook_left_behind(patch: MonkeyPatch) -> None:
+    def drop(self: Any, name: str) -> bool:
+        self.at_entry.pop(name, None)
+        self.at_exit.pop(name, None)
+        return True
+
+    patch.setattr(tap.TapPort, "drop", drop)
+
+
+def attention_left_behind(patch: MonkeyPatch) -> None:
+    patch.setattr(keys, "close_port", lambda model: None)
+
+
+def base_left_frozen(patch: MonkeyPatch) -> None:
+    real = attach_file.Root.__init__
+
+    def init(self: Any, chart: Any) -> None:
+        real(self, chart)
+        self.learning = []
+
+    patch.setattr(attach_file.Root, "__init__", init)
+
+
+def base_not_frozen(patch: MonkeyPatch) -> None:
+    real = attach_file._plant
+
+    def plant(model: Any, chart: Any) -> Any:
+        root = real(model, chart)
+        chart.sites[5].host.requires_grad_(True)
+        return root
+
+    patch.setattr(attach_file, "_plant", plant)
+
+
+def half_of_the_prefix_dead(patch: MonkeyPatch) -> None:
+    def forward(self: Any) -> Any:
+        return self.k, self.k.detach() * 0.5
+
+    patch.setattr(prefix.Vectors, "forward", forward)
+
+
+def rows_permuted(patch: MonkeyPatch) -> None:
+    real = Route._spread
+
+    def spread(self: Any, batch: int, here: Any) -> Groups:
+        made = real(self, batch, here)
+        return Groups(made.names, None if made.group is None else made.group[::-1])
+
+    patch.setattr(Route, "_spread", spread)
+
+
+def rows_put_back_in_the_wrong_order(patch: MonkeyPatch) -> None:
+    real = torch.argsort
+    patch.setattr(tap.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
+
+
+def beams_tiled(patch: MonkeyPatch) -> None:
+    real = Route._spread
+
+    def spread(self: Any, batch: int, here: Any) -> Groups:
+        made = real(self, batch, here)
+        times = batch // len(self.bound)
+        group = made.group and made.group[::times] * times
+        return Groups(made.names, group)
+
+    patch.setattr(Route, "_spread", spread)
+
+
+def rows_forgotten_after_with(patch: MonkeyPatch) -> None:
+    def leave(self: Any, *error: Any) -> None:
+        self._route.asked = self._before
+        self._route.bound = ((),)
+
+    patch.setattr(attach_file.rows, "__exit__", leave)
+    patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
+
+
+def rows_of_the_last_pass_recomputed(patch: MonkeyPatch) -> None:
+    patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
+
+
+def positions_not_counted(patch: MonkeyPatch) -> None:
+    patch.setattr(door.Door, "_counted", lambda self, inputs: inputs)
+
+
+def prompt_positions_counted_from_zero(patch: MonkeyPatch) -> None:
+    def positions(self: Any, given: Any, mask: Any, layout: Any) -> Any:
+        return torch.arange(layout.source.shape[1]).expand(len(layout.source), -1)
+
+    patch.setattr(slots.SlotsPort, "_positions", positions)
+
+
+def prompt_not_cut_off(patch: MonkeyPatch) -> None:
+    patch.setattr(slots.SlotsPort, "leave", lambda self, output: output)
+
+
+def decoder_does_not_see_the_prompt(patch: MonkeyPatch) -> None:
+    real = slots.SlotsPort.widened
+
+    def widened(self: Any, mask: Any, states: Any) -> Any:
+        wide = real(self, mask, states)
+        extra = states.shape[1] - (states.shape[1] if mask is None else mask.shape[1])
+        return wide if mask is None else torch.nn.functional.pad(mask, (extra, 0), value=1)
+
+    patch.setattr(slots.SlotsPort, "widened", widened)
+
+
+def later_positions_not_moved(patch: MonkeyPatch) -> None:
+    real = slots.SlotsPort._continue
+
+    def go_on(self: Any, inputs: Any, *more: Any) -> Any:
+        return {**real(self, inputs, *more), "position_ids": inputs.get("position_ids")}
+
+    patch.setattr(slots.SlotsPort, "_continue", go_on)
+
+
+def copies_share_an_inlay(patch: MonkeyPatch) -> None:
+    patch.setattr(tap.TapPort, "__deepcopy__", lambda self, memo: self, raising=False)
+
+
+def file_rounded(patch: MonkeyPatch) -> None:
+    real = state_file.to_bytes
+    patch.setattr(
+        state_file,
+        "to_bytes",
+        lambda tensors, metadata: real(
+            {k: t.half().float().contiguous() for k, t in tensors.items()}, metadata=metadata
+        ),
+    )
+
+
+def something_else_served(patch: MonkeyPatch) -> None:
+    real = prefix.Sliced.served
+    patch.setattr(
+        prefix.Sliced, "served", lambda self: {k: t.flip(0).clone() for k, t in real(self).items()}
+    )
+
+
+def starts_off_the_base(patch: MonkeyPatch) -> None:
+    real = ia3.ScaleOut.__init__
+
+    def init(self: Any, width: int) -> None:
+        real(self, width)
+        self.factor.data.mul_(1.01)
+
+    patch.setattr(ia3.ScaleOut, "__init__", init)
+
+
+def interleaved_heads_read_as_blocks(patch: MonkeyPatch) -> None:
+    real = Part.take
+
+    def take(self: Any, y: Any, dim: int = -1) -> Any:
+        if self.count == 1 or dim != 0:
+            return real(self, y, dim)
+        return y.narrow(dim, 0, self.width)
+
+    patch.setattr(Part, "take", take)
+
+
+def numbers_kept_when_loading(patch: MonkeyPatch) -> None:
+    patch.setattr(Piece, "accept", lambda self, tensors: None)
+
+
+LORA = inlay.LoRA(rank=2)
+PREFIX = inlay.Prefix(length=3, mlp=None)
+PROMPT = inlay.Prompt(length=3)
+
+MUTATIONS = [
+    Mutation(f.__name__, f, family, spec, law)
+    for f, family, spec, law in [
+        (mask_function_not_registered, "llama", PREFIX, "padding is inert"),
+        (mask_function_not_registered, "bert", PREFIX, "rows do not meet"),
+        (causal_mask_forgotten, "llama", PREFIX, "generation"),
+        (causal_mask_forgotten, "gpt2", PREFIX, "padding is inert"),
+        (prefix_columns_hidden_from_the_mask, "qwen3", PREFIX, "rows do not meet"),
+        (fused_part_ignored_in_merge, "gpt2", LORA, "merge"),
+        (transposed_storage_ignored_in_merge, "gpt2", LORA, "merge"),
+        (interleaved_heads_read_as_blocks, "gpt_neox", LORA, "merge"),
+        (bias_not_scaled_in_merge, "bert", inlay.IA3(), "merge"),
+        (merged_before_refusing, "llama", LORA + inlay.Houlsby(bottleneck=3), "merge"),
+        (hook_left_behind, "llama", LORA, "no trace"),
+        (attention_left_behind, "llama", PREFIX, "no trace"),
+        (base_left_frozen, "llama", LORA, "no trace"),
+        (base_not_frozen, "llama", LORA, "only pieces learn"),
+        (half_of_the_prefix_dead, "t5", PREFIX, "only pieces learn"),
+        (rows_permuted, "llama", LORA, "rows do not meet"),
+        (rows_permuted, "llama", PREFIX, "rows do not meet"),
+        (rows_permuted, "llama", PROMPT, "rows do not meet"),
+        (rows_put_back_in_the_wrong_order, "llama", LORA, "rows do not meet"),
+        (beams_tiled, "llama", LORA, "generation"),
+        (beams_tiled, "t5", PREFIX, "generation"),
+        (rows_forgotten_after_with, "llama", LORA, "gradient checkpointing"),
+        (rows_of_the_last_pass_recomputed, "llama", LORA, "gradient checkpointing"),
+        (rows_of_the_last_pass_recomputed, "gpt2", PREFIX, "gradient checkpointing"),
+        (positions_not_counted, "llama", PREFIX, "padding is inert"),
+        (prompt_positions_counted_from_zero, "gpt2", PROMPT, "padding is inert"),
+        (prompt_not_cut_off, "llama", PROMPT, "rows do not meet"),
+        (decoder_does_not_see_the_prompt, "t5", PROMPT, "rows do not meet"),
+        (later_positions_not_moved, "gpt2", PROMPT, "generation"),
+        (copies_share_an_inlay, "llama", LORA, "copies are independent"),
+        (file_rounded, "llama", LORA, "save → load"),
+        (numbers_kept_when_loading, "llama", LORA, "save → load"),
+        (something_else_served, "llama", inlay.Prefix(length=2, mlp=5), "dropped at inference"),
+        (starts_off_the_base, "llama", inlay.IA3(), "identity"),
+    ]
+]
