@@ -1,0 +1,65 @@
+# Two commands are enough to begin: `make demo` and `make test`. `make help` lists the rest.
+#
+# Everything happens in a virtual environment of its own, .venv, which is made on first use and
+# brought up to date whenever pyproject.toml or constraints.txt is newer than it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+WORKERS := $(shell n=$(CORES); [ $$n -gt 4 ] && n=4; [ $$n -lt 2 ] && n=2; echo $$n)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench lint format docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.all ## teach a real model to judge reviews, in four minutes
+	@$(BIN)/inlay demo
+
+test: $(VENV)/.dev ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: lint ## lint, types, architecture and generated documents
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m inlay.cli.docs --check
+
+lint: $(VENV)/.dev ## ruff, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## let ruff repair and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## write the generated parts of README.md and docs/ anew
+	$(BIN)/python -m inlay.cli.docs
+
+bench: $(VENV)/.bench ## measure speed and memory, and write bench/results.json
+	$(BIN)/python -m bench
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed. Each stamp is one set of extras.
+
+$(VENV)/.all: EXTRAS := all
+$(VENV)/.dev: EXTRAS := dev
+$(VENV)/.bench: EXTRAS := all,bench
+
+$(VENV)/.all $(VENV)/.dev $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "inlay needs Python 3.11 or newer, and '$(PYTHON)' is not that; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@echo "making the virtual environment $(VENV) (once; the downloads take a while)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
