@@ -1,0 +1,99 @@
+"""fit: train the pieces of one inlay on one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from inlay.attach import Inlay, attached
+from inlay.data import Example
+from inlay.errors import TrainingError
+from inlay.tasks import Task
+from inlay.training import rng
+from inlay.training.launch import accelerator_for
+from inlay.training.loop import Loop
+from inlay.training.options import options
+from inlay.training.results import Result
+
+
+def fit(
+    model: PreTrainedModel,
+    handle: Inlay,
+    task: Task,
+    data: Sequence[Example],
+    *,
+    dev: Sequence[Example] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    console: Console | None = None,
+    **given: Any,
+) -> Result:
+    """Train the pieces of an inlay; the base is not touched, and other inlays do not learn.
+
+    Args:
+        model: the base, on its device. Under `accelerate launch` or `torchrun` every process has
+            its own.
+        handle: an inlay attached to it.
+        task: a task bound to it.
+        data: the training examples.
+        dev: examples to evaluate on.
+        folder: where the log (`log.jsonl`) and the checkpoint are kept; None keeps neither.
+        resume: go on from the folder's checkpoint, if there is one: a run that was killed at any
+            instant ends with the same numbers as one that was not. False starts anew.
+        console: where progress is shown; None for the error stream.
+        **given: the fields of `Options`.
+
+    Ctrl-C ends the step, writes a checkpoint where there is a folder, and raises
+    KeyboardInterrupt. The mode of the model and the random generators are afterwards as they were
+    before.
+
+    Raises TrainingError: an unknown or impossible option, a checkpoint of another run, a loss that
+    is not finite (then the pieces are as before that step).
+    """
+    chosen = options(given)
+    if not handle.attached or handle.model is not model:
+        raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
+    if not len(data) or (dev is not None and not len(dev)):
+        raise TrainingError("there are no examples to train or to evaluate on")
+    for name in ("eval_every", "patience"):
+        if dev is None and getattr(chosen, name) is not None:
+            raise TrainingError(f"{name} needs examples to evaluate on; give dev")
+    if folder is None and chosen.checkpoint_every is not None:
+        raise TrainingError("checkpoint_every needs a folder to write to; give folder")
+    accelerator = accelerator_for(
+        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(handle.spec)}
+    )
+    if console is None:
+        console = Console(stderr=True)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    place = None if folder is None else Path(folder)
+    with rng.kept(), learning(model, handle, chosen.dropout):
+        loop = Loop(model, handle, task, data, dev, chosen, place, accelerator, console)
+        return loop(resume)
+
+
+@contextmanager
+def learning(model: PreTrainedModel, handle: Inlay, dropout: bool) -> Iterator[None]:
+    """Inside, this inlay trains and all others hold still; afterwards all modes are as before."""
+    modes = {part: part.training for part in model.modules()}
+    others = [one for one in attached(model).values() if one is not handle]
+    held = [p for one in others for p in one.parameters() if p.requires_grad]
+    model.train(dropout)
+    for one in others:
+        one.root.sets[one.name].eval()
+    handle.root.sets[handle.name].train()
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for parameter in held:
+            parameter.requires_grad_(True)

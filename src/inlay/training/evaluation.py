@@ -1,0 +1,69 @@
+"""Predictions over a data set, in batches of like length, and their score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from inlay.chart import evaluating
+from inlay.data import Example
+from inlay.tasks import Prediction, Row, Task
+from inlay.training.batches import by_length
+
+Predicted = tuple[int, Prediction]
+"""The number of a row, and what is predicted for it."""
+
+
+def predict(
+    model: PreTrainedModel,
+    task: Task,
+    data: Sequence[Example],
+    *,
+    batch_size: int | None = 16,
+    tokens: int | None = None,
+) -> list[Prediction]:
+    """One prediction for every example, in their order, from a bound task.
+
+    batch_size: rows a batch; or None and `tokens`: the most tokens in one. Several processes share
+    the work, and each returns everything.
+    """
+    rows = task.encode_all(data)
+    with evaluating(model):
+        parts = predictions(model, task, rows, batch_size, tokens)
+        return merged([pair for part in parts for pair in part])
+
+
+def evaluate(
+    model: PreTrainedModel,
+    task: Task,
+    data: Sequence[Example],
+    *,
+    batch_size: int | None = 16,
+    tokens: int | None = None,
+) -> dict[str, float]:
+    """The task's metrics of the model's predictions; arguments as in `predict`."""
+    return task.score(predict(model, task, data, batch_size=batch_size, tokens=tokens), data)
+
+
+def predictions(
+    model: PreTrainedModel, task: Task, rows: Sequence[Row], batch: int | None, tokens: int | None
+) -> Iterator[list[Predicted]]:
+    """This process's share of the predictions, batch by batch. The model is in evaluation mode."""
+    state = PartialState()
+    costs = [len(row) for row in rows]
+    device = model.device
+    for numbers in by_length(costs, rows=batch, tokens=tokens)[
+        state.process_index :: state.num_processes
+    ]:
+        made = task.collate([rows[number] for number in numbers])
+        said = task.predict(model, {name: t.to(device) for name, t in made.items()})
+        yield list(zip(numbers, said, strict=True))
+
+
+def merged(own: list[Predicted]) -> list[Prediction]:
+    """The predictions of all processes, in the order of the rows."""
+    everything = gather_object(own) if PartialState().num_processes > 1 else own
+    return [said for _, said in sorted(everything, key=lambda pair: pair[0])]

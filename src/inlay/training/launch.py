@@ -1,0 +1,53 @@
+"""The processes, devices and trackers of a run, as accelerate knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from inlay.errors import TrainingError, nearest
+
+SHARDED = {
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
+    DistributedType.MEGATRON_LM,
+}
+
+
+def accelerator_for(
+    trackers: Sequence[str], folder: str | Path | None, config: dict[str, object]
+) -> Accelerator:
+    """What accelerate says of this process, with its trackers started.
+
+    folder: where trackers that write files put them; None for the current one. config: what they
+    are told of the run.
+
+    Raises TrainingError for a tracker that is unknown or not installed, for fp16 (its gradients
+    need scaling, bf16 ones do not), and where the model is cut over processes.
+    """
+    present = {kind.value for kind in get_available_trackers()}
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise TrainingError(
+                f"no tracker is called {name!r}{nearest(name, LOGGER_TYPE_TO_CLASS)}"
+            )
+        if name not in present:
+            raise TrainingError(f"the tracker {name!r} is not installed; pip install it")
+    accelerator = Accelerator(log_with=list(trackers) or None, project_dir=folder or ".")
+    if accelerator.distributed_type in SHARDED:
+        raise TrainingError(
+            f"fit runs whole models side by side, not {accelerator.distributed_type.value}; train "
+            "the inlay with transformers.Trainer there"
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise TrainingError(
+            f"fit knows no mixed precision {accelerator.mixed_precision!r}; use bf16, or a base "
+            "in bf16 and none"
+        )
+    if trackers:
+        plain = {k: v if isinstance(v, int | float) else str(v) for k, v in config.items()}
+        accelerator.init_trackers("inlay", config=plain)
+    return accelerator

@@ -1,0 +1,47 @@
+"""The learning rate rises, falls and ends at 0."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from inlay import LoRA
+from inlay.spec import METHODS
+from inlay.training.schedule import factor, proposed
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_rises_to_one_and_falls_to_nothing(schedule):
+    made = [factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
+    top = made.index(max(made))
+    assert top in (99, 100)
+    assert max(made) == pytest.approx(1, abs=0.01)
+    assert all(a < b for a, b in zip(made[:100], made[1:100], strict=False))
+    assert all(a > b for a, b in zip(made[100:], made[101:], strict=False))
+    assert 0 < made[-1] < 1e-3
+    assert 0 < made[0] < 0.01
+    assert sum(made) / 1000 == pytest.approx(0.5, abs=1e-3)
+
+
+def test_constant_stays():
+    assert factor("constant", 0.5, 0.25) == 0.5
+    assert factor("constant", 0.0, 1.0) == 1
+
+
+def test_shapes():
+    assert factor("linear", 0, 0.25) == 0.75
+    assert factor("cosine", 0, 0.5) == pytest.approx(0.5)
+    assert factor("cosine", 0, 0.25) == pytest.approx(0.85355, abs=1e-5)
+    assert factor("linear", 0.1, 1.01) == 0
+
+
+def test_a_method_may_propose_a_rate():
+    @dataclass(frozen=True, repr=False)
+    class Quick(LoRA):
+        lr: ClassVar[float] = 0.3
+
+    try:
+        assert proposed(Quick()) == 0.3
+        assert proposed(replace(Quick(), rank=2) + LoRA()) == 0.3
+    finally:
+        del METHODS["Quick"]

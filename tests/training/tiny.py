@@ -1,0 +1,158 @@
+"""A base of 2 layers and a task that needs no tokenizer: for runs of a few milliseconds a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import transformers as hf
+from rich.console import Console
+from torch.nn import functional as F
+
+import inlay
+from inlay import LoRA
+from inlay.chart import resolve
+from inlay.data import Example
+from inlay.tasks.base import TASKS, Bound, Row, Task, mask_of, padded
+
+CONFIG = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 31,
+    "pad_token_id": 0,
+}
+
+
+def base():
+    """A new base with the same numbers every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**CONFIG)).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, 0, 0.6 * parameter.shape[-1] ** -0.5)
+        return model
+
+
+def spec():
+    """Pieces that draw random numbers while they train."""
+    return LoRA(rank=2, dropout=0.1)
+
+
+def attached(what=None, *, model=None, name="default"):
+    """A base and an inlay in it, with the same numbers every time."""
+    model = base() if model is None else model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        return model, inlay.attach(model, what or spec(), name=name)
+
+
+def examples(count, seed=0, longest=9):
+    """Counting modulo 29 from random starts, in rows of 2 to `longest` tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(count):
+        start = int(torch.randint(29, (), generator=draw))
+        length = int(torch.randint(2, longest + 1, (), generator=draw))
+        ids = " ".join(str(1 + (start + step) % 29) for step in range(length))
+        rows.append(Example({"ids": ids}, f"rows.jsonl:{number + 1}"))
+    return rows
+
+
+def quiet():
+    """A console that shows nothing."""
+    return Console(file=io.StringIO())
+
+
+@dataclass(kw_only=True)
+class Recite(Task):
+    """Numbers -> the next number at every place; scored by mean log-likelihood."""
+
+    name: ClassVar[str] = "recite"
+    metric: str = "likelihood"
+
+    def bind(self, model, tokenizer=None):
+        self._bound = Bound(resolve(model), tokenizer, None, 0)
+
+    def check(self, bound, model):
+        pass
+
+    @property
+    def needs(self):
+        return ("ids",)
+
+    def _encode(self, examples, first):
+        rows = [[int(word) for word in str(example.fields["ids"]).split()] for example in examples]
+        return [
+            Row(ids, ids[1:], first + place, example.where, len(ids))
+            for place, (ids, example) in enumerate(zip(rows, examples, strict=True))
+        ]
+
+    def collate(self, rows):
+        texts = [row.input_ids for row in rows]
+        return {"input_ids": padded(texts, 0), "attention_mask": mask_of(texts)}
+
+    def _losses(self, model, batch):
+        hidden = self.bound.chart.hidden(model, **batch)
+        logits = self.bound.chart.logits(model, hidden)[:, :-1]
+        targets = batch["input_ids"][:, 1:]
+        each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return each.view_as(targets) * (targets != 0), targets != 0
+
+    def loss(self, model, batch):
+        each, counts = self._losses(model, batch)
+        return each.sum(), int(counts.sum())
+
+    def predict(self, model, batch):
+        each, counts = self._losses(model, batch)
+        return [str(x) for x in (-each.sum(1) / counts.sum(1)).tolist()]
+
+    def score(self, predictions, examples):
+        return {"likelihood": sum(map(float, predictions)) / len(predictions)}
+
+
+@dataclass(kw_only=True)
+class Scripted(Recite):
+    """Recite with the scores decided beforehand."""
+
+    name: ClassVar[str] = "scripted"
+    script: tuple[float, ...] = ()
+
+    def score(self, predictions, examples):
+        self.asked = getattr(self, "asked", -1) + 1
+        return {"likelihood": self.script[self.asked]}
+
+
+for made in (Recite, Scripted):  # tests of the registry should not find them
+    del TASKS[made.name]
+
+
+def task(model, kind=Recite, **fields):
+    """A task bound to a model."""
+    made = kind(**fields)
+    made.bind(model)
+    return made
+
+
+def state(handle):
+    """What learns, as it is now."""
+    return {name: tensor.clone() for name, tensor in handle.training_state().items()}
+
+
+def same(a, b):
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def numbers(result):
+    """A result without its clock."""
+    plain = dataclasses.asdict(result)
+    del plain["seconds"]
+    for one in [*plain["evaluations"], plain["best"] or {}]:
+        one.pop("seconds", None)
+    return plain
