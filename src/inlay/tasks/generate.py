@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -119,7 +119,8 @@ class Generate(Task):
             truncate=self.truncate,
         )
 
-    def _frame(self, bound: Bound) -> Any:
+    def _frame(self, bound: Bound) -> Callable[[str], str]:
+        """What puts a text into the tokenizer's chat. Raises TaskError where that refuses."""
         before = [] if self.system is None else [{"role": "system", "content": self.system}]
 
         def frame(text: str) -> str:
