@@ -118,7 +118,7 @@ class Inlay:
 
     @enabled.setter
     def enabled(self, acts: bool) -> None:
-        self.root.route.known[self.name] = bool(acts)
+        self.root.route.enable(self.name, bool(acts))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that learns, each once: what an optimiser is given."""
@@ -176,8 +176,8 @@ class Inlay:
         for _, site, piece in self.pieces():
             if isinstance(piece, Keys):
                 _close(root, site, self.name)
-        del root.sets[self.name], root.handles[self.name], root.route.known[self.name]
-        root.route.ask(None)
+        del root.sets[self.name], root.handles[self.name]
+        root.route.forget(self.name)
         if not root.handles:
             _uproot(self.model, root)
         elif not any(door.keys for door in root.doors):
@@ -228,9 +228,9 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
     if root is None:
         root = _plant(model, chart)
     handle = Inlay(model, name, spec, pieces, root)
-    root.sets[name] = pieces
+    root.sets[name] = pieces.train(model.training)
     root.handles[name] = handle
-    root.route.known[name] = True
+    root.route.enable(name, True)
     for once in pieces.onces():
         root.door(once.stack).shared.setdefault(name, []).append(once)
     for _, site, piece in pieces.items():
@@ -277,6 +277,7 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
         trace: TracebackType | None,
     ) -> None:
         self._route.asked = self._before
+        self._route.bind()
 
 
 def _root(model: nn.Module) -> Root | None:
@@ -302,7 +303,7 @@ def _build(chart: Chart, spec: Spec) -> Set:
             piece = method.build(site, shared)
             if piece is None:
                 continue
-            _check_port(method, site, piece)
+            _check_port(chart, method, site, piece)
             own[site.name] = piece.to(site.device())
             made.add(site, number, piece)
         if not own:
@@ -323,7 +324,7 @@ def _sites(chart: Chart, method: Method) -> list[Site]:
         raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
 
 
-def _check_port(method: Method, site: Site, piece: Piece) -> None:
+def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
     who = type(method).__name__
     if isinstance(piece, Keys):
         if site.heads == 0:
@@ -335,6 +336,7 @@ def _check_port(method: Method, site: Site, piece: Piece) -> None:
                 f"{who} adds keys, but {type(site.host).__name__} does not go through "
                 "transformers' attention interface; taps (LoRA, adapters) and prompts work here"
             )
+        keys.check_open(chart.base)
     elif isinstance(piece, Slots) and site.role not in ("embed", "embed.target"):
         raise PortError(f"{who} adds positions, which stand at 'embed', not at {site.role!r}")
     elif isinstance(piece, (Tap, TapIn)) and (site.heads or site.role == "final"):
@@ -423,6 +425,7 @@ def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
     finally:
         if root is not None:
             root.route.asked = asked
+            root.route.bind()
         for site in sites:
             if before[site.name] is None:
                 delattr(site.host, keys.PORT)

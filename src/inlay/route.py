@@ -31,10 +31,10 @@ class Groups:
 
 
 class Route:
-    """Rows as asked for by the user, and as bound by the forward pass that is under way.
+    """Rows as asked for by the user, and as bound: what the ports go by.
 
-    The binding stays after the pass until the next one: a checkpointed block is recomputed in
-    backward, long after any `with` has ended.
+    The two are the same until a checkpointed block is recomputed in backward, long after any
+    `with` has ended: then the binding is that of the pass whose block it is (see `ports.door`).
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,7 @@ class Route:
         """Set the rows from now on: per row a name, several names, or None for the bare base."""
         if names is None:
             self.asked = None
+            self.bind()
             return
         if isinstance(names, str):
             raise RowsError(f"rows takes a list with one entry a row, not the text {names!r}")
@@ -60,9 +61,20 @@ class Route:
         if not rows:
             raise RowsError("rows needs at least one entry")
         self.asked = tuple(rows)
+        self.bind()
+
+    def enable(self, name: str, acts: bool) -> None:
+        """Make an inlay known, or switch a known one on or off."""
+        self.known[name] = acts
+        self.bind()
+
+    def forget(self, name: str) -> None:
+        """An inlay is gone, and with it whatever rows were asked for."""
+        del self.known[name]
+        self.ask(None)
 
     def bind(self) -> None:
-        """A forward pass begins."""
+        """Go by what is asked for."""
         rows = self.asked if self.asked is not None else (tuple(self.known),)
         off = {name for name, enabled in self.known.items() if not enabled}
         if off:

@@ -150,15 +150,6 @@ def beams_tiled(patch: MonkeyPatch) -> None:
     patch.setattr(Route, "_spread", spread)
 
 
-def rows_forgotten_after_with(patch: MonkeyPatch) -> None:
-    def leave(self: Any, *error: Any) -> None:
-        self._route.asked = self._before
-        self._route.bound = ((),)
-
-    patch.setattr(attach_file.rows, "__exit__", leave)
-    patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
-
-
 def rows_of_the_last_pass_recomputed(patch: MonkeyPatch) -> None:
     patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
 
@@ -273,7 +264,6 @@ MUTATIONS = [
         (rows_put_back_in_the_wrong_order, "llama", LORA, "rows do not meet"),
         (beams_tiled, "llama", LORA, "generation"),
         (beams_tiled, "t5", PREFIX, "generation"),
-        (rows_forgotten_after_with, "llama", LORA, "gradient checkpointing"),
         (rows_of_the_last_pass_recomputed, "llama", LORA, "gradient checkpointing"),
         (rows_of_the_last_pass_recomputed, "gpt2", PREFIX, "gradient checkpointing"),
         (positions_not_counted, "llama", PREFIX, "padding is inert"),

@@ -80,7 +80,7 @@ class Door:
         output = self.slots.leave(output) if self.trims else output
         self.slots.layout = None
         states = output[0] if isinstance(output, tuple) else output.last_hidden_state
-        if states.requires_grad and (self.route.asked is not None or self.shared):
+        if states.requires_grad:
             states.register_hook(self._rebind())
         return output
 

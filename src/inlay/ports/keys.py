@@ -164,18 +164,23 @@ def has_port(core: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[type(core).__module__])
 
 
-def open_port(model: PreTrainedModel) -> None:
-    """Make the base's attention pass through this file. Raises PortError where it cannot."""
+def check_open(model: PreTrainedModel) -> None:
+    """Raise PortError where the base runs an attention that has no keys port."""
     for config in configs(model):
         theirs = config._attn_implementation
-        if theirs in THEIRS:
-            continue
-        if theirs not in OURS:
+        if theirs not in OURS and theirs not in THEIRS:
             raise PortError(
                 f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
                 "call model.set_attn_implementation('sdpa') first"
             )
-        config._attn_implementation_internal = OURS[theirs]
+
+
+def open_port(model: PreTrainedModel) -> None:
+    """Make the base's attention pass through this file. Raises PortError where it cannot."""
+    check_open(model)
+    for config in configs(model):
+        theirs = config._attn_implementation
+        config._attn_implementation_internal = OURS.get(theirs, theirs)
 
 
 def close_port(model: PreTrainedModel) -> None:

@@ -22,6 +22,10 @@ from inlay.piece import Slots
 from inlay.route import Groups, Route
 
 
+FIRST = "inlay_first_mask"
+"""The attribute under which a static cache keeps the padding mask of its first pass."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where everything stands in the widened rows.
@@ -59,11 +63,12 @@ class SlotsPort:
         groups = self.route.groups(given.shape[0], self.pieces)
         if groups is None:
             return inputs
-        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), given)
         cache = inputs.get("past_key_values")
         cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        seen = given.shape[1] + (cached - max(self._lengths(groups)) if cached else 0)
+        mask = flat_mask(inputs.get("attention_mask"), cache, seen)
         if cached:
-            return self._continue(inputs, groups, mask, cached, given)
+            return self._continue(inputs, groups, mask, seen, given)
         return self._begin(inputs, groups, mask, given)
 
     def _begin(
@@ -102,14 +107,11 @@ class SlotsPort:
         inputs: dict[str, Any],
         groups: Groups,
         mask: Tensor | None,
-        cached: int,
+        seen: int,
         given: Tensor,
     ) -> dict[str, Any]:
-        """A later step of generation: the prompt is in the cache already."""
+        """A later step of generation, `seen` tokens in all: the prompt is in the cache already."""
         batch, length = given.shape[:2]
-        lengths = self._lengths(groups)
-        extra = max(lengths)
-        seen = cached + length - extra
         if seen < length or (mask is not None and mask.shape[1] != seen):
             raise RowsError(
                 "this cache was filled without the prompt of these rows; "
@@ -239,12 +241,13 @@ class SlotsPort:
                     layer.max_cache_len += extra
 
 
-def flat_mask(mask: Any, cache: Any, given: Tensor) -> Tensor | None:
-    """The padding mask `[B, T]` behind whatever form of mask the stack was given.
+def flat_mask(mask: Any, cache: Any, seen: int) -> Tensor | None:
+    """The padding mask `[B, seen]` behind whatever form of mask the stack was given.
 
-    `generate` with a static cache builds masks `[B, 1, T, length of the cache]` beforehand; a
-    position is text where any query sees it. Raises PortError for other masks of four dimensions,
-    which may say anything.
+    `generate` with a static cache builds masks `[B, 1, T, length of the cache]` beforehand. In the
+    first pass a position is text where any query sees it; that is noted on the cache, for later
+    masks show no more than a window. Raises PortError for other masks of four dimensions, which
+    may say anything.
     """
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values())))
@@ -255,6 +258,9 @@ def flat_mask(mask: Any, cache: Any, given: Tensor) -> Tensor | None:
             "a prompt needs a padding mask of shape [batch, positions]; "
             f"this attention_mask has shape {list(mask.shape)}"
         )
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    length = int(cache.get_seq_length()) + given.shape[1]
-    return seen.any(1).any(1)[:, :length].long()
+    first = vars(cache).get(FIRST)
+    if first is None:
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        first = visible.any(1).any(1)[:, :seen].long()
+        setattr(cache, FIRST, first)
+    return F.pad(first, (0, seen - first.shape[1]), value=1)

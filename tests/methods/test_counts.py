@@ -1,0 +1,121 @@
+"""Parameter counts are the papers' formulas, on real sizes (built on the meta device: no memory)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+import inlay
+from inlay.chart import resolve
+from inlay.spec import Shared
+
+
+def count(model: Any, spec: inlay.Method) -> int:
+    """How many numbers a method adds, without running or copying anything."""
+    chart = resolve(model)
+    with torch.device("meta"):
+        sites = chart.find(spec.at)
+        shared = Shared(sites, lambda ids: {})
+        pieces = [spec.build(site, shared) for site in sites]
+    modules = [piece for piece in pieces if piece is not None]
+    modules += list(shared.modules.values())
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def meta(kind: str) -> Any:
+    makers = {
+        "bert-base": lambda: hf.BertModel(hf.BertConfig()),
+        "bert-large": lambda: hf.BertModel(
+            hf.BertConfig(
+                hidden_size=1024,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                intermediate_size=4096,
+            )
+        ),
+        "roberta-base": lambda: hf.RobertaModel(hf.RobertaConfig(vocab_size=50265)),
+        "gpt2-medium": lambda: hf.GPT2LMHeadModel(
+            hf.GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+        ),
+        "t5-base": lambda: hf.T5ForConditionalGeneration(
+            hf.T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12)
+        ),
+        "t0-3b": lambda: hf.T5ForConditionalGeneration(
+            hf.T5Config(
+                d_model=2048,
+                d_kv=64,
+                d_ff=5120,
+                num_layers=24,
+                num_heads=32,
+                feed_forward_proj="gated-gelu",
+            )
+        ),  # fmt: skip
+        "llama": lambda: hf.LlamaForCausalLM(
+            hf.LlamaConfig(
+                hidden_size=576,
+                num_hidden_layers=30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                intermediate_size=1536,
+                vocab_size=49152,
+            )
+        ),  # fmt: skip
+    }
+    with torch.device("meta"):
+        return makers[kind]()
+
+
+D, L, FF = 768, 12, 3072
+
+
+@pytest.mark.parametrize(
+    ("base", "spec", "expected"),
+    [
+        # card 26: r (d_in + d_out) a matrix
+        ("roberta-base", inlay.LoRA(rank=8), 294_912),
+        ("gpt2-medium", inlay.LoRA(rank=4), 393_216),
+        ("llama", inlay.LoRA(rank=8), 30 * 8 * ((576 + 576) + (576 + 192))),
+        # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
+        (
+            "bert-base",
+            inlay.Houlsby(bottleneck=64),
+            2 * L * (2 * 64 * D + D + 64) + (2 * L + 1) * 2 * D,
+        ),
+        ("bert-large", inlay.Houlsby(at=("attn", "mlp")), 2 * 24 * (2 * 64 * 1024 + 1024 + 64)),
+        # card 2: L(2md + d + m), m = d/16
+        ("bert-base", inlay.Pfeiffer(), 894_528),
+        # card 3: L(2dr + r + d)
+        ("bert-base", inlay.Parallel(bottleneck=16), L * (2 * 16 * D + 16 + D)),
+        # card 8: d_k + d_v + d_ff an encoder layer, 2(d_k + d_v) + d_ff a decoder layer
+        ("t0-3b", inlay.IA3(), 540_672),
+        # card 18: 11dL and the embedding norm (the paper's 11dL + 2d adds the pooler, a head)
+        ("bert-base", inlay.BitFit(), 11 * D * L + D),
+        ("bert-base", inlay.BitFit(at=("attn.q", "mlp.up")), 5 * D * L),
+        ("bert-large", inlay.BitFit(), 272_384 - 1024),
+        # card 12: 2·l·L·d stored; d·l + d·k + k + k·2Ld + 2Ld while the MLP is there
+        ("gpt2-medium", inlay.Prefix(length=5, mlp=None), 245_760),
+        ("gpt2-medium", inlay.Prefix(length=10, mlp=None), 491_520),
+        (
+            "gpt2-medium",
+            inlay.Prefix(length=10, mlp=512),
+            10 * 1024 + 1024 * 512 + 512 + 512 * 2 * 24 * 1024 + 2 * 24 * 1024,
+        ),
+        ("t5-base", inlay.Prefix(length=7, mlp=None), 3 * 2 * 7 * 12 * D),
+        ("llama", inlay.Prefix(length=20, mlp=None), 2 * 20 * 30 * 192),
+        # card 13: l·d
+        ("t5-base", inlay.Prompt(length=100, start="uniform"), 100 * D),
+        ("llama", inlay.Prompt(length=20, start="uniform"), 11_520),
+        ("bert-base", inlay.Head(labels=("a", "b", "c")), 3 * D + 3),
+    ],
+    ids=lambda value: value if isinstance(value, str) else repr(value),
+)
+def test_count(base: str, spec: inlay.Method, expected: int) -> None:
+    assert count(meta(base), spec) == expected
+
+
+def test_every_method_is_counted() -> None:
+    names = {type(mark[1]).__name__ for mark in test_count.pytestmark[0].args[1]}
+    assert names == {n for n, kind in inlay.METHODS.items() if kind.__module__.startswith("inlay.")}
