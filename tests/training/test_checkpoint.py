@@ -55,7 +55,7 @@ def log(folder):
 @pytest.mark.parametrize("press", [1, 5, 8, 11, 20])
 def test_ctrl_c_and_then_on_is_the_same_as_in_one_piece(tmp_path, press, spec):
     whole, unbroken = train(tmp_path / "a", spec=spec)
-    with pytest.raises(KeyboardInterrupt, match="stopped after step .* start the same run again"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step .* start the same run again"):
         train(tmp_path / "b", spec=spec, presses=(press,))
     result, resumed = train(tmp_path / "b", spec=spec)
     assert tiny.numbers(result) == tiny.numbers(whole)
@@ -136,7 +136,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     good = path.read_bytes()
     for bad in (b"", good[:100], good[:-5], b"\xff" * 4000):
         path.write_bytes(bad)
-        with pytest.raises(TrainingError, match="is damaged .* delete it"):
+        with pytest.raises(TrainingError, match=r"is damaged .* delete it"):
             train(tmp_path, steps=2)
     assert good.count(b'format\\": 1') == 1
     path.write_bytes(good.replace(b'format\\": 1', b'format\\": 2'))

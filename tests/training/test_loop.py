@@ -4,16 +4,17 @@ import io
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 from rich.console import Console
 
 import inlay
 from inlay import LoRA, Prefix
 from inlay.errors import TrainingError
 from inlay.training import Options, evaluate, fit, predict
-from inlay.training.launch import accelerator_for
 
 from . import tiny
 
@@ -234,11 +235,9 @@ def test_a_gradient_that_is_not_finite_stops_too():
 
 
 def test_rows_without_anything_that_counts_are_named():
+    lonely = inlay.data.Example({"ids": "4"}, "rows.jsonl:1")
     with pytest.raises(TrainingError, match=r"step 1: no token or label counts .*rows.jsonl:1"):
-        train(
-            data=tiny.examples(3, longest=2)[:0]
-            + [inlay.data.Example({"ids": "4"}, "rows.jsonl:1")]
-        )
+        train(data=[lonely])
 
 
 @pytest.mark.parametrize(
@@ -279,16 +278,18 @@ def test_an_inlay_that_cannot_learn_here_is_refused():
         train(model=model, handle=handle)
 
 
-def test_fp16_and_sharding_are_refused(monkeypatch):
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    try:
-        with pytest.raises((TrainingError, ValueError), match="fp8|mixed precision"):
-            accelerator_for((), None, {})
-    finally:
-        AcceleratorState._reset_state()
+@pytest.mark.parametrize(
+    ("kind", "precision", "said"),
+    [
+        (DistributedType.FSDP, "no", "whole models side by side, not FSDP"),
+        (DistributedType.NO, "fp16", "no mixed precision 'fp16'; use bf16"),
+    ],
+)
+def test_what_accelerate_could_but_fit_cannot_is_refused(monkeypatch, kind, precision, said):
+    fake = SimpleNamespace(distributed_type=kind, mixed_precision=precision)
+    monkeypatch.setattr("inlay.training.launch.Accelerator", lambda **_: fake)
+    with pytest.raises(TrainingError, match=said):
+        train()
 
 
 # --------------------------------------------------------------------------- beside the numbers

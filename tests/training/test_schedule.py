@@ -1,6 +1,7 @@
 """The learning rate rises, falls and ends at 0."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -16,8 +17,8 @@ def test_rises_to_one_and_falls_to_nothing(schedule):
     top = made.index(max(made))
     assert top in (99, 100)
     assert max(made) == pytest.approx(1, abs=0.01)
-    assert all(a < b for a, b in zip(made[:100], made[1:100], strict=False))
-    assert all(a > b for a, b in zip(made[100:], made[101:], strict=False))
+    assert all(a < b for a, b in pairwise(made[:100]))
+    assert all(a > b for a, b in pairwise(made[100:]))
     assert 0 < made[-1] < 1e-3
     assert 0 < made[0] < 0.01
     assert sum(made) / 1000 == pytest.approx(0.5, abs=1e-3)
