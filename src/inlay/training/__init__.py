@@ -1,8 +1,20 @@
-"""Training: `fit`, and what a recipe makes of it."""
+"""Training: `fit`, and recipes that say what to fit."""
 
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate, predict
 from inlay.training.options import Options
+from inlay.training.recipe import Recipe
 from inlay.training.results import Evaluation, Result
+from inlay.training.run import Outcome, run
 
-__all__ = ["Evaluation", "Options", "Result", "evaluate", "fit", "predict"]
+__all__ = [
+    "Evaluation",
+    "Options",
+    "Outcome",
+    "Recipe",
+    "Result",
+    "evaluate",
+    "fit",
+    "predict",
+    "run",
+]

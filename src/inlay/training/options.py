@@ -12,6 +12,7 @@ from inlay.errors import TrainingError, nearest
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Training(BaseModel):
@@ -78,7 +79,7 @@ class Training(BaseModel):
 class Options(Training):
     """`Training`, and the seed of everything that is drawn: order of the rows, dropout."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -92,12 +93,13 @@ def options(given: Mapping[str, Any]) -> Options:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in one sentence: path of the field, cause, and the nearest right name."""
     first = error.errors()[0]
-    path = [step for step in first["loc"] if not _is_tag(step)]
-    at = ".".join(map(str, path))
+    path, inner = _path(first["loc"], model)
+    at = ".".join(path)
     match first["type"]:
         case "extra_forbidden":
-            known = _fields(model, path[:-1])
-            return f"{at}: there is no such field{nearest(str(path[-1]), known)}"
+            name = str(first["loc"][-1])
+            at = ".".join([*path, name])
+            return f"{at}: there is no such field{nearest(name, inner.model_fields)}"
         case "missing":
             return f"{at} is missing"
         case "value_error":
@@ -107,15 +109,22 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{at}: {message[:1].lower()}{message[1:]}, not {first['input']!r:.80}"
 
 
-def _is_tag(step: int | str) -> bool:
-    """Whether a step of a path names a branch of a union, which no user has written."""
-    return isinstance(step, str) and not step.isidentifier()
+def _path(
+    steps: tuple[int | str, ...], model: type[BaseModel]
+) -> tuple[list[str], type[BaseModel]]:
+    """The names of the fields that lead to a problem, and the model that the last one is in.
 
-
-def _fields(model: type[BaseModel], path: list[int | str]) -> list[str]:
-    """The names of the fields at a path."""
-    for step in path:
-        kind = model.model_fields[str(step)].annotation
-        kinds = [k for k in (kind, *get_args(kind)) if isinstance(k, type)]
-        model = next(k for k in kinds if issubclass(k, BaseModel))
-    return list(model.model_fields)
+    What pydantic adds behind them (which branch of a union, which entry) no user has written.
+    """
+    path: list[str] = []
+    for step in map(str, steps):
+        if step not in model.model_fields:
+            break
+        path.append(step)
+        kind = model.model_fields[step].annotation
+        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type)]
+        inner = [k for k in inner if issubclass(k, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
+    return path, model

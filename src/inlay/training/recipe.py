@@ -1,0 +1,188 @@
+"""Recipe: a whole run as one small YAML file.
+
+base: smollm2
+method: LoRA(rank=8) + Prefix(length=10)
+task: {kind: generate, template: "{source}"}
+data:
+  train: {source: e2e, split: train}
+  dev: {source: e2e, split: dev, limit: 100}
+training: {lr: 2e-3, minutes: 2}
+out: runs/e2e
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from inlay.data import FIELDS, Dataset, load
+from inlay.errors import InlayError, RecipeError, nearest
+from inlay.spec import Spec, parse
+from inlay.tasks import Task, from_spec
+from inlay.template import Template
+from inlay.training import text
+from inlay.training.options import Seed, Training, Whole, explain
+
+STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+
+class Source(BaseModel):
+    """Where rows come from; the fields are the arguments of `inlay.data.load`."""
+
+    model_config = STRICT
+
+    source: str
+    split: str | None = None
+    columns: dict[str, str] | None = None
+    template: str | dict[str, str] | None = None
+    limit: Whole | None = None
+    skip_bad: bool = False
+
+    @field_validator("columns", "template")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if name not in FIELDS:
+                raise ValueError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        for one in value.values() if isinstance(value, dict) else [value] if value else []:
+            _sound(Template, one)
+        return value
+
+    def load(self, task: Task) -> Dataset:
+        """The rows, with all fields that the task needs. Raises DataError."""
+        return load(**self.model_dump(), need=task.needs)
+
+
+class Data(BaseModel):
+    """The rows to train on, to choose by, and to report on."""
+
+    model_config = STRICT
+
+    train: Source
+    dev: Source | None = None
+    test: Source | None = None
+
+
+class Recipe(BaseModel):
+    """What `run` does. Paths are relative to where it is run.
+
+    base: a bundled name, a folder, or what `from_pretrained` takes. dtype: of its weights; None
+        keeps the one they are stored in.
+    method: what to set in, written as in Python. name: of the inlay.
+    task: its `kind` and fields.
+    data: `train`, `dev`, `test`.
+    training: the fields of `Training`.
+    out: the folder for the inlay, the log, the checkpoint and the results.
+    seed: of everything that is drawn.
+    """
+
+    model_config = STRICT
+
+    base: str
+    dtype: Literal["float32", "bfloat16"] | None = None
+    method: str
+    name: str = "default"
+    task: dict[str, Any]
+    data: Data
+    training: Training = Training()
+    out: str
+    seed: Seed = 0
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        _sound(parse, value)
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value):
+            raise ValueError(f"a name is letters, digits, '_' and '-', not {value!r}")
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "kind" not in value:
+            raise ValueError("the kind of task is missing, as in {kind: generate}")
+        _sound(_task_of, value)
+        return value
+
+    @staticmethod
+    def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
+        """The recipe in a file (None: in none), with some fields set anew.
+
+        overrides: dotted names -> texts, such as `training.lr` -> `1e-4`. A text that is JSON
+        counts as what it says, any other as itself.
+
+        Raises RecipeError, one sentence that names the field, for whatever is wrong with it.
+        """
+        values: Any = {}
+        if path is not None:
+            try:
+                written = Path(path).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+            values = text.read(written, str(path))
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
+        for name, value in (overrides or {}).items():
+            _set(values, name, value)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(explain(error, Recipe)) from None
+
+    def dump(self) -> str:
+        """The recipe as YAML, with every default; `load` reads it back as it was."""
+        return text.write(self.model_dump(mode="json"))
+
+    def make_spec(self) -> Spec:
+        """What to set in."""
+        return parse(self.method)
+
+    def make_task(self) -> Task:
+        """The task, not bound to a model yet."""
+        return _task_of(self.task)
+
+
+def _task_of(fields: Mapping[str, Any]) -> Task:
+    rest = {name: value for name, value in fields.items() if name != "kind"}
+    if "task" in rest:
+        raise RecipeError("there is no field 'task'; did you mean 'kind'?")
+    return from_spec({"task": fields["kind"], **rest})
+
+
+def _sound(make: Any, value: Any) -> None:
+    """Have pydantic say, with the path of the field, what this library refuses."""
+    try:
+        make(value)
+    except InlayError as error:
+        raise ValueError(str(error)) from None
+
+
+def _set(values: dict[str, Any], name: str, value: str) -> None:
+    """Set a field by its dotted name."""
+    *path, last = name.split(".")
+    for step in path:
+        inner = values.setdefault(step, {})
+        if inner is None:
+            inner = values[step] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{name}: {step!r} has no fields")
+        values = inner
+    try:
+        values[last] = json.loads(value)
+    except ValueError:
+        values[last] = value

@@ -1,0 +1,151 @@
+"""run: from a recipe to a trained inlay, its scores, and files that say how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from inlay.attach import attach
+from inlay.data import Dataset
+from inlay.methods.head import Head
+from inlay.models import load_base
+from inlay.spec import Spec
+from inlay.state import write_whole
+from inlay.tasks import Classify, Task
+from inlay.training import checkpoint, rng
+from inlay.training.entry import fit
+from inlay.training.evaluation import evaluate
+from inlay.training.recipe import Recipe
+from inlay.training.results import Result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe led to.
+
+    path: the inlay's file. parameters: how many numbers learned; of: how many the base has.
+    untouched, dev, test: scores by metric, of the base before and with the inlay after; None where
+    the recipe has no such data. metric: the task's own. training: how it went.
+    """
+
+    recipe: Recipe
+    path: Path
+    parameters: int
+    of: int
+    metric: str
+    untouched: dict[str, float] | None
+    dev: dict[str, float] | None
+    test: dict[str, float] | None
+    training: Result
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        recipe = self.recipe.model_dump(mode="json")
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            **facts,
+            "recipe": recipe,
+            "path": str(self.path),
+            "training": asdict(self.training),
+        }
+
+
+def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) -> Outcome:
+    """Do what a recipe says.
+
+    Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
+    and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
+    anew). Where the task reads a trained head, one is added to the method; the untouched score is
+    then that of a head that has learned nothing, else that of the bare base.
+
+    Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
+    TrainingError.
+    """
+    state = PartialState()
+    console = console or Console(stderr=True)
+    if not state.is_main_process:
+        console = Console(quiet=True)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    task = recipe.make_task()
+    sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
+    data = {part: source.load(task) for part, source in sources.items() if source is not None}
+    for part, rows in data.items():
+        if rows.skipped:
+            say(f"{part}: {len(rows.skipped)} rows left out, the first: {rows.skipped[0]}")
+    task.prepare(data["train"])
+    spec = headed(recipe.make_spec(), task)
+    model, tokenizer = load_base(
+        recipe.base,
+        dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
+        device=state.device,
+        report=say,
+    )
+    task.bind(model, tokenizer)
+    size = sum(p.numel() for p in model.parameters())
+
+    def score(rows: Dataset | None) -> dict[str, float] | None:
+        if rows is None:
+            return None
+        size = recipe.training
+        return evaluate(model, task, rows, batch_size=size.rows, tokens=size.tokens)
+
+    dev, test = data.get("dev"), data.get("test")
+    bare = not any(isinstance(method, Head) for method in spec.methods)
+    untouched = score(dev) if bare else None
+    with rng.kept():
+        rng.seed(recipe.seed)
+        handle = attach(model, spec, name=recipe.name)
+    if not bare:
+        untouched = score(dev)
+    if untouched is not None:
+        say(f"untouched: {task.metric} {untouched[task.metric]:.4f} on dev")
+
+    out = Path(recipe.out)
+    if state.is_main_process and not (resume and (out / checkpoint.NAME).exists()):
+        write_whole(out / "recipe.yaml", recipe.dump().encode())
+    result = fit(
+        model,
+        handle,
+        task,
+        data["train"],
+        dev=dev,
+        folder=out,
+        resume=resume,
+        console=console,
+        seed=recipe.seed,
+        **recipe.training.model_dump(),
+    )
+    outcome = Outcome(
+        recipe=recipe,
+        path=out / f"{recipe.name}.safetensors",
+        parameters=handle.count(),
+        of=size,
+        metric=task.metric,
+        untouched=untouched,
+        dev=None if result.best is None else result.best.scores,
+        test=score(test),
+        training=result,
+    )
+    if state.is_main_process:
+        handle.save(outcome.path, tokenizer=tokenizer)
+        write_whole(out / "recipe.yaml", recipe.dump().encode())
+        write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
+    return outcome
+
+
+def headed(spec: Spec, task: Task) -> Spec:
+    """The spec, with the head that the task reads where it has none yet."""
+    if not isinstance(task, Classify) or task.verbalizer is not None:
+        return spec
+    if any(isinstance(method, Head) for method in spec.methods):
+        return spec
+    return spec + Head(labels=task.names)
