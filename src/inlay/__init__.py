@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
 from inlay._version import __version__
 from inlay.attach import Inlay, attach, attached, rows
+from inlay.check import check
 from inlay.errors import InlayError
 from inlay.site import ROLES, Site, Where
 from inlay.spec import METHODS, Method, Sum, load_strangers, parse
 from inlay.state import load
+from inlay.words import labels, words
 
 if TYPE_CHECKING:
     from inlay.methods.bitfit import BitFit
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from inlay.methods.pfeiffer import Pfeiffer
     from inlay.methods.prefix import Prefix
     from inlay.methods.prompt import Prompt
+    from inlay.training import fit
 
 load_strangers()
 
@@ -48,15 +51,23 @@ __all__ = [
     "__version__",
     "attach",
     "attached",
+    "check",
+    "fit",
+    "labels",
     "load",
     "parse",
     "rows",
+    "words",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in METHODS:
         return METHODS[name]
+    if name == "fit":  # accelerate is slow to import, and not everybody trains
+        from inlay.training import fit
+
+        return fit
     raise AttributeError(f"module 'inlay' has no attribute {name!r}")
 
 

@@ -407,8 +407,7 @@ def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
     sites = [site for site in chart.sites if site.heads and keys.has_port(site.host)]
     before = {site.name: vars(site.host).get(keys.PORT) for site in sites}
     recorders = {site.name: keys.Recorder() for site in sites}
-    device = embed.weight.device  # type: ignore[union-attr]
-    text = torch.tensor([list(ids)], device=device)  # type: ignore[arg-type]
+    text = torch.tensor([list(ids)], device=model.device)
     inputs: dict[str, Any] = {"input_ids": text}
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text

@@ -280,11 +280,10 @@ def child(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _stack(backbone: nn.Module, layout: Layout, start: int) -> Stack:
-    module, layers = (
-        child(backbone, layout.path),
-        child(child(backbone, layout.path), layout.layers),
-    )  # type: ignore[arg-type]
-    assert isinstance(module, PreTrainedModel) and isinstance(layers, nn.ModuleList)
+    module = child(backbone, layout.path)
+    assert isinstance(module, PreTrainedModel)
+    layers = child(module, layout.layers)
+    assert isinstance(layers, nn.ModuleList)
     embed = child(module, layout.embed) if layout.embed is not None else None
     causal = layout.causal or bool(getattr(module.config, "is_decoder", False))
     first_stays = layout.first_stays and not causal

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -180,12 +181,11 @@ class Site:
 
     def normalised(self) -> Callable[[Tensor], Tensor]:
         """What the norm at this site does to x before gain and bias."""
-        host = self.host
+        host: Any = self.host
         if isinstance(host, nn.LayerNorm):
-            shape, eps = host.normalized_shape, host.eps
-            return partial(_centred, shape=list(shape), eps=eps)
+            return partial(_centred, shape=list(host.normalized_shape), eps=host.eps)
         eps = getattr(host, "variance_epsilon", None)
-        return partial(_scaled, eps=float(host.eps if eps is None else eps))  # type: ignore[arg-type]
+        return partial(_scaled, eps=float(host.eps if eps is None else eps))
 
     def weight(self) -> Tensor:
         """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout."""

@@ -88,14 +88,14 @@ class Method(Spec):
         object.__setattr__(self, "at", Where.of(self.at))
         self.check()
 
-    def check(self) -> None:  # noqa: B027  # most methods have nothing more to check
+    def check(self) -> None:
         """Raise SpecError for numbers that can never work, whatever the model."""
 
     @abstractmethod
     def build(self, site: Site, shared: Shared) -> Piece | None:
         """The piece of this method at one site; None to leave the site out."""
 
-    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:  # noqa: B027
+    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """Called once when all pieces stand, for starting values that need all of them."""
 
     def served(self) -> Method:
@@ -222,7 +222,7 @@ def _place(value: Any) -> Any:
 def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    default = field.default
+    default: Any = field.default
     return Where.of(default) if field.name == "at" else default
 
 

@@ -11,7 +11,8 @@ import transformers as hf
 
 import inlay
 from inlay.errors import MergeError, NamingError, PortError, RowsError, SiteError, SpecError
-from inlay.laws import answer, far, join, move, snapshot
+from inlay.laws.case import answer, far, join, move
+from inlay.laws.traces import snapshot
 from tests import zoo
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 import inlay
 from inlay.errors import BaseError, FileError, NamingError
-from inlay.laws import move, snapshot
+from inlay.laws.case import move
+from inlay.laws.traces import snapshot
 from tests import zoo
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import inlay
-from inlay.laws import answer, far, join, move, weigh
+from inlay.laws.case import answer, far, join, move, weigh
 from tests import zoo
 
 FOUR = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inlay
-from inlay import BitFit, Head, Houlsby, IA3, LoRA, Parallel, Pfeiffer, Prefix, Prompt, Where  # noqa: F401, I001
+from inlay import IA3, BitFit, Head, Houlsby, LoRA, Parallel, Pfeiffer, Prefix, Prompt, Where  # noqa: F401
 from inlay.errors import SpecError
 from inlay.spec import from_json, parse, to_json
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
-from pytest import MonkeyPatch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import inlay
@@ -28,21 +28,21 @@ class Mutation:
     """breaks: does the damage. Then `law` must be broken for `spec` on `family`."""
 
     name: str
-    breaks: Callable[[MonkeyPatch], None]
+    breaks: Callable[[pytest.MonkeyPatch], None]
     family: str
     spec: Any
     law: str
 
 
-def mask_function_not_registered(patch: MonkeyPatch) -> None:
+def mask_function_not_registered(patch: pytest.MonkeyPatch) -> None:
     patch.delitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "inlay_sdpa")
 
 
-def causal_mask_forgotten(patch: MonkeyPatch) -> None:
+def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keys, "_square", lambda module, mask, query, length, more: (mask, length))
 
 
-def prefix_columns_hidden_from_the_mask(patch: MonkeyPatch) -> None:
+def prefix_columns_hidden_from_the_mask(patch: pytest.MonkeyPatch) -> None:
     real = keys._widen
 
     def wrong(mask: Any, seen: Any, extra: int, length: int) -> Any:
@@ -51,27 +51,27 @@ def prefix_columns_hidden_from_the_mask(patch: MonkeyPatch) -> None:
     patch.setattr(keys, "_widen", wrong)
 
 
-def fused_part_ignored_in_merge(patch: MonkeyPatch) -> None:
+def fused_part_ignored_in_merge(patch: pytest.MonkeyPatch) -> None:
     def put(self: Any, site: Site, w: Any, b: Any) -> None:
         self.w = self.w + torch.nn.functional.pad(w - site.part.take(self.w, 0), (0, 0, 0, 64))
 
     patch.setattr(merge_file.Host, "put", put)
 
 
-def transposed_storage_ignored_in_merge(patch: MonkeyPatch) -> None:
+def transposed_storage_ignored_in_merge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         merge_file.Host, "changes", lambda self: [(self.weight, self.w.reshape(self.weight.shape))]
     )
 
 
-def bias_not_scaled_in_merge(patch: MonkeyPatch) -> None:
+def bias_not_scaled_in_merge(patch: pytest.MonkeyPatch) -> None:
     def fold(self: Any, w: Any, b: Any) -> Any:
         return w * self.factor.detach()[:, None], b
 
     patch.setattr(ia3.ScaleOut, "fold", fold)
 
 
-def merged_before_refusing(patch: MonkeyPatch) -> None:
+def merged_before_refusing(patch: pytest.MonkeyPatch) -> None:
     real = merge_file.plan
 
     def plan(handle: Any) -> Any:
@@ -79,10 +79,10 @@ def merged_before_refusing(patch: MonkeyPatch) -> None:
         host.weight.data.add_(1)
         return real(handle)
 
-    patch.setattr("inlay.laws.plan", plan)
+    patch.setattr("inlay.laws.function.plan", plan)
 
 
-def hook_left_behind(patch: MonkeyPatch) -> None:
+def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
     def drop(self: Any, name: str) -> bool:
         self.at_entry.pop(name, None)
         self.at_exit.pop(name, None)
@@ -91,11 +91,11 @@ def hook_left_behind(patch: MonkeyPatch) -> None:
     patch.setattr(tap.TapPort, "drop", drop)
 
 
-def attention_left_behind(patch: MonkeyPatch) -> None:
+def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keys, "close_port", lambda model: None)
 
 
-def base_left_frozen(patch: MonkeyPatch) -> None:
+def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
     real = attach_file.Root.__init__
 
     def init(self: Any, chart: Any) -> None:
@@ -105,7 +105,7 @@ def base_left_frozen(patch: MonkeyPatch) -> None:
     patch.setattr(attach_file.Root, "__init__", init)
 
 
-def base_not_frozen(patch: MonkeyPatch) -> None:
+def base_not_frozen(patch: pytest.MonkeyPatch) -> None:
     real = attach_file._plant
 
     def plant(model: Any, chart: Any) -> Any:
@@ -116,14 +116,14 @@ def base_not_frozen(patch: MonkeyPatch) -> None:
     patch.setattr(attach_file, "_plant", plant)
 
 
-def half_of_the_prefix_dead(patch: MonkeyPatch) -> None:
+def half_of_the_prefix_dead(patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any) -> Any:
         return self.k, self.k.detach() * 0.5
 
     patch.setattr(prefix.Vectors, "forward", forward)
 
 
-def rows_permuted(patch: MonkeyPatch) -> None:
+def rows_permuted(patch: pytest.MonkeyPatch) -> None:
     real = Route._spread
 
     def spread(self: Any, batch: int, here: Any) -> Groups:
@@ -133,12 +133,12 @@ def rows_permuted(patch: MonkeyPatch) -> None:
     patch.setattr(Route, "_spread", spread)
 
 
-def rows_put_back_in_the_wrong_order(patch: MonkeyPatch) -> None:
+def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
     real = torch.argsort
     patch.setattr(tap.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
 
 
-def beams_tiled(patch: MonkeyPatch) -> None:
+def beams_tiled(patch: pytest.MonkeyPatch) -> None:
     real = Route._spread
 
     def spread(self: Any, batch: int, here: Any) -> Groups:
@@ -150,26 +150,26 @@ def beams_tiled(patch: MonkeyPatch) -> None:
     patch.setattr(Route, "_spread", spread)
 
 
-def rows_of_the_last_pass_recomputed(patch: MonkeyPatch) -> None:
+def rows_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
 
 
-def positions_not_counted(patch: MonkeyPatch) -> None:
+def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(door.Door, "_counted", lambda self, inputs: inputs)
 
 
-def prompt_positions_counted_from_zero(patch: MonkeyPatch) -> None:
+def prompt_positions_counted_from_zero(patch: pytest.MonkeyPatch) -> None:
     def positions(self: Any, given: Any, mask: Any, layout: Any) -> Any:
         return torch.arange(layout.source.shape[1]).expand(len(layout.source), -1)
 
     patch.setattr(slots.SlotsPort, "_positions", positions)
 
 
-def prompt_not_cut_off(patch: MonkeyPatch) -> None:
+def prompt_not_cut_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(slots.SlotsPort, "leave", lambda self, output: output)
 
 
-def decoder_does_not_see_the_prompt(patch: MonkeyPatch) -> None:
+def decoder_does_not_see_the_prompt(patch: pytest.MonkeyPatch) -> None:
     real = slots.SlotsPort.widened
 
     def widened(self: Any, mask: Any, states: Any) -> Any:
@@ -180,7 +180,7 @@ def decoder_does_not_see_the_prompt(patch: MonkeyPatch) -> None:
     patch.setattr(slots.SlotsPort, "widened", widened)
 
 
-def later_positions_not_moved(patch: MonkeyPatch) -> None:
+def later_positions_not_moved(patch: pytest.MonkeyPatch) -> None:
     real = slots.SlotsPort._continue
 
     def go_on(self: Any, inputs: Any, *more: Any) -> Any:
@@ -189,11 +189,11 @@ def later_positions_not_moved(patch: MonkeyPatch) -> None:
     patch.setattr(slots.SlotsPort, "_continue", go_on)
 
 
-def copies_share_an_inlay(patch: MonkeyPatch) -> None:
+def copies_share_an_inlay(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tap.TapPort, "__deepcopy__", lambda self, memo: self, raising=False)
 
 
-def file_rounded(patch: MonkeyPatch) -> None:
+def file_rounded(patch: pytest.MonkeyPatch) -> None:
     real = state_file.to_bytes
     patch.setattr(
         state_file,
@@ -204,14 +204,14 @@ def file_rounded(patch: MonkeyPatch) -> None:
     )
 
 
-def something_else_served(patch: MonkeyPatch) -> None:
+def something_else_served(patch: pytest.MonkeyPatch) -> None:
     real = prefix.Sliced.served
     patch.setattr(
         prefix.Sliced, "served", lambda self: {k: t.flip(0).clone() for k, t in real(self).items()}
     )
 
 
-def starts_off_the_base(patch: MonkeyPatch) -> None:
+def starts_off_the_base(patch: pytest.MonkeyPatch) -> None:
     real = ia3.ScaleOut.__init__
 
     def init(self: Any, width: int) -> None:
@@ -221,7 +221,7 @@ def starts_off_the_base(patch: MonkeyPatch) -> None:
     patch.setattr(ia3.ScaleOut, "__init__", init)
 
 
-def interleaved_heads_read_as_blocks(patch: MonkeyPatch) -> None:
+def interleaved_heads_read_as_blocks(patch: pytest.MonkeyPatch) -> None:
     real = Part.take
 
     def take(self: Any, y: Any, dim: int = -1) -> Any:
@@ -232,7 +232,7 @@ def interleaved_heads_read_as_blocks(patch: MonkeyPatch) -> None:
     patch.setattr(Part, "take", take)
 
 
-def numbers_kept_when_loading(patch: MonkeyPatch) -> None:
+def numbers_kept_when_loading(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Piece, "accept", lambda self, tensors: None)
 
 

@@ -52,7 +52,7 @@ def meta(kind: str) -> Any:
                 num_heads=32,
                 feed_forward_proj="gated-gelu",
             )
-        ),  # fmt: skip
+        ),
         "llama": lambda: hf.LlamaForCausalLM(
             hf.LlamaConfig(
                 hidden_size=576,
@@ -62,7 +62,7 @@ def meta(kind: str) -> Any:
                 intermediate_size=1536,
                 vocab_size=49152,
             )
-        ),  # fmt: skip
+        ),
     }
     with torch.device("meta"):
         return makers[kind]()

@@ -9,7 +9,7 @@ import torch
 
 import inlay
 from inlay.errors import MergeError, SiteError, SpecError
-from inlay.laws import answer, far, join, move
+from inlay.laws.case import answer, far, move
 from tests import zoo
 
 PRE_NORM = ("llama", "gpt2", "t5", "gpt_neox", "modernbert", "gemma2")
@@ -37,7 +37,7 @@ def test_lora_is_alpha_over_r_times_b_a() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoRA(rank=3, alpha=12, at="attn.q"))
     move(handle)
-    name, site, piece = next(handle.pieces())
+    _, site, piece = next(handle.pieces())
     x = torch.randn(2, 5, 32)
     expected = x @ site.weight().T + 4.0 * x @ piece.a.T @ piece.b.T
     torch.testing.assert_close(site.host(x), expected)

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.chart import Family, Layout, Sub, output_head
+from inlay.chart import Family, Layout, Place, Sub, output_head
 
-BLOCK = {
+BLOCK: dict[str, Place] = {
     "attn": Sub("self_attn", "self_attn.out_proj"),
     "attn.q": "self_attn.q_proj",
     "attn.k": "self_attn.k_proj",
@@ -18,7 +18,7 @@ BLOCK = {
     "norm.attn": "self_attn_layer_norm",
     "norm.mlp": "final_layer_norm",
 }
-CROSS = {
+CROSS: dict[str, Place] = {
     "cross": Sub("encoder_attn", "encoder_attn.out_proj"),
     "cross.q": "encoder_attn.q_proj",
     "cross.k": "encoder_attn.k_proj",

@@ -31,7 +31,7 @@ WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
 
 
 def discover(model: PreTrainedModel) -> Family:
-    """The family of one model, read from its modules. Raises SiteError where there are no blocks."""
+    """The family of one model, read from its modules. Raises SiteError where it has no blocks."""
     backbone = model.base_model
     if model.config.is_encoder_decoder:
         stacks = [(name, part) for name, part in backbone.named_children() if name in SIDES]

@@ -54,7 +54,7 @@ class BitFit(Method):
         return Shift(site.d_out) if self.create or site.bias() is not None else None
 
 
-BitFit.examples = (BitFit(), BitFit(at=("attn.q", "mlp.up")))  # type: ignore[arg-type]
+BitFit.examples = (BitFit(), BitFit(at=Where(("attn.q", "mlp.up"))))
 
 
 class Shift(Foldable, Tap):

@@ -49,7 +49,10 @@ class Houlsby(Method):
         return Sequential(Bottleneck(down, up, self.act))
 
 
-Houlsby.examples = (Houlsby(bottleneck=4, std=0.02), Houlsby(bottleneck=3, std=0.1, at=("attn", "mlp")))  # type: ignore[arg-type]  # fmt: skip
+Houlsby.examples = (
+    Houlsby(bottleneck=4, std=0.02),
+    Houlsby(bottleneck=3, std=0.1, at=Where(("attn", "mlp"))),
+)
 
 
 class Sequential(Tap):

@@ -52,7 +52,10 @@ class LoRA(Method):
         return LowRank(site.d_in, site.d_out, self)
 
 
-LoRA.examples = (LoRA(rank=2), LoRA(rank=1, at=("attn.q", "attn.k", "attn.o", "mlp.up", "mlp.down")))  # type: ignore[arg-type]  # fmt: skip
+LoRA.examples = (
+    LoRA(rank=2),
+    LoRA(rank=1, at=Where(("attn.q", "attn.k", "attn.o", "mlp.up", "mlp.down"))),
+)
 
 
 class LowRank(Foldable, Tap):

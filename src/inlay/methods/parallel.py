@@ -51,7 +51,10 @@ class Parallel(Method):
         return Beside(Bottleneck(down, up, self.act), self)
 
 
-Parallel.examples = (Parallel(bottleneck=4), Parallel(bottleneck=3, scale=4.0, learned=True, at=("attn", "mlp")))  # type: ignore[arg-type]  # fmt: skip
+Parallel.examples = (
+    Parallel(bottleneck=4),
+    Parallel(bottleneck=3, scale=4.0, learned=True, at=Where(("attn", "mlp"))),
+)
 
 
 class Beside(Tap):

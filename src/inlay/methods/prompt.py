@@ -72,7 +72,11 @@ class Prompt(Method):
         return torch.stack(rows)
 
 
-Prompt.examples = (Prompt(length=3), Prompt(length=2, start="uniform"), Prompt(length=3, start=((5,), (6, 7))))  # fmt: skip  # noqa: E501
+Prompt.examples = (
+    Prompt(length=3),
+    Prompt(length=2, start="uniform"),
+    Prompt(length=3, start=((5,), (6, 7))),
+)
 
 
 class Positions(Slots):

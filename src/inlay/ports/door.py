@@ -114,8 +114,9 @@ class Door:
         a rotary base by itself does not notice, but one with keys that do not move along does.
         """
         mask = inputs.get("attention_mask")
-        fits = isinstance(mask, Tensor) and mask.dim() == 2 and self.stack.takes("position_ids")
-        if not fits or inputs.get("position_ids") is not None:
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or not self.stack.takes("position_ids"):
+            return inputs
+        if inputs.get("position_ids") is not None:
             return inputs
         given = inputs.get("input_ids")
         given = inputs["inputs_embeds"] if given is None else given

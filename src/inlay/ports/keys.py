@@ -46,7 +46,7 @@ class KeysPort:
         query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
         additive, broadcastable to `[B, Hq, Tq, T]`.
         """
-        batch, _, queries, _ = query.shape
+        batch = query.shape[0]
         groups = self.route.groups(batch, self.pieces)
         if groups is None:
             return key, value, mask, more

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import Cache, StaticCache, StaticLayer
 
 from inlay.chart import Stack
 from inlay.errors import DataError, PortError, RowsError
 from inlay.piece import Slots
 from inlay.route import Groups, Route
-
 
 FIRST = "inlay_first_mask"
 """The attribute under which a static cache keeps the padding mask of its first pass."""
@@ -237,7 +236,7 @@ class SlotsPort:
         """Make an empty static cache long enough for the prompt as well."""
         if isinstance(cache, StaticCache):
             for layer in cache.layers:
-                if not layer.is_initialized:
+                if isinstance(layer, StaticLayer) and not layer.is_initialized:
                     layer.max_cache_len += extra
 
 

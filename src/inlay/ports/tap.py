@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from inlay.errors import RowsError
 from inlay.piece import Piece, Tap, TapIn
 from inlay.route import Groups, Route
 from inlay.site import Site
@@ -78,6 +79,11 @@ class TapPort:
         x = args[0] if self.site.enter is None else self._x
         self._x = None
         assert x is not None
+        if self.site.role == "head" and whole.dim() < 3 and len(self.route.bound) > 1:
+            raise RowsError(
+                "a head that reads chosen positions cannot tell their rows apart; "
+                "give every row the same inlay, or pass the head whole rows"
+            )
         groups = self.route.groups(whole.shape[0], self.at_exit)
         if groups is None:
             return output
