@@ -1,0 +1,203 @@
+"""Other loops than ours: `transformers.Trainer` as it is, and twenty lines of plain PyTorch."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+
+import inlay
+from inlay import LoRA, Prefix, Prompt
+
+from . import tiny
+
+SPECS = [LoRA(rank=2, dropout=0.1), LoRA(rank=2) + Prefix(length=2, mlp=5) + Prompt(length=2)]
+
+
+def collate(rows):
+    ids = pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+    mask = (ids != 0).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def rows(count=24):
+    texts = [str(example.fields["ids"]) for example in tiny.examples(count)]
+    return [{"input_ids": torch.tensor([int(word) for word in text.split()])} for text in texts]
+
+
+def start(spec):
+    """A base with an inlay, and the base's numbers as they are."""
+    model, handle = tiny.attached(spec)
+    return model, handle, base_of(model)
+
+
+def base_of(model):
+    named = model.named_parameters()
+    return {name: p.detach().clone() for name, p in named if not name.startswith("inlays.")}
+
+
+def trainer(model, folder, *, optimizer=None, **given):
+    given = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "seed": 3, **given}
+    args = hf.TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=4,
+        remove_unused_columns=False,
+        eval_strategy="steps",
+        eval_steps=2,
+        **given,
+    )
+    return hf.Trainer(
+        model,
+        args,
+        data_collator=collate,
+        train_dataset=rows(),
+        eval_dataset=rows(6),
+        optimizers=(optimizer, None),
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_trainer_changes_the_pieces_and_nothing_else(tmp_path, spec):
+    model, handle, base = start(spec)
+    before = tiny.state(handle)
+    trainer(model, tmp_path).train()
+    assert tiny.same(base, base_of(model))
+    after = tiny.state(handle)
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    handle.save(tmp_path / "one.safetensors")
+    again = tiny.base()
+    inlay.load(again, tmp_path / "one.safetensors")
+    batch = collate(rows(3))
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_trainer_clips_the_gradient_of_the_pieces(tmp_path):
+    moved = []
+    for limit in (1e-3, 1e3):
+        model, handle, _ = start(LoRA(rank=2))
+        before = tiny.state(handle)
+        plain = torch.optim.SGD(handle.parameters(), lr=1.0)
+        given = {"max_steps": 1, "max_grad_norm": limit, "lr_scheduler_type": "constant"}
+        trainer(model, tmp_path, optimizer=plain, **given).train()
+        steps = [(t - before[name]).flatten() for name, t in tiny.state(handle).items()]
+        moved.append(float(torch.cat(steps).norm()))
+    assert moved[0] == pytest.approx(1e-3, rel=1e-2)
+    assert moved[1] > 0.1
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_trainer_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path, spec):
+    model, whole, _ = start(spec)
+    trainer(model, tmp_path).train()
+    again, handle, base = start(spec)
+    with torch.no_grad():
+        for parameter in handle.parameters():
+            parameter += 1.0
+    second = trainer(again, tmp_path)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert tiny.same(tiny.state(handle), tiny.state(whole))
+    assert tiny.same(base, base_of(again))
+
+
+def test_trainer_brings_the_best_pieces_back(tmp_path):
+    model, handle, base = start(LoRA(rank=2))
+    first = {"metric_for_best_model": "loss", "greater_is_better": True}  # it falls from there
+    loop = trainer(model, tmp_path, load_best_model_at_end=True, **first)
+    loop.train()
+    best = loop.state.best_model_checkpoint
+    assert best.endswith("checkpoint-2")
+    saved = load_file(f"{best}/model.safetensors")
+    last = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        if name in saved:  # tied weights stand there once
+            assert torch.equal(tensor, saved[name]), name
+        if name.startswith("inlays."):
+            assert not torch.equal(tensor, last[name]), name
+    assert {name for name in saved if name.startswith("inlays.")} == {
+        name for name in model.state_dict() if name.startswith("inlays.")
+    }
+    assert tiny.same(base, base_of(model))
+    assert handle.attached
+
+
+@pytest.mark.parametrize("spec", [LoRA(rank=2), *SPECS[1:]])
+def test_gradient_checkpointing_gives_the_same_numbers(tmp_path, spec):
+    ends = []
+    for checkpointing in (False, True):
+        model, handle, base = start(spec)
+        trainer(model, tmp_path, activation_checkpointing=checkpointing).train()
+        assert model.is_activation_checkpointing == checkpointing
+        assert tiny.same(base, base_of(model))
+        ends.append(tiny.state(handle))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_plain_loop(everything):
+    """Given all parameters or those of the pieces, an optimiser changes the pieces alone."""
+    model, handle, base = start(LoRA(rank=4, at=("attn.q", "attn.v", "mlp.down")))
+    parameters = model.parameters() if everything else handle.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=2e-2, weight_decay=0.1)
+    batch = collate(rows(16))
+    model.train()
+    losses = []
+    for _ in range(20):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert tiny.same(base, base_of(model))
+    assert {id(p) for p in model.parameters() if p.requires_grad} == set(
+        map(id, handle.parameters())
+    )
+
+
+def test_copies_train_apart():
+    model, handle, _ = start(LoRA(rank=2))
+    before = tiny.state(handle)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        own = inlay.attached(other)["default"]
+        optimizer = torch.optim.SGD(own.parameters(), lr=1.0)
+        other(**collate(rows(4))).loss.backward()
+        optimizer.step()
+        assert not tiny.same(tiny.state(own), before)
+        assert tiny.same(tiny.state(handle), before)
+
+
+def test_save_pretrained_writes_base_and_pieces(tmp_path):
+    """What ADR 0005 says about it: an ordinary model folder with more tensors than the base has."""
+    model, handle, base = start(LoRA(rank=2) + Prefix(length=2, mlp=None))
+    with torch.no_grad():
+        for parameter in handle.parameters():
+            parameter += torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    ours = {name for name in stored if name.startswith("inlays.")}
+    assert len(ours) == len(handle.training_state()) == 12
+    assert {name for name in stored if name not in ours} == {*base}
+
+    again, report = hf.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert {*report["unexpected_keys"]} == ours
+    assert not report["missing_keys"]
+    assert tiny.same(base, base_of(again)), "the base alone, as it was"
+    assert not inlay.attached(again)
+
+    back = inlay.attach(again, handle.spec)
+    problems = again.load_state_dict(stored, strict=False)
+    assert not problems.unexpected_keys
+    assert tiny.same(tiny.state(back), tiny.state(handle)), "attached first, the pieces fit"
+
+    handle.detach()
+    model.save_pretrained(tmp_path / "bare")
+    assert {*load_file(tmp_path / "bare" / "model.safetensors")} == {*base}
