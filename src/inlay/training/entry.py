@@ -50,7 +50,8 @@ def fit(
 
     Ctrl-C ends the step, writes a checkpoint where there is a folder, and raises
     KeyboardInterrupt. The mode of the model and the random generators are afterwards as they were
-    before.
+    before. On one machine the same seed gives the same bits; on a GPU this takes
+    `torch.use_deterministic_algorithms(True)`.
 
     Raises TrainingError: an unknown or impossible option, a checkpoint of another run, a loss that
     is not finite (then the pieces are as before that step).

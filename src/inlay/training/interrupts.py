@@ -31,7 +31,7 @@ class Interrupts:
         trace: TracebackType | None,
     ) -> None:
         if self._here:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted:

@@ -81,10 +81,11 @@ class Loop:
             stack.enter_context(self.interrupts)
             self._begun = time.monotonic() - self.at.seconds
             stopped = self._loop()
+            self.at.seconds = self._clock()
             self._save()
             if stopped is None:
                 self._stop()
-        if self.options.keep_best and self.best:
+        if self.best:
             self.handle.load_training_state(self.best)
         return self._result(stopped)
 
@@ -107,14 +108,18 @@ class Loop:
         return None
 
     def _interrupt(self) -> bool:
-        """Whether to stop here; also reads the clock. All processes come to the same answer."""
-        seconds, asked = time.monotonic() - self._begun, self.interrupts.noted
+        """Whether to stop here. All processes come to the same answer, and to the same time."""
+        seconds, asked = self._clock(), self.interrupts.noted
         if self.accelerator.num_processes > 1:
             both = torch.tensor([seconds, float(asked)], device=self.accelerator.device)
             seconds, noted = reduce(both, reduction="mean").tolist()
             asked = noted > 0
         self.at.seconds = seconds
         return asked
+
+    def _clock(self) -> float:
+        """Seconds of this run so far, to the millisecond, in all its parts."""
+        return round(time.monotonic() - self._begun, 3)
 
     def _over(self) -> str | None:
         """What ends the run here, if anything does."""
@@ -150,9 +155,8 @@ class Loop:
             at.epoch, at.position = at.epoch + 1, 0
         at.tokens += tokens
         at.loss = taken.loss
-        at.seconds = time.monotonic() - self._begun
         facts = {"loss": taken.loss, "lr": lr, "tokens": tokens, "grad_norm": taken.norm}
-        self.log.write(step=at.step, **facts, seconds=round(at.seconds, 3))
+        self.log.write(step=at.step, **facts, seconds=self._clock())
         self.accelerator.log(facts, step=at.step)
         self.shown.step(at.step, taken.loss, tokens, self._done(0))
 
@@ -168,12 +172,12 @@ class Loop:
                     return False
         scores = {k: float(v) for k, v in self.task.score(merged(found), self.dev).items()}
         score = scores[self.task.metric]
-        at.seconds = time.monotonic() - self._begun
-        seen = Evaluation(at.step, self._epochs(0), round(at.seconds, 3), score, scores)
+        seen = Evaluation(at.step, self._epochs(0), self._clock(), score, scores)
         at.evaluations.append(seen)
         if at.best is None or score > at.evaluations[at.best].score:
             at.best, at.waited = len(at.evaluations) - 1, 0
-            self.best = {k: t.clone() for k, t in self.handle.training_state().items()}
+            if o.keep_best:
+                self.best = {k: t.clone() for k, t in self.handle.training_state().items()}
         else:
             at.waited += 1
         self.log.write(step=at.step, epoch=seen.epoch, scores=scores, seconds=seen.seconds)
@@ -196,10 +200,8 @@ class Loop:
         if self.accelerator.is_main_process:
             checkpoint.sweep(self.folder, everything=not resume)
         self.accelerator.wait_for_everyone()
-        o = self.options
-        self.identity = identity(
-            self.handle, self.task, o, self.lr, self.rows, self.dev_rows, world
-        )
+        told = (self.options, self.lr, self.rows, self.dev_rows, world)
+        self.identity = identity(self.handle, self.task, *told)
         found = checkpoint.read(self.folder)
         if found is None:
             return 0
