@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay
+from inlay.attach import Inlay, attached
 from inlay.errors import LawError
 from inlay.laws import LAWS, Beside, Broken, Case
+from inlay.laws.case import TOO_LARGE
 from inlay.spec import Spec
 
 
@@ -74,9 +77,18 @@ def check(
 ) -> Report:
     """Run the laws on a model with an attached inlay, or with a spec that is not attached.
 
-    The model and the inlay are as they were afterwards. laws: names from `inlay.laws.LAWS`, all
-    of them by default. report: called with the name of each law before it runs.
+    The model and the inlay are as they were afterwards. A base in 16 bits is checked as a copy in
+    fp32, unless it is too large for that: rounding would hide small mistakes and look like large
+    ones. laws: names from `inlay.laws.LAWS`, all of them by default. report: called with the name
+    of each law before it runs.
     """
+    exact = model.dtype not in (torch.bfloat16, torch.float16)
+    copied = not exact and model.num_parameters() <= TOO_LARGE
+    if copied:
+        report("copy to fp32")
+        name = subject.name if isinstance(subject, Inlay) else None
+        model = copy.deepcopy(model).float()
+        subject = subject if name is None else attached(model)[name]
     if isinstance(subject, Inlay):
         case = Case(model, subject.spec, subject.training_state())
         title = f"{subject.name}: {subject.spec!r}"
@@ -96,4 +108,5 @@ def check(
         except Beside as beside:
             holds, note = None, str(beside)
         findings.append(Finding(law, holds, worst, note, time.perf_counter() - start))
+    title += " · on a copy in fp32" if copied else "" if exact else " · in 16 bits"
     return Report(title, tuple(findings))

@@ -60,7 +60,7 @@ class Case:
     def tolerance(self) -> float:
         """How far two ways of computing the same thing may differ, relative to its size."""
         exact = self.model.dtype in (torch.float32, torch.float64)
-        return 3e-5 if exact else 6e-2
+        return 3e-5 if exact else 0.1
 
     @contextmanager
     def inlay(self, name: str = "law", seed: int = 0) -> Iterator[Inlay]:

@@ -98,6 +98,8 @@ def generation(case: Case) -> float:
     chart = case.chart
     if not model.can_generate() or chart.kind not in ("decoder", "encoder-decoder"):
         raise Beside("this base does not generate")
+    if case.tolerance > 1e-3:
+        raise Beside("in 16 bits rounding alone changes tokens and beams; check in fp32")
     singles = [{k: v for k, v in s.items() if k != "decoder_input_ids"} for s in case.inputs(3)]
     names = ["law", None, "law-b"]
     new = 4
