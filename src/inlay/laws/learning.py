@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, rows
+from inlay.attach import Inlay, attached, rows
 from inlay.laws.case import (
     Beside,
     Broken,
@@ -33,13 +33,16 @@ def only_pieces_learn(case: Case) -> float:
             move(handle)
             weigh(answer(case.model, inputs)).backward()
         pieces = {id(p) for p in handle.parameters()}
+        others = {id(p) for one in attached(case.model).values() for p in one.parameters()}
         for name, parameter in case.model.named_parameters():
             if id(parameter) in pieces:
                 if not parameter.requires_grad or parameter.grad is None:
                     raise Broken(f"{name} gets no gradient")
                 if not parameter.grad.any():
                     raise Broken(f"{name} gets a gradient that is zero everywhere")
-            elif parameter.grad is not None or parameter.requires_grad:
+            elif id(parameter) not in others and (
+                parameter.requires_grad or parameter.grad is not None
+            ):
                 raise Broken(f"{name} of the base learns")
     return 0.0
 
