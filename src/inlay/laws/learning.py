@@ -76,12 +76,8 @@ def checkpointing(case: Case) -> float:
     with case.quiet(), case.inlay() as a, case.inlay("law-b", seed=5) as b, no_dropout(model):
         model.train()
         plain = gradients([a, b])
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        try:
+        with checkpointed(model):
             again = gradients([a, b])
-        finally:
-            model.activation_checkpointing_disable()
-            _forget_checkpointing(model)
     if len(plain) != len(again):
         raise Broken("checkpointing loses gradients")
     size = max(float(g.abs().max()) for g in plain)
@@ -111,13 +107,29 @@ def no_dropout(model: PreTrainedModel) -> Iterator[None]:
             setattr(part, name, value)
 
 
-def _forget_checkpointing(model: PreTrainedModel) -> None:
-    """Take away what transformers leaves behind when checkpointing was on."""
-    for hook in vars(model).get("_require_grads_hooks", ()):
-        hook.remove()
-    for name in ("_require_grads_hooks", "_require_grads_hook"):
-        vars(model).pop(name, None)
-    for part in model.modules():
-        vars(part).pop("_gradient_checkpointing_func", None)
-        if "gradient_checkpointing" in vars(part) and "gradient_checkpointing" in vars(type(part)):
-            del part.gradient_checkpointing
+SWITCHES = ("gradient_checkpointing", "_gradient_checkpointing_func")
+HOOKS = ("_require_grads_hooks", "_require_grads_hook")
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+    """Gradient checkpointing on, and afterwards every switch and hook of it as it was."""
+    switches = {
+        part: {name: vars(part)[name] for name in SWITCHES if name in vars(part)}
+        for part in model.modules()
+    }
+    hooks = {name: vars(model)[name] for name in HOOKS if name in vars(model)}
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        for hook in vars(model).get("_require_grads_hooks", ()):
+            if hook not in hooks.get("_require_grads_hooks", ()):
+                hook.remove()
+        for part, kept in switches.items():
+            for name in SWITCHES:
+                vars(part).pop(name, None)
+            vars(part).update(kept)
+        for name in HOOKS:
+            vars(model).pop(name, None)
+        vars(model).update(hooks)
