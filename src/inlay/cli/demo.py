@@ -1,0 +1,173 @@
+"""inlay demo: a real model learns to judge reviews, before your eyes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inlay.cli.console import busy, err, out
+from inlay.cli.shared import examples, open_base, open_inlay, silence, table
+
+if TYPE_CHECKING:
+    from inlay.data import Dataset
+    from inlay.tasks import Task
+    from inlay.training.recipe import Recipe
+
+BASE = "smollm2"
+RECIPE = {
+    "base": BASE,
+    "method": "Prompt(length=20)",
+    "name": "reviews",
+    "task.kind": "classify",
+    "task.template": "{text} All in all, it was",
+    "task.verbalizer": '{"negative": " bad", "positive": " great"}',
+    "data.train.split": "train",
+    "training.lr": "3e-2",
+    "training.batch_size": "16",
+}
+"""The run, as flags of `inlay train`; the rows and the time come on top."""
+
+HELD_OUT = {"movie": 400, "amazon": 300, "tweets": 300}
+"""Rows to measure on, none of which is trained on; of the last two kinds nothing is."""
+
+TITLES = {
+    "movie": "movie reviews",
+    "amazon": "Amazon reviews (never trained on)",
+    "tweets": "tweets (never trained on)",
+}
+SHOWN = 5
+
+
+@dataclass
+class Seen:
+    """What was measured on one kind of text."""
+
+    rows: Dataset
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+
+    def score(self, task: Task, said: Sequence[str]) -> float:
+        """The accuracy of some answers."""
+        return task.score(list(said), self.rows)["accuracy"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=examples(
+            ("inlay demo", "about four minutes on two cores"),
+            ("inlay demo --minutes 0.5", "a shorter look, and a worse result"),
+        )
+    )(demo)
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where the inlay is saved.", file_okay=False)
+    ] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train.")] = 1.5,
+    rows: Annotated[
+        int | None, typer.Option(min=10, help="Measure on so many rows of each kind.")
+    ] = None,
+) -> None:
+    """Teach a real model to judge reviews: SmolLM2-135M, frozen, and 20 trained positions.
+
+    It is what `inlay train` does with a small recipe, which is left in the folder.
+    """
+    begun = time.monotonic()
+    with busy("starting"):
+        from inlay.cli.measure import predict
+        from inlay.models import fetch_sentiment
+        from inlay.training.recipe import Recipe
+        from inlay.training.run import run
+    silence()
+    with busy("looking for the sentences") as say:
+        sentences = fetch_sentiment(say)
+    flags = {"data.train.source": str(sentences / "movie"), "training.minutes": f"{minutes}"}
+    recipe = Recipe.load(None, {**RECIPE, **flags, "out": str(folder)})
+    task = recipe.make_task()
+    seen = {
+        kind: Seen(_held_out(sentences / kind, task, rows or n)) for kind, n in HELD_OUT.items()
+    }
+
+    _step(1, "the model as it is, asked whether it was good or bad")
+    model, tokenizer = open_base(BASE)
+    task.bind(model, tokenizer)
+    for kind, one in seen.items():
+        one.before = predict(model, task, one.rows, f"  {TITLES[kind]}")
+
+    _step(2, f"{minutes * 60:.0f} seconds of training, on movie reviews only")
+    outcome = run(recipe, err(), resume=False)
+
+    _step(3, "the same model, with what was saved")
+    handle = open_inlay(model, tokenizer, outcome.path)
+    for kind, one in seen.items():
+        one.after = predict(model, task, one.rows, f"  {TITLES[kind]}")
+    size = sum(p.numel() for p in model.parameters()) - handle.count()
+    _report(task, seen)
+    _last_words(outcome.path, handle.count(), size, recipe, time.monotonic() - begun)
+
+
+def _held_out(folder: Path, task: Task, limit: int) -> Dataset:
+    from inlay.data import load
+
+    return load(folder, split="test", need=task.needs, limit=limit)
+
+
+def _step(number: int, what: str) -> None:
+    err().print(f"[bold cyan]{number}/3[/]  {what}")
+
+
+def _report(task: Task, seen: dict[str, Seen]) -> None:
+    from rich.markup import escape
+
+    console = out()
+    shown = table("\nRight answers")
+    shown.add_column("held-out sentences")
+    shown.add_column("rows", justify="right")
+    shown.add_column("before", justify="right")
+    shown.add_column("after", justify="right", style="bold green")
+    for kind, one in seen.items():
+        before, after = one.score(task, one.before), one.score(task, one.after)
+        shown.add_row(TITLES[kind], str(len(one.rows)), f"{before:.1%}", f"{after:.1%}")
+    console.print(shown)
+
+    movie = seen["movie"]
+    shown = table("Five of them")
+    shown.add_column("sentence", max_width=70)
+    shown.add_column("it is")
+    shown.add_column("before")
+    shown.add_column("after")
+    for number in _telling(movie):
+        gold = str(movie.rows[number].fields["label"])
+        said = (movie.before[number], movie.after[number])
+        marked = [f"[green]{word}" if word == gold else f"[red]{word}" for word in said]
+        shown.add_row(escape(str(movie.rows[number].fields["text"])), gold, *marked)
+    console.print(shown)
+
+
+def _telling(one: Seen) -> list[int]:
+    """The first five rows of readable length."""
+    short = [i for i, row in enumerate(one.rows) if 30 <= len(str(row.fields["text"])) <= 120]
+    return short[:SHOWN]
+
+
+def _last_words(path: Path, count: int, size: int, recipe: Recipe, seconds: float) -> None:
+    console = out()
+    kilobytes = path.stat().st_size / 1024
+    facts = (
+        f"Saved: {path}, {kilobytes:,.0f} kB, {count:,} numbers "
+        f"({count / size:.3%} of the model, which did not change).",
+        f"The recipe is beside it, {path.parent / 'recipe.yaml'}. It took {seconds:,.0f} s in all.",
+        "",
+        "Next, measure it yourself, or teach it your own texts:",
+        f"  inlay eval {recipe.base} {path} --split dev --limit 200",
+        f"  inlay train {path.parent / 'recipe.yaml'} --train YOURS.csv --out runs/yours",
+    )
+    for line in facts:
+        console.print(line, markup=False, soft_wrap=True)

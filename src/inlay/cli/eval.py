@@ -1,0 +1,158 @@
+"""inlay eval: measure a base, with or without an inlay, on rows that have answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inlay.cli.console import busy, err, out
+from inlay.cli.flags import Grown, row_flags, task_flags, with_flags
+from inlay.cli.shared import (
+    BaseArgument,
+    DeviceOption,
+    DtypeOption,
+    examples,
+    open_base,
+    open_inlay,
+    table,
+)
+
+if TYPE_CHECKING:
+    from inlay.attach import Inlay
+    from inlay.data import Dataset
+    from inlay.tasks import Task
+
+RECIPE = "recipe.yaml"
+
+NO_TRAINING = {"method": "LoRA", "out": ".", "data.train.source": "."}
+"""What a recipe must say and measuring does not read."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "eval",
+        cls=Grown,
+        help="Measure a base, with or without an inlay.",
+        epilog=examples(
+            ("inlay eval smollm2 runs/e2e/default.safetensors", "on the rows its recipe names"),
+            ("inlay eval smollm2 runs/e2e/default.safetensors --data new.csv --json", "on others"),
+            ("inlay eval smollm2 --data new.csv --task generate", "the base alone"),
+        ),
+    )(_grow)
+
+
+def _grow() -> Callable[..., None]:
+    with busy("starting"):
+        rows = row_flags("data.", {"source": "data", "split": "split", "limit": "limit"})
+        return with_flags(evaluate, [*rows, *task_flags()])
+
+
+def evaluate(
+    given: dict[str, str],
+    base: BaseArgument,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the task is described. By default the recipe.yaml beside FILE, which "
+            "training has put there.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write every row's prediction here, one JSON a line.")
+    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure a base, with or without an inlay, on rows that have answers."""
+    with busy("starting"):
+        from inlay.cli.measure import predict
+
+    task, rows = _asked(base, given, file, recipe)
+    model, tokenizer = open_base(base, dtype, device)
+    if file is not None:
+        with busy(f"reading {file}"):
+            _same_labels(task, open_inlay(model, tokenizer, file))
+    task.bind(model, tokenizer)
+    said = predict(model, task, rows, rows.source, batch_size)
+    scores = task.score(said, rows)
+    for one in rows.skipped[:3]:
+        err().print(f"left out: {one}", markup=False, soft_wrap=True)
+    if predictions is not None:
+        _write(predictions, rows, said)
+    if as_json:
+        sys.stdout.write(json.dumps({"rows": len(rows), **scores}) + "\n")
+    else:
+        _show(scores, task.metric, rows, file)
+
+
+def _asked(
+    base: str, given: dict[str, str], file: Path | None, recipe: Path | None
+) -> tuple[Task, Dataset]:
+    """The task and the rows: those of the recipe, if there is one, with what was given on top.
+
+    Raises RecipeError, TaskError, DataError.
+    """
+    from inlay.errors import RecipeError
+    from inlay.training.recipe import Recipe
+
+    if recipe is None and file is not None and (file.parent / RECIPE).is_file():
+        recipe = file.parent / RECIPE
+    asked = {**NO_TRAINING, "base": base}
+    if recipe is not None:
+        old = Recipe.load(recipe)
+        rows = old.data.test or old.data.dev or old.data.train
+        asked |= {"task": json.dumps(old.task), "data.test": rows.model_dump_json()}
+    asked |= {
+        f"data.test.{name.removeprefix('data.')}" if name.startswith("data.") else name: text
+        for name, text in given.items()
+    }
+    if not {"task", "task.kind"} & asked.keys():
+        raise RecipeError(
+            "the task is not known; give --recipe, or --task and what belongs to it, "
+            "as in --task generate"
+        )
+    if not {"data.test", "data.test.source"} & asked.keys():
+        raise RecipeError("there are no rows to measure on; give --data")
+    made = Recipe.load(None, asked)
+    assert made.data.test is not None
+    task = made.make_task()
+    return task, made.data.test.load(task)
+
+
+def _same_labels(task: Task, handle: Inlay) -> None:
+    """A trained head brings its labels along."""
+    from inlay import Head
+    from inlay.tasks import Classify
+
+    if isinstance(task, Classify) and task.labels is None and task.verbalizer is None:
+        heads = [method for method in handle.spec.methods if isinstance(method, Head)]
+        task.labels = tuple(heads[0].labels) if heads else None
+
+
+def _write(path: Path, rows: Dataset, said: list[str]) -> None:
+    from inlay.state import write_whole
+
+    pairs = zip(rows, said, strict=True)
+    lines = [json.dumps({**row.fields, "where": row.where, "said": one}) for row, one in pairs]
+    write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+def _show(scores: dict[str, float], metric: str, rows: Dataset, file: Path | None) -> None:
+    shown = table()
+    shown.add_column(f"{len(rows)} rows")
+    shown.add_column("the base alone" if file is None else file.stem, justify="right")
+    for name, value in scores.items():
+        shown.add_row(name, f"{value:.4f}", style="bold" if name == metric else "")
+    out().print(shown)

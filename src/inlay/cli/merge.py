@@ -1,0 +1,74 @@
+"""inlay merge: fold an inlay into its base, and write an ordinary transformers model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inlay.cli.console import busy, out
+from inlay.cli.shared import (
+    BaseArgument,
+    DtypeOption,
+    FileArgument,
+    examples,
+    open_base,
+    open_inlay,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=examples(
+            ("inlay merge smollm2 legal.safetensors ./smollm2-legal", "fold it in"),
+            ('inlay generate ./smollm2-legal "Dear Sir"', "it is a model like any other now"),
+        )
+    )(merge)
+
+
+def merge(
+    base: BaseArgument,
+    file: FileArgument,
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist yet.")
+    ],
+    dtype: DtypeOption = None,
+) -> None:
+    """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all."""
+    from inlay.errors import FileError
+
+    if folder.exists():
+        raise FileError(f"{folder} is there already; give a folder that does not exist yet")
+    model, tokenizer = open_base(base, dtype)
+    with busy("folding"):
+        handle = open_inlay(model, tokenizer, file)
+        spec = handle.spec
+        handle.merge()
+    with busy(f"writing {folder}"):
+        _write(folder, model, tokenizer)
+    size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
+    out().print(f"{spec!r} is folded in: {folder} ({size:,.0f} MB)", markup=False, soft_wrap=True)
+
+
+def _write(folder: Path, *parts: Any) -> None:
+    """Save model and tokenizer beside the folder, then give them its name. Raises FileError."""
+    from inlay.errors import FileError
+
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
+        for part in parts:
+            part.save_pretrained(partial)
+        os.chmod(partial, 0o755)
+        os.rename(partial, folder)
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""inlay methods: what there is to set in, and what one method does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inlay.cli import names
+from inlay.cli.console import busy, out
+from inlay.cli.shared import examples, table
+
+if TYPE_CHECKING:
+    from inlay.cli.catalogue import Entry
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=examples(
+            ("inlay methods", "all of them"),
+            ("inlay methods LoRA", "one: what it computes, its fields, how to use it"),
+        )
+    )(methods)
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="METHOD",
+            help="Teach this one.",
+            autocompletion=names.method_names,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """List the methods, or teach one."""
+    with busy("reading the methods"):
+        from inlay.cli.catalogue import catalogue, entry
+
+        entries = catalogue() if name is None else (entry(name),)
+    if name is None:
+        _list(entries)
+    else:
+        _teach(entries[0])
+
+
+def _list(entries: tuple[Entry, ...]) -> None:
+    shown = table()
+    shown.add_column("method", style="bold cyan", no_wrap=True)
+    shown.add_column("what it computes")
+    shown.add_column("paper", style="dim")
+    shown.add_column("merges", justify="center")
+    shown.add_column("starts as\nthe base", justify="center")
+    for one in entries:
+        shown.add_row(one.name, one.equation, one.paper, _mark(one.merges), _mark(one.identity))
+    out().print(shown)
+    out().print("Methods add: LoRA(rank=8) + Prefix(length=10). One of them: inlay methods LoRA")
+
+
+def _mark(value: bool | None) -> str:
+    return {True: "[green]yes", False: "[dim]no", None: "[dim]–"}[value]
+
+
+def _teach(one: Entry) -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    console = out()
+    console.print(f"[bold cyan]{one.name}[/]  {escape(one.line)}")
+    console.print()
+    console.print(Padding(escape(one.about), (0, 0, 0, 2)))
+    console.print()
+    shown = table()
+    shown.add_column("field", style="bold", no_wrap=True)
+    shown.add_column("default", overflow="fold", max_width=34)
+    shown.add_column("meaning")
+    for field in one.fields:
+        shown.add_row(field.name, escape(field.default), escape(field.about))
+    console.print(shown)
+    console.print(f"  way in            {one.port or 'none on the models tried'}")
+    console.print(f"  folds into weights  {_mark(one.merges)}")
+    console.print(f"  starts as the base  {_mark(one.identity)}")
+    console.print()
+    spec = f"{one.name}({_first(one)})"
+    console.print(f"  [dim]in Python[/]     inlay.attach(model, {escape(spec)})", soft_wrap=True)
+    console.print(
+        f'  [dim]in a shell[/]    inlay train recipe.yaml --method "{escape(spec)}"', soft_wrap=True
+    )
+
+
+def _first(one: Entry) -> str:
+    """The first field with its default, to show how fields are written."""
+    field = next((f for f in one.fields if f.name != "at"), None)
+    return "" if field is None else f"{field.name}={field.default}"

@@ -1,0 +1,85 @@
+"""What several commands take and do: options, and opening a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from inlay.cli import names
+from inlay.cli.console import busy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from inlay.attach import Inlay
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+BaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE",
+        help="A bundled model (smollm2, minilm, …), a folder, or a name on a model hub.",
+        autocompletion=names.model_names,
+        show_default=False,
+    ),
+]
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="The base's weights; by default as they are stored."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to run, such as cuda; by default the CPU."),
+]
+
+
+def examples(*lines: tuple[str, str]) -> str:
+    """The end of a help page: commands one can copy, each under what it is for."""
+    shown = (f"[dim]# {why}[/dim]\n{command.replace('[', chr(92) + '[')}" for command, why in lines)
+    return "[bold]Examples[/bold]\n\n" + "\n".join(shown)
+
+
+def table(title: str | None = None) -> Table:
+    """An empty table, as all commands draw them."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def silence() -> None:
+    """Keep advice and progress bars of transformers out of the commands' own output."""
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils import logging
+
+    hub.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def open_base(
+    base: str, dtype: Dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A base and its tokenizer, with a sign of life while they load. Raises FetchError."""
+    with busy(f"loading {base}") as say:
+        import torch
+
+        from inlay.models import load_base
+
+        silence()
+        kind = None if dtype is None else getattr(torch, dtype)
+        return load_base(base, dtype=kind, device=device, report=say)
+
+
+def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:
+    """The inlay of a file, attached. Raises FileError, BaseError."""
+    from inlay.state import load
+
+    return load(model, file, tokenizer=tokenizer)

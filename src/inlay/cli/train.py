@@ -1,0 +1,128 @@
+"""inlay train: a recipe, from a file, from flags, or from both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inlay.cli.console import busy, err, out
+from inlay.cli.flags import Flag, Grown, flags_of, pairs, row_flags, task_flags, with_flags
+from inlay.cli.shared import examples, silence, table
+
+if TYPE_CHECKING:
+    from inlay.training.run import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "train",
+        cls=Grown,
+        help="Teach a task: train the pieces of a recipe, and save them in one file.",
+        epilog=examples(
+            ("inlay train recipe.yaml", "do what a file says"),
+            ("inlay train recipe.yaml --lr 1e-4 --minutes 5", "with other numbers"),
+            ('inlay train recipe.yaml --method "Prefix(length=10)" --out runs/prefix', "compare"),
+            ("inlay train recipe.yaml --set data.train.columns.text=review", "any field at all"),
+            ("inlay train recipe.yaml --print-recipe", "see every field, with its default"),
+        ),
+    )(_grow)
+
+
+def _grow() -> Callable[..., None]:
+    return with_flags(train, recipe_flags())
+
+
+def recipe_flags() -> list[Flag]:
+    """Every field of a recipe."""
+    with busy("starting"):
+        from inlay.training.options import Training
+        from inlay.training.recipe import Recipe
+
+    short = {name: name.replace("_", "-") for name in Training.model_fields}
+    return [
+        *(flag for flag in flags_of(Recipe, "", "recipe", {}) if flag.name != "task"),
+        *task_flags(),
+        *row_flags("data.train.", {"source": "train"}),
+        *row_flags("data.dev.", {"source": "dev"}, explained=False),
+        *row_flags("data.test.", {"source": "test"}, explained=False),
+        *flags_of(Training, "training.", "training", short),
+    ]
+
+
+def train(
+    given: dict[str, str],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field, by its dotted name."),
+    ] = [],  # noqa: B006  # typer's way to say: may be given several times
+    print_recipe: Annotated[
+        bool, typer.Option("--print-recipe", help="Print the whole recipe and do nothing else.")
+    ] = False,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave malformed rows out, and say which.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew where a run stands in the out folder.")
+    ] = False,
+) -> None:
+    """Teach a task: train the pieces of a recipe, and save them in one file.
+
+    A run that was stopped goes on where it stood when the same command is given again.
+    """
+    from inlay.training.recipe import Recipe
+
+    if recipe is None and not given and not settings:
+        raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
+    changes = {**given, **dict(pairs(settings))}
+    made = Recipe.load(recipe, changes)
+    if skip_bad_rows:
+        parts = made.data.model_dump(exclude_none=True)
+        made = Recipe.load(recipe, changes | {f"data.{part}.skip_bad": "true" for part in parts})
+    if print_recipe:
+        sys.stdout.write(made.dump())
+        return
+    with busy("starting"):
+        from inlay.training.run import run
+    silence()
+    outcome = run(made, err(), resume=not fresh)
+    _told(outcome)
+
+
+def _told(outcome: Outcome) -> None:
+    """What came out, and what to type next."""
+    console = out()
+    found = {"untouched": outcome.untouched, "dev": outcome.dev, "test": outcome.test}
+    scores = {name: measured for name, measured in found.items() if measured is not None}
+    if scores:
+        shown = table()
+        shown.add_column("")
+        for name in scores:
+            shown.add_column(name, justify="right")
+        for metric in next(iter(scores.values())):
+            style = "bold" if metric == outcome.metric else ""
+            shown.add_row(metric, *(f"{s[metric]:.4f}" for s in scores.values()), style=style)
+        console.print(shown)
+    went, share = outcome.training, outcome.parameters / outcome.of
+    console.print(
+        f"{went.steps:,} steps in {went.seconds:,.0f} s (ended by {went.stopped}), "
+        f"{outcome.parameters:,} numbers learned ({share:.3%} of the base)",
+        soft_wrap=True,
+    )
+    size = outcome.path.stat().st_size / 1024
+    console.print(f"saved in {outcome.path} ({size:,.0f} kB)", markup=False, soft_wrap=True)
+    command = "generate" if outcome.recipe.task["kind"] == "generate" else "eval"
+    rest = '"…"' if command == "generate" else "--data …"
+    console.print(
+        f"next: inlay {command} {outcome.recipe.base} {outcome.path} {rest}",
+        markup=False,
+        soft_wrap=True,
+    )
