@@ -124,6 +124,16 @@ class Inlay:
         """Everything that learns, each once: what an optimiser is given."""
         return self._set.parameters()
 
+    def by_method(self) -> list[tuple[Method, list[nn.Parameter]]]:
+        """What learns, method by method."""
+        groups: list[dict[nn.Parameter, None]] = [{} for _ in self.spec.methods]
+        for tree in (self._set.pieces, self._set.shared):
+            for key, part in tree.items():
+                number = int(key.split("/")[1] if tree is self._set.pieces else key.split("/")[0])
+                groups[number].update(dict.fromkeys(part.parameters()))
+        pairs = zip(self.spec.methods, groups, strict=True)
+        return [(method, list(own)) for method, own in pairs]
+
     def pieces(self) -> Iterator[tuple[str, Site, Piece]]:
         """(key, site, piece) of every piece; a key is `site/number of the method`."""
         return self._set.items()

@@ -69,12 +69,14 @@ class Method(Spec):
 
     examples: tiny instances that the laws run on every family of the zoo.
     identity: whether a model with this method just attached computes exactly what the base does.
+    lr:       the learning rate that training takes for its pieces where none is given.
     paper:    the source, for tables.
     """
 
     at: Where
     examples: ClassVar[tuple[Method, ...]] = ()
     identity: ClassVar[bool] = False
+    lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -72,6 +72,7 @@ def write_whole(path: str | Path, data: bytes) -> Path:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(partial, 0o666 & ~_umask())
             os.replace(partial, path)
         except BaseException:
             Path(partial).unlink(missing_ok=True)
@@ -79,6 +80,13 @@ def write_whole(path: str | Path, data: bytes) -> Path:
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def _umask() -> int:
+    """The process's mask for new files, which `mkstemp` does not go by."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load(

@@ -254,3 +254,13 @@ def test_labels_and_losses_do_not_see_prompts() -> None:
 def test_join_pads() -> None:
     batch = join([{"input_ids": ids(1, 4)}, {"input_ids": ids(1, 6)}], "left")
     assert batch["input_ids"][0, :2].tolist() == [0, 0]
+
+
+def test_what_learns_method_by_method() -> None:
+    spec = inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=5) + inlay.Head()
+    handle = inlay.attach(zoo.fresh("t5"), spec)
+    groups = handle.by_method()
+    assert [method for method, _ in groups] == list(spec.methods)
+    flat = [id(p) for _, own in groups for p in own]
+    assert sorted(flat) == sorted(id(p) for p in handle.parameters())
+    assert sum(p.numel() for p in groups[2][1]) == 2 * 32 + 2

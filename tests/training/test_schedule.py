@@ -1,14 +1,11 @@
 """The learning rate rises, falls and ends at 0."""
 
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 
-from inlay import LoRA
-from inlay.spec import METHODS
-from inlay.training.schedule import factor, proposed
+from inlay import Head, LoRA, Prompt
+from inlay.training.schedule import factor, rates
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -36,13 +33,7 @@ def test_shapes():
     assert factor("linear", 0.1, 1.01) == 0
 
 
-def test_a_method_may_propose_a_rate():
-    @dataclass(frozen=True, repr=False)
-    class Quick(LoRA):
-        lr: ClassVar[float] = 0.3
-
-    try:
-        assert proposed(Quick()) == 0.3
-        assert proposed(replace(Quick(), rank=2) + LoRA()) == 0.3
-    finally:
-        del METHODS["Quick"]
+def test_each_method_has_its_own_rate_unless_one_is_given():
+    assert rates(Prompt() + LoRA() + Head(), None) == (Prompt.lr, LoRA.lr, Head.lr)
+    assert Prompt.lr > 10 * LoRA.lr
+    assert rates(Prompt() + LoRA(), 1e-4) == (1e-4, 1e-4)

@@ -23,6 +23,7 @@ class IA3(Method):
     at: Where = Where(("attn.k", "attn.v", "cross.k?", "cross.v?", "mlp.down"))
 
     identity: ClassVar[bool] = True
+    lr: ClassVar[float] = 3e-3
     paper: ClassVar[str] = "Liu et al., NeurIPS 2022"
 
     def build(self, site: Site, shared: Shared) -> Tap | TapIn:

@@ -21,7 +21,7 @@ def identity(
     handle: Inlay,
     task: Task,
     chosen: Options,
-    lr: float,
+    rates: Sequence[float],
     rows: Sequence[Row],
     dev: Sequence[Row],
     processes: int,
@@ -35,7 +35,7 @@ def identity(
         "task": task.describe(),
         "data": _rows(rows),
         "dev": _rows(dev),
-        "lr": lr,
+        "lr": list(rates),
         **chosen.model_dump(exclude=NEUTRAL),
         "processes": processes,
     }

@@ -58,8 +58,8 @@ class Loop:
         self.dev = dev
         self.dev_rows = [] if dev is None else task.encode_all(dev)
         self.costs = [len(row) for row in self.rows]
-        self.lr = chosen.lr or schedule.proposed(handle.spec)
-        self.stepper = Stepper(model, handle, task, chosen, accelerator)
+        self.rates = schedule.rates(handle.spec, chosen.lr)
+        self.stepper = Stepper(model, handle, task, chosen, self.rates, accelerator)
         self.at = Counters()
         self.best: dict[str, Tensor] = {}
         self.saved = 0
@@ -146,8 +146,8 @@ class Loop:
         steps = self._steps()
         group = [[self.rows[number] for number in batch] for batch in steps[at.position]]
         o = self.options
-        lr = self.lr * schedule.factor(o.schedule, o.warmup, self._done(0.5))
-        taken = self.stepper(at.step + 1, group[self.accelerator.process_index :: world], lr)
+        share = schedule.factor(o.schedule, o.warmup, self._done(0.5))
+        taken = self.stepper(at.step + 1, group[self.accelerator.process_index :: world], share)
         tokens = sum(len(row) for batch in group for row in batch)
         at.step += 1
         at.position += 1
@@ -155,7 +155,13 @@ class Loop:
             at.epoch, at.position = at.epoch + 1, 0
         at.tokens += tokens
         at.loss = taken.loss
+        lr = share * max(self.rates)
         facts = {"loss": taken.loss, "lr": lr, "tokens": tokens, "grad_norm": taken.norm}
+            "loss": taken.loss,
+            "lr": share * max(self.rates),
+            "tokens": tokens,
+            "grad_norm": taken.norm,
+        }
         self.log.write(step=at.step, **facts, seconds=self._clock())
         self.accelerator.log(facts, step=at.step)
         self.shown.step(at.step, taken.loss, tokens, self._done(0))
@@ -200,7 +206,7 @@ class Loop:
         if self.accelerator.is_main_process:
             checkpoint.sweep(self.folder, everything=not resume)
         self.accelerator.wait_for_everyone()
-        told = (self.options, self.lr, self.rows, self.dev_rows, world)
+        told = (self.options, self.rates, self.rows, self.dev_rows, world)
         self.identity = identity(self.handle, self.task, *told)
         found = checkpoint.read(self.folder)
         if found is None:
@@ -282,7 +288,7 @@ class Loop:
             tokens=at.tokens,
             seconds=at.seconds,
             loss=at.loss,
-            lr=self.lr,
+            lr=max(self.rates),
             evaluations=tuple(at.evaluations),
             best=at.evaluations[chosen] if chosen is not None and at.evaluations else None,
         )

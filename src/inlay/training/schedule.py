@@ -7,9 +7,6 @@ from typing import Literal
 
 from inlay.spec import Spec
 
-LR = 1e-3
-"""The rate for a method that proposes none."""
-
 
 def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, done: float) -> float:
     """What the highest rate is multiplied by when the share `done` of the run is over.
@@ -26,6 +23,6 @@ def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, don
     return 1.0
 
 
-def proposed(spec: Spec) -> float:
-    """The highest learning rate that the methods of a spec propose as their `lr`."""
-    return max(getattr(type(method), "lr", LR) for method in spec.methods)
+def rates(spec: Spec, chosen: float | None) -> tuple[float, ...]:
+    """The highest learning rate of each method: the one chosen for all, or its own `lr`."""
+    return tuple(method.lr if chosen is None else chosen for method in spec.methods)

@@ -46,6 +46,7 @@ class Stepper:
         handle: Inlay,
         task: Task,
         options: Options,
+        rates: Sequence[float],
         accelerator: Accelerator,
     ):
         self.model = model
@@ -53,18 +54,20 @@ class Stepper:
         self.clip = options.clip
         self.accelerator = accelerator
         self.device = model.device
-        self.parameters = [p for p in handle.parameters() if p.requires_grad]
+        self.rates = rates
+        groups = [[p for p in own if p.requires_grad] for _, own in handle.by_method()]
+        self.parameters = [p for own in groups for p in own]
         if not self.parameters:
             raise TrainingError(f"nothing in the inlay {handle.name!r} learns")
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            [{"params": own} for own in groups],
             betas=options.betas,
             weight_decay=options.weight_decay,
             fused=all(p.device.type in FUSED for p in self.parameters),
         )
 
-    def __call__(self, number: int, batches: Sequence[Sequence[Row]], lr: float) -> Taken:
-        """Step `number` over this process's batches.
+    def __call__(self, number: int, batches: Sequence[Sequence[Row]], share: float) -> Taken:
+        """Step `number` over this process's batches, at this share of each method's rate.
 
         Raises TrainingError where the loss or the gradient is not finite, or nothing counts; then
         the pieces are as they were.
@@ -79,14 +82,15 @@ class Stepper:
         loss, length = torch.stack([total, norm]).tolist()  # the one time the CPU waits
         if not (count and math.isfinite(loss) and math.isfinite(length)):
             self.forget()
+            lr = share * max(self.rates)
             raise TrainingError(_hopeless(number, batches, losses, loss, count, lr))
         scale = 1 / count
         length *= scale
         if self.clip is not None and length > self.clip:
             scale *= self.clip / length
         torch._foreach_mul_(gradients, scale)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
         self.optimizer.step()
         self.forget()
         return Taken(loss / count, length)
