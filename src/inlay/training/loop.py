@@ -155,8 +155,7 @@ class Loop:
             at.epoch, at.position = at.epoch + 1, 0
         at.tokens += tokens
         at.loss = taken.loss
-        lr = share * max(self.rates)
-        facts = {"loss": taken.loss, "lr": lr, "tokens": tokens, "grad_norm": taken.norm}
+        facts = {
             "loss": taken.loss,
             "lr": share * max(self.rates),
             "tokens": tokens,
