@@ -100,7 +100,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"lr": 0.5}, "lr was 0.001 and is 0.5"),
+        ({"lr": 0.5}, "lr was [0.001] and is [0.5]"),
         ({"accumulate": 3}, "accumulate was 2 and is 3"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"spec": LoRA(rank=3)}, "method was "),
