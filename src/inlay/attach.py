@@ -9,80 +9,24 @@ stay as they are; `detach` takes the child and every hook away again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.chart import Chart, evaluating, resolve
-from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError, nearest
-from inlay.piece import Head, Keys, Once, Piece, Slots, Tap, TapIn
+from inlay.chart import Chart, resolve
+from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
+from inlay.piece import Head, Keys, Piece, Slots, Tap, TapIn
 from inlay.ports import keys
-from inlay.ports.door import Door
-from inlay.ports.slots import SlotsPort
 from inlay.ports.tap import TapPort
-from inlay.route import Asked, Names, Route
+from inlay.probe import probe
+from inlay.root import CHILD, Root, Set, root_of
+from inlay.route import Asked, Names
 from inlay.site import Site
 from inlay.spec import Method, Shared, Spec
-
-CHILD = "inlays"
-"""The name of the one child that a base has while inlays are attached."""
-
-
-class Set(nn.Module):
-    """The pieces of one inlay, and what they share. Keys are `site/number of the method`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces = nn.ModuleDict()
-        self.shared = nn.ModuleDict()
-        self.sites: dict[str, Site] = {}
-
-    def add(self, site: Site, number: int, piece: Piece) -> None:
-        """One piece of method `number` at a site."""
-        key = f"{site.name}/{number}"
-        self.sites[key] = site
-        self.pieces[_slot(key)] = piece
-
-    def onces(self) -> list[Once]:
-        """The shared modules, which the doors renew."""
-        return [one for one in self.shared.values() if isinstance(one, Once)]
-
-    def items(self) -> Iterator[tuple[str, Site, Piece]]:
-        """(key, site, piece) of every piece, in order."""
-        for key, site in self.sites.items():
-            piece = self.pieces[_slot(key)]
-            assert isinstance(piece, Piece)
-            yield key, site, piece
-
-
-class Root(nn.Module):
-    """The child: every attached inlay's pieces, and the ports through which they act."""
-
-    def __init__(self, chart: Chart):
-        super().__init__()
-        self.sets = nn.ModuleDict()
-        self.handles: dict[str, Inlay] = {}
-        self.chart = chart
-        self.route = Route()
-        self.taps: dict[str, TapPort] = {}
-        self.learning = [n for n, p in chart.base.named_parameters() if p.requires_grad]
-        limit = chart.max_length(chart.base) if chart.family.absolute else None
-        several = len(chart.stacks) > 1
-        self.doors = [
-            Door(stack, self.route, SlotsPort(stack, self.route, limit), several is False or i > 0)
-            for i, stack in enumerate(chart.stacks)
-        ]
-        if several:
-            self.doors[1].upstream = self.doors[0]
-
-    def door(self, stack: str) -> Door:
-        """The door of a stack."""
-        return next(door for door in self.doors if door.stack.name == stack)
 
 
 class Inlay:
@@ -230,7 +174,7 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
         raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")
     if not present and getattr(model, CHILD, None) is not None:
         raise SpecError(f"this model has a part of its own called {CHILD!r}; inlay needs the name")
-    root = _root(model)
+    root = root_of(model)
     if root is not None and root.chart.base is not model:
         raise NamingError("inlays are attached to a model inside or around this one; use that one")
     chart = resolve(model) if root is None else root.chart
@@ -252,7 +196,7 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
 
 def attached(model: PreTrainedModel) -> dict[str, Inlay]:
     """Every inlay that is set into a model, by name; of a deep copy, the copy's own."""
-    root = _root(model)
+    root = root_of(model)
     return {} if root is None else dict(root.handles)
 
 
@@ -270,7 +214,7 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
     """
 
     def __init__(self, model: PreTrainedModel, names: Asked | None):
-        root = _root(model)
+        root = root_of(model)
         if root is None:
             raise NamingError("no inlay is attached to this model; attach or load one first")
         self._route = root.route
@@ -290,18 +234,6 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
         self._route.bind()
 
 
-def _root(model: nn.Module) -> Root | None:
-    for module in (model, getattr(model, "base_model", None)):
-        root = module._modules.get(CHILD) if module is not None else None
-        if isinstance(root, Root):
-            return root
-    return None
-
-
-def _slot(key: str) -> str:
-    return key.replace(".", ":")  # a module's name may not hold a dot
-
-
 def _build(chart: Chart, spec: Spec) -> Set:
     """All pieces of a spec, ready but not installed. The base is not touched."""
     made = Set()
@@ -319,7 +251,7 @@ def _build(chart: Chart, spec: Spec) -> Set:
         if not own:
             raise SiteError(f"{method!r} finds nothing to do in {type(chart.base).__name__}")
         for key, once in shared.modules.items():
-            made.shared[_slot(f"{number}/{key}")] = once.to(sites[0].device())
+            made.share(f"{number}/{key}", once.to(sites[0].device()))
         method.finish(own, shared)
     for parameter in made.parameters():
         parameter.requires_grad_(True)
@@ -399,55 +331,3 @@ def _close(root: Root, site: Site, name: str) -> None:
         if not port.pieces:
             delattr(site.host, keys.PORT)
             del root.door(site.stack).keys[site.name]
-
-
-def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The bare base's own keys and values of a text: site name -> (k, v), each `[H, T, K]`.
-
-    In an encoder–decoder the text is both source and target.
-    """
-    model = chart.base
-    embed = chart.stacks[0].embed
-    if embed is None:
-        raise PortError(f"{type(model).__name__} reads no words, so none can be run through it")
-    rows = len(embed.weight)  # type: ignore[arg-type]
-    for number in ids:
-        if not 0 <= number < rows:
-            raise SpecError(f"token id {number} is outside the vocabulary of {rows}")
-    sites = [site for site in chart.sites if site.heads and keys.has_port(site.host)]
-    before = {site.name: vars(site.host).get(keys.PORT) for site in sites}
-    recorders = {site.name: keys.Recorder() for site in sites}
-    text = torch.tensor([list(ids)], device=model.device)
-    inputs: dict[str, Any] = {"input_ids": text}
-    if chart.kind == "encoder-decoder":
-        inputs["decoder_input_ids"] = text
-    root = _root(model)
-    asked = None if root is None else root.route.asked
-    try:
-        keys.open_port(model)
-        for site in sites:
-            setattr(site.host, keys.PORT, recorders[site.name])
-        if root is not None:
-            root.route.ask([None])
-        with evaluating(model):
-            chart.hidden(model, **inputs)
-    finally:
-        if root is not None:
-            root.route.asked = asked
-            root.route.bind()
-        for site in sites:
-            if before[site.name] is None:
-                delattr(site.host, keys.PORT)
-            else:
-                setattr(site.host, keys.PORT, before[site.name])
-        if root is None or not any(door.keys for door in root.doors):
-            keys.close_port(model)
-    return {name: one.seen for name, one in recorders.items() if one.seen is not None}
-
-
-def inlay_named(model: PreTrainedModel, name: str) -> Inlay:
-    """The attached inlay of that name. Raises NamingError with the nearest name."""
-    present = attached(model)
-    if name not in present:
-        raise NamingError(f"no inlay is called {name!r}{nearest(name, present)}")
-    return present[name]

@@ -7,118 +7,22 @@ charted is read by its structure (`charts/discover.py`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inlay.charts import FAMILIES
+from inlay.charts.discover import discover
 from inlay.errors import SiteError
-from inlay.site import Part, Site, Where, choose
+from inlay.layout import Family, Fused, Layout, Place, Sub, child, evaluating, reaches
+from inlay.site import Part, Site, Where, choose, stored_transposed
 
 DOOR = "inlay_door"
 """The attribute under which a stack of the base keeps what its hooks need, while inlays are in."""
-
-# --- how a family is described ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sub:
-    """A sub-layer: the module whose input is x, and the module whose output is added to x."""
-
-    enter: str
-    leave: str
-
-
-@dataclass(frozen=True)
-class Fused:
-    """One of several projections in one matrix: number `index` of `of`.
-
-    per_head: the matrix interleaves them head by head (GPT-NeoX).
-    grouped:  queries come first and are `num_key_value_groups` times as wide as keys and values.
-    """
-
-    path: str
-    index: int
-    of: int
-    per_head: bool = False
-    grouped: bool = False
-
-
-Place = str | tuple[str, ...] | Sub | Fused
-"""Where a part is: a path, the first of several paths that exists, or one of the above."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The parts of one stack of blocks, as paths.
-
-    path:   from the backbone to the stack, the module whose forward takes ids and masks.
-    layers: from the stack to the list of blocks. embed: to the input embeddings.
-    block:  role -> path from a block. core, cross: the modules that call the attention.
-    norms:  role -> path from the stack, for norms outside the blocks.
-    closing: in a post-norm family, the norm whose output is the block's.
-    width:  the attribute of an attention module that holds the head width.
-    first_stays: a head reads position 0, so slots go behind it.
-    """
-
-    stack: str
-    path: str
-    layers: str
-    embed: str | None
-    block: Mapping[str, Place]
-    core: str | None = None
-    cross: str | None = None
-    norms: Mapping[str, str] = field(default_factory=dict)
-    closing: str | None = None
-    width: str = "head_dim"
-    causal: bool = True
-    first_stays: bool = False
-
-
-def plain_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The output embeddings, and nothing else."""
-    return output_head(model)(hidden)
-
-
-def output_head(model: PreTrainedModel) -> nn.Module:
-    """The language-model head. Raises SiteError where the model has none."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise SiteError(
-            f"{type(model).__name__} has no language-model head; load the model with "
-            "AutoModelForCausalLM (or Seq2SeqLM, MaskedLM), or train a Head"
-        )
-    return head
-
-
-def zero(config: Any) -> int:
-    """Positions are counted from 0."""
-    return 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of architectures that share one layout.
-
-    logits:     how the family turns hidden states into logits.
-    plain_head: logits are one linear map followed by elementwise functions at most.
-    position_start: the position id of a text's first token.
-    absolute:   positions are looked up in a table, which ends.
-    """
-
-    types: tuple[str, ...]
-    layouts: tuple[Layout, ...]
-    logits: Callable[[PreTrainedModel, Tensor], Tensor] = plain_logits
-    plain_head: bool = True
-    position_start: Callable[[Any], int] = zero
-    absolute: bool = False
-
-
-# --- a base, read ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,24 +127,8 @@ class Chart:
         return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-2, atol=1e-2)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout inside; every part's mode is put back afterwards."""
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
 def resolve(model: PreTrainedModel) -> Chart:
     """Read a base. Raises SiteError for what is not a transformer this library can read."""
-    from inlay.charts import FAMILIES
-    from inlay.charts.discover import discover
-
     if not isinstance(model, PreTrainedModel):
         raise SiteError(
             f"inlay works on transformers models; {type(model).__name__} is not a PreTrainedModel"
@@ -261,22 +149,6 @@ def resolve(model: PreTrainedModel) -> Chart:
     if isinstance(head, nn.Linear):
         sites.append(_linear("head", "head", head, stacks[-1].name, None))
     return Chart(family, model, tuple(stacks), tuple(sites))
-
-
-def reaches(backbone: nn.Module, layout: Layout) -> bool:
-    """Whether a layout's stack and blocks are where it says."""
-    stack = child(backbone, layout.path)
-    return stack is not None and isinstance(child(stack, layout.layers), nn.ModuleList)
-
-
-def child(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path, or None where there is none."""
-    for step in path.split(".") if path else ():
-        following = module._modules.get(step)
-        if following is None:
-            return None
-        module = following
-    return module
 
 
 def _stack(backbone: nn.Module, layout: Layout, start: int) -> Stack:
@@ -393,8 +265,6 @@ def _part(place: Fused, total: int, core: nn.Module | None) -> Part:
 
 
 def _linear(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
-    from inlay.site import stored_transposed
-
     assert isinstance(host.weight, Tensor)
     d_out, d_in = host.weight.shape
     if stored_transposed(host):

@@ -21,6 +21,7 @@ from inlay.route import Groups, Route
 from inlay.site import Part, Site
 
 attach_file: Any = sys.modules["inlay.attach"]  # `inlay.attach` is the function
+root_file: Any = sys.modules["inlay.root"]
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
-    real = attach_file.Root.__init__
+    real = root_file.Root.__init__
 
     def init(self: Any, chart: Any) -> None:
         real(self, chart)
         self.learning = []
 
-    patch.setattr(attach_file.Root, "__init__", init)
+    patch.setattr(root_file.Root, "__init__", init)
 
 
 def base_not_frozen(patch: pytest.MonkeyPatch) -> None:

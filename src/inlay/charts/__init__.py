@@ -1,7 +1,7 @@
 """The charted families: what is where, as data, one file a layout."""
 
-from inlay.chart import Family
 from inlay.charts import bart, bert, distilbert, gpt2, llama, modernbert, neox, opt, t5, vit
+from inlay.layout import Family
 
 FAMILIES: dict[str, Family] = {
     name: family

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.chart import Family, Layout, Place, Sub, output_head
+from inlay.layout import Family, Layout, Place, Sub, output_head
 
 BLOCK: dict[str, Place] = {
     "attn": Sub("self_attn", "self_attn.out_proj"),

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from inlay.chart import Family, Layout, Place, Sub, evaluating, output_head
 from inlay.errors import SiteError
+from inlay.layout import Family, Layout, Place, Sub, evaluating, output_head
 
 NAMES: dict[str, frozenset[str]] = {
     "q": frozenset({"q_proj", "query", "q", "q_lin", "query_proj", "wq", "to_q"}),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.chart import Family, Layout, Sub, output_head
+from inlay.layout import Family, Layout, Sub, output_head
 
 DISTILBERT = Layout(
     stack="encoder",

@@ -1,6 +1,6 @@
 """GPT-2: queries, keys and values in one Conv1D, which stores its matrix transposed."""
 
-from inlay.chart import Family, Fused, Layout, Sub
+from inlay.layout import Family, Fused, Layout, Sub
 
 GPT2 = Layout(
     stack="decoder",

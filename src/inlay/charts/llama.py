@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.chart import Family, Fused, Layout, Sub, output_head
+from inlay.layout import Family, Fused, Layout, Sub, output_head
 
 LLAMA = Layout(
     stack="decoder",

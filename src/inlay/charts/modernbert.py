@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.chart import Family, Fused, Layout, Sub, output_head
+from inlay.layout import Family, Fused, Layout, Sub, output_head
 
 MODERNBERT = Layout(
     stack="encoder",

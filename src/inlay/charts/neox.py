@@ -1,6 +1,6 @@
 """GPT-NeoX: queries, keys and values interleaved head by head; attention and MLP in parallel."""
 
-from inlay.chart import Family, Fused, Layout, Sub
+from inlay.layout import Family, Fused, Layout, Sub
 
 NEOX = Layout(
     stack="decoder",

@@ -1,6 +1,6 @@
 """OPT: projections of their own, pre-norm, learned positions."""
 
-from inlay.chart import Family, Layout, Sub
+from inlay.layout import Family, Layout, Sub
 
 OPT = Layout(
     stack="decoder",

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.chart import Family, Layout, Place, Sub, output_head
+from inlay.layout import Family, Layout, Place, Sub, output_head
 
 ATTENTION: dict[str, Place] = {
     "attn": Sub("layer.0.layer_norm", "layer.0.dropout"),

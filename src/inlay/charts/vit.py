@@ -1,6 +1,6 @@
 """ViT: a pre-norm encoder over image patches. It has no token embeddings, hence no slots."""
 
-from inlay.chart import Family, Layout, Sub
+from inlay.layout import Family, Layout, Sub
 
 VIT = Layout(
     stack="encoder",

@@ -8,8 +8,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from inlay.chart import evaluating
 from inlay.data import Example
+from inlay.layout import evaluating
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.batches import by_length
 

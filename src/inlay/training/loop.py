@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inlay.attach import Inlay
-from inlay.chart import evaluating
 from inlay.data import Example
+from inlay.layout import evaluating
 from inlay.tasks import Task
 from inlay.training import checkpoint, rng, schedule
 from inlay.training.batches import shuffled

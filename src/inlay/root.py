@@ -1,0 +1,91 @@
+"""What a base holds while inlays are in it: one child, with the pieces and the ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from inlay.chart import Chart
+from inlay.piece import Once, Piece
+from inlay.ports.door import Door
+from inlay.ports.slots import SlotsPort
+from inlay.ports.tap import TapPort
+from inlay.route import Route
+from inlay.site import Site
+
+if TYPE_CHECKING:
+    from inlay.attach import Inlay
+
+CHILD = "inlays"
+"""The name of the one child that a base has while inlays are attached."""
+
+
+class Set(nn.Module):
+    """The pieces of one inlay, and what they share. Keys are `site/number of the method`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleDict()
+        self.shared = nn.ModuleDict()
+        self.sites: dict[str, Site] = {}
+
+    def add(self, site: Site, number: int, piece: Piece) -> None:
+        """One piece of method `number` at a site."""
+        key = f"{site.name}/{number}"
+        self.sites[key] = site
+        self.pieces[_slot(key)] = piece
+
+    def share(self, key: str, once: Once) -> None:
+        """A module that several pieces of one method read."""
+        self.shared[_slot(key)] = once
+
+    def onces(self) -> list[Once]:
+        """The shared modules, which the doors renew."""
+        return [one for one in self.shared.values() if isinstance(one, Once)]
+
+    def items(self) -> Iterator[tuple[str, Site, Piece]]:
+        """(key, site, piece) of every piece, in order."""
+        for key, site in self.sites.items():
+            piece = self.pieces[_slot(key)]
+            assert isinstance(piece, Piece)
+            yield key, site, piece
+
+
+class Root(nn.Module):
+    """The child: every attached inlay's pieces, and the ports through which they act."""
+
+    def __init__(self, chart: Chart):
+        super().__init__()
+        self.sets = nn.ModuleDict()
+        self.handles: dict[str, Inlay] = {}
+        self.chart = chart
+        self.route = Route()
+        self.taps: dict[str, TapPort] = {}
+        self.learning = [n for n, p in chart.base.named_parameters() if p.requires_grad]
+        limit = chart.max_length(chart.base) if chart.family.absolute else None
+        several = len(chart.stacks) > 1
+        self.doors = [
+            Door(stack, self.route, SlotsPort(stack, self.route, limit), several is False or i > 0)
+            for i, stack in enumerate(chart.stacks)
+        ]
+        if several:
+            self.doors[1].upstream = self.doors[0]
+
+    def door(self, stack: str) -> Door:
+        """The door of a stack."""
+        return next(door for door in self.doors if door.stack.name == stack)
+
+
+def root_of(model: nn.Module) -> Root | None:
+    """The child of a base, or of the backbone inside it; None where nothing is attached."""
+    for module in (model, getattr(model, "base_model", None)):
+        root = module._modules.get(CHILD) if module is not None else None
+        if isinstance(root, Root):
+            return root
+    return None
+
+
+def _slot(key: str) -> str:
+    return key.replace(".", ":")  # a module's name may not hold a dot
