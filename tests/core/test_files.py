@@ -127,6 +127,11 @@ def test_another_base(file: Path) -> None:
     refused(other, file, BaseError, "made for another base: the weights at decoder.0.attn.q differ")
     handle = inlay.load(other, file, strict=False)
     assert handle.attached
+    tuned = zoo.fresh("llama")  # the same model, trained on a little
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(1 + 0.02 * torch.randn_like(parameter))
+    refused(tuned, file, BaseError, "the weights at decoder.0.attn.q differ")
     refused(zoo.fresh("mistral"), file, BaseError, "family llama, here mistral")
     config = hf.LlamaConfig(**{**zoo.GQA, "num_hidden_layers": 2})
     shallow = hf.LlamaForCausalLM(config)
@@ -256,3 +261,13 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.ones(1)}, path)
     refused(zoo.model("llama"), path, FileError, "header|damaged")
+
+
+def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+    model = zoo.fresh("llama")
+    written(model, tmp_path / "x.safetensors", inlay.Prompt(length=3) + inlay.LoRA(rank=2))
+    torch.manual_seed(5)
+    inlay.load(model, tmp_path / "x.safetensors")
+    one = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(one, torch.rand(3))

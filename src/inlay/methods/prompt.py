@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -52,6 +52,10 @@ class Prompt(Method):
         """See `Method`."""
         only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
         return Positions(self._values(site))
+
+    def served(self) -> Prompt:
+        """See `Method`: not starting anew."""
+        return replace(self, start="uniform")
 
     def _values(self, site: Site) -> Tensor:
         width = site.d_out
