@@ -36,6 +36,7 @@ class Door:
         self.upstream: Door | None = None
         self.shared: dict[str, list[Once]] = {}
         self.keys: dict[str, keys.KeysPort] = {}
+        self._configs = keys.configs(stack.module)
         self._hooks: list[RemovableHandle] = []
 
     def hang(self) -> None:
@@ -65,7 +66,7 @@ class Door:
         if not (self.keys or self.slots.pieces or widens):
             return None
         if self.keys:
-            keys.open_port(self.stack.module)
+            keys.reopen(self._configs)
         inputs = self._named(args, kwargs)
         if self.keys or self.slots.pieces:
             inputs = self.slots.enter(self._counted(inputs))

@@ -108,15 +108,20 @@ def _square(
     """The mask over the text's own keys, made explicit where None means causal, and their number.
 
     None with more keys than queries means the prefill of an empty static cache: the attention
-    looks at as many keys as there are queries.
+    looks at as many keys as there are queries. For one query on a CPU a mask of ones is made as
+    well: without any mask, grouped heads go through a kernel that takes four times as long.
     """
     queries = query.shape[2]
+    if mask is not None:
+        return mask[..., :length], length
+    if queries == 1 and query.device.type == "cpu":
+        return torch.ones(1, 1, 1, length, dtype=torch.bool), length
     causal = more.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    if mask is None and causal and queries > 1:
+    if causal and queries > 1:
         ones = torch.ones(queries, queries, dtype=torch.bool, device=query.device)
         return ones.tril()[None, None], queries
-    return (None if mask is None else mask[..., :length]), length
+    return None, length
 
 
 def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) -> Tensor | None:
@@ -141,6 +146,8 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     port = vars(module).get(PORT)
     if port is not None:
         k, v, mask, more = port.extend(module, q, k, v, mask, more)
+    if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     return (inner or _eager(module))(module, q, k, v, mask, **more)
 
 
@@ -166,19 +173,18 @@ def has_port(core: nn.Module) -> bool:
 
 def check_open(model: PreTrainedModel) -> None:
     """Raise PortError where the base runs an attention that has no keys port."""
-    for config in configs(model):
-        theirs = config._attn_implementation
-        if theirs not in OURS and theirs not in THEIRS:
-            raise PortError(
-                f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
-                "call model.set_attn_implementation('sdpa') first"
-            )
+    _check(configs(model))
 
 
 def open_port(model: PreTrainedModel) -> None:
     """Make the base's attention pass through this file. Raises PortError where it cannot."""
-    check_open(model)
-    for config in configs(model):
+    reopen(configs(model))
+
+
+def reopen(configs: list[Any]) -> None:
+    """`open_port` for configs that were looked up before: cheap enough for every pass."""
+    _check(configs)
+    for config in configs:
         theirs = config._attn_implementation
         config._attn_implementation_internal = OURS.get(theirs, theirs)
 
@@ -195,3 +201,13 @@ def configs(model: PreTrainedModel) -> list[Any]:
     """Every config that some part of the base reads its attention implementation from."""
     found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return list(found.values())
+
+
+def _check(configs: list[Any]) -> None:
+    for config in configs:
+        theirs = config._attn_implementation
+        if theirs not in OURS and theirs not in THEIRS:
+            raise PortError(
+                f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
+                "call model.set_attn_implementation('sdpa') first"
+            )
