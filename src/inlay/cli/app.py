@@ -45,7 +45,6 @@ app = typer.Typer(
         ("inlay methods", "what there is to set in"),
         ("inlay train --help", "how to teach your own task"),
     ),
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.simplefilter("ignore")
     try:
-        return app(given, prog_name="inlay", standalone_mode=False) or OK
+        return app(given or ["--help"], prog_name="inlay", standalone_mode=False) or OK
     except Exception as error:
         if debug:
             traceback.print_exc()

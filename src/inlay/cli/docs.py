@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from inlay.cli.catalogue import Entry, catalogue
 
@@ -86,8 +87,25 @@ def _yes(value: bool | None) -> str:
 def _measured() -> str:
     path = ROOT / BENCH
     if not path.exists():
-        return f"Not measured yet in this copy: `make bench` measures and writes `{BENCH}`.\n"
-    return table_of(json.loads(path.read_text("utf-8")))
+        return f"Not measured in this copy yet: `make bench` measures and writes `{BENCH}`.\n"
+    return measured(json.loads(path.read_text("utf-8")))
+
+
+def measured(results: dict[str, Any]) -> str:
+    """The results of a benchmark as Markdown: where it ran, and its rows as a table."""
+    rows = results["rows"]
+    head = list(rows[0])
+    lines = [
+        f"Measured on {results['machine']} by `make bench`:\n",
+        f"| {' | '.join(head)} |",
+        f"|---{'|---:' * (len(head) - 1)}|",
+        *(f"| {' | '.join(_cell(_plain(row[name])) for name in head)} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

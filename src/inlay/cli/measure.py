@@ -21,7 +21,7 @@ def predict(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    from inlay.chart import evaluating
+    from inlay.layout import evaluating
     from inlay.training.evaluation import merged, predictions
 
     rows = task.encode_all(data)

@@ -70,7 +70,7 @@ def _teach(one: Entry) -> None:
     console = out()
     console.print(f"[bold cyan]{one.name}[/]  {escape(one.line)}")
     console.print()
-    console.print(Padding(escape(one.about), (0, 0, 0, 2)))
+    console.print(Padding(escape(one.about), (0, 0, 0, 2), expand=False))
     console.print()
     shown = table()
     shown.add_column("field", style="bold", no_wrap=True)

@@ -1,0 +1,102 @@
+"""README.md, docs/ and examples/: what they show runs, and what is generated is up to date."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inlay import models
+from inlay.cli import docs
+from inlay.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def block(language):
+    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)[1]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, base):
+    """`load_base("smollm2")` gives a tiny model, and files go into an empty folder."""
+    real = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda name, **more: real(base, **more))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_of_the_readme_runs(tiny, tmp_path, capsys):
+    exec(compile(block("python"), "README.md", "exec"), {})
+    assert (tmp_path / "shop.safetensors").exists()
+    assert capsys.readouterr().out.startswith("[")
+
+
+def test_the_recipe_of_the_readme_is_one(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block("yaml"))
+    assert Recipe.load(path).training.minutes == 5
+
+
+def test_the_commands_of_the_readme_exist(inlay):
+    commands = re.findall(r"^inlay (\w+)", README, re.MULTILINE)
+    assert len(commands) >= 7
+    for command in commands:
+        assert inlay(command, "--help").code == 0
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("adr/*.md"), *ROOT.glob("*/README.md")]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("name", ["own_loop.py", "two_shops.py"])
+def test_examples_run(tiny, capsys, name):
+    runpy.run_path(str(ROOT / "examples" / name))
+    assert capsys.readouterr().out
+
+
+def test_the_example_recipe_is_one():
+    path = ROOT / "examples" / "reviews.yaml"
+    made = Recipe.load(path)
+    assert made.task == yaml.safe_load(path.read_text())["task"]
+
+
+def test_generated_documents_are_up_to_date(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    assert docs.main() == 0, capsys.readouterr().out
+
+
+def test_a_stale_document_is_noticed_and_mended(monkeypatch, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("<!-- methods -->\nold\n<!-- /methods -->\n"
+                                        "<!-- bench -->\n<!-- /bench -->\n")  # fmt: skip
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    assert docs.main() == 1
+    assert "make docs" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["docs"])
+    assert docs.main() == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "old" not in text
+    assert "`LoRA`" in text
+    assert "make bench" in text
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    assert docs.main() == 0
+
+
+def test_a_benchmark_becomes_a_table():
+    rows = [{"what": "a step", "ours, s": 1.23456}, {"what": "memory", "ours, s": 2}]
+    made = docs.measured({"machine": "two cores", "rows": rows})
+    assert "| a step | 1.23 |" in made
+    assert "two cores" in made
+
+
+def test_the_makefile_names_its_targets():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    for target in ("demo", "test", "check", "bench", "lint", "format", "clean"):
+        assert f"make {target} " in done.stdout

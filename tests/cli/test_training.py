@@ -1,0 +1,144 @@
+"""train and eval: from a recipe to a file, and from a file to numbers."""
+
+import json
+
+from inlay.cli.flags import fields_of, takes
+from inlay.cli.train import recipe_flags
+from inlay.training.options import Training
+from inlay.training.recipe import Recipe
+
+
+def test_train_does_what_a_recipe_says(inlay, recipe, tmp_path):
+    ran = inlay("train", recipe)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "run" / "default.safetensors").exists()
+    assert "3 steps" in ran.out
+    assert "untouched" in ran.out
+    assert f"next: inlay generate {Recipe.load(recipe).base}" in ran.out
+
+
+def test_train_takes_everything_from_flags(inlay, base, rows, tmp_path):
+    ran = inlay(
+        *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", "generate"),
+        *("--train", rows, "--steps", "1", "--batch-size", "2", "--out", tmp_path / "other"),
+    )
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "other" / "default.safetensors").exists()
+
+
+def test_flags_win_over_the_recipe(inlay, recipe):
+    ran = inlay(
+        *("train", recipe, "--print-recipe", "--lr", "1e-4", "--method", "Prefix(length=5)"),
+        *("--set", "data.train.columns.source=question", "--training.warmup", "0.5"),
+    )
+    assert ran.code == 0
+    assert "lr: 0.0001" in ran.out
+    assert "method: Prefix(length=5)" in ran.out
+    assert "source: question" in ran.out
+    assert "warmup: 0.5" in ran.out
+
+
+def test_a_printed_recipe_reads_back_as_it_was(inlay, recipe, tmp_path):
+    first = inlay("train", recipe, "--print-recipe").out
+    again = tmp_path / "again.yaml"
+    again.write_text(first)
+    assert inlay("train", again, "--print-recipe").out == first
+    assert Recipe.load(again) == Recipe.load(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_field_of_a_recipe_is_a_flag():
+    names = {flag.name for flag in recipe_flags()}
+    assert {f"training.{name}" for name in Training.model_fields} <= names
+    assert {"base", "dtype", "method", "name", "out", "seed", "task.kind"} <= names
+    assert {f"data.{part}.source" for part in ("train", "dev", "test")} <= names
+    assert {"task.template", "task.verbalizer", "task.chat"} <= names
+
+
+def test_every_training_flag_is_explained():
+    for flag in recipe_flags():
+        if flag.panel == "training":
+            assert flag.about, flag.name
+
+
+def test_a_wrong_field_gets_the_nearest_name(inlay, recipe):
+    assert "did you mean 'patience'?" in inlay("train", recipe, "--set", "training.patence=1").error
+    assert "did you mean 'LoRA'?" in inlay("train", recipe, "--method", "lora").error
+    assert "training.lr" in inlay("train", recipe, "--lr", "fast").error
+
+
+def test_a_missing_recipe_is_named(inlay, tmp_path):
+    assert "nowhere.yaml" in inlay("train", tmp_path / "nowhere.yaml").error
+
+
+def test_bad_rows_stop_the_run_unless_told(inlay, recipe, rows):
+    rows.write_text(rows.read_text() + '{"source": "the"}\nnot json\n')
+    assert "rows.jsonl:13" in inlay("train", recipe).error
+    ran = inlay("train", recipe, "--skip-bad-rows")
+    assert ran.code == 0, ran.err
+    assert "2 rows" in ran.err
+
+
+def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):
+    ran = inlay("eval", base, trained, "--json")
+    assert ran.code == 0, ran.err
+    scores = json.loads(ran.out)
+    assert scores["rows"] == 4
+    assert "bleu" in scores
+
+
+def test_eval_of_other_rows(inlay, base, trained, rows, tmp_path):
+    said = tmp_path / "said.jsonl"
+    ran = inlay("eval", base, trained, "--data", rows, "--limit", "7", "--predictions", said)
+    assert ran.code == 0, ran.err
+    assert "7 rows" in ran.out
+    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    assert len(lines) == 7
+    assert {"source", "target", "said", "where"} <= lines[0].keys()
+
+
+def test_eval_of_the_base_alone(inlay, base, rows):
+    ran = inlay("eval", base, "--data", rows, "--task", "generate")
+    assert ran.code == 0, ran.err
+    assert "the base alone" in ran.out
+
+
+def test_eval_needs_a_task_and_rows(inlay, base, rows):
+    assert "--task" in inlay("eval", base, "--data", rows).error
+    assert "--data" in inlay("eval", base, "--task", "generate").error
+
+
+def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
+    ran = inlay(
+        *("train", "--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"),
+        *("--train", reviews, "--steps", "2", "--out", tmp_path / "head"),
+    )
+    assert ran.code == 0, ran.err
+    file = tmp_path / "head" / "default.safetensors"
+    ran = inlay("eval", encoder, file, "--data", reviews, "--json")
+    assert ran.code == 0, ran.err
+    assert 0 <= json.loads(ran.out)["accuracy"] <= 1
+
+
+def test_help_is_read_from_docstrings():
+    doc = """What it is.
+
+    one: the first; None
+        for none. two, three: the others.
+    four: nothing that looks like a: field.
+    """
+    assert fields_of(doc) == {
+        "one": "The first; None for none.",
+        "two": "The others.",
+        "three": "The others.",
+        "four": "Nothing that looks like a: field.",
+    }
+
+
+def test_what_a_flag_takes_is_read_from_its_type():
+    kinds = {name: takes(field.annotation) for name, field in Training.model_fields.items()}
+    assert kinds["lr"] == "NUMBER"
+    assert kinds["steps"] == "INTEGER"
+    assert kinds["schedule"] == "linear|cosine|constant"
+    assert kinds["dropout"] == "true|false"
+    assert kinds["betas"] == "JSON"

@@ -1,0 +1,124 @@
+"""generate, check and merge: what a trained file is good for."""
+
+import io
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import inlay as library
+from inlay import laws
+from inlay.laws import Broken
+from inlay.models import load_base
+
+
+def test_generate_with_and_without_an_inlay(inlay, base, trained):
+    alone = inlay("generate", base, "the cat sat", "--max-new-tokens", "5")
+    served = inlay("generate", base, trained, "the cat sat", "--max-new-tokens", "5")
+    assert (alone.code, served.code) == (0, 0)
+    assert alone.out.strip()
+    assert served.out.strip()
+
+
+def test_generate_writes_as_the_model_does(inlay, base):
+    model, tokenizer = load_base(base)
+    ids = tokenizer("the cat", return_tensors="pt")
+    with torch.no_grad():
+        made = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    wanted = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert inlay("generate", base, "the cat", "--max-new-tokens", "4").out == wanted.strip() + "\n"
+
+
+def test_generate_reads_a_pipe(inlay, base, monkeypatch):
+    direct = inlay("generate", base, "the cat")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat"))
+    assert inlay("generate", base, "-").out == direct.out
+
+
+def test_generate_draws_with_a_seed(inlay, base):
+    hot = ("generate", base, "the cat", "--temperature", "2", "--seed")
+    assert inlay(*hot, "1").out == inlay(*hot, "1").out
+    assert len({inlay(*hot, str(seed)).out for seed in range(4)}) > 1
+
+
+def test_generate_refuses_what_does_not_fit(inlay, base, trained):
+    assert "quotes" in inlay("generate", base, trained, "two", "words").error
+    assert "chat" in inlay("generate", base, "hello", "--chat").error
+    assert "gone.safetensors" in inlay("generate", base, "gone.safetensors", "hello").error
+
+
+def test_a_file_of_another_base_is_refused(inlay, encoder, trained):
+    assert "another base" in inlay("check", encoder, trained).error
+
+
+@pytest.fixture
+def two_laws(monkeypatch):
+    kept = {name: laws.LAWS[name] for name in ("identity", "no trace")}
+    for module in (sys.modules["inlay.check"], laws):  # `inlay.check` itself is the function
+        monkeypatch.setattr(module, "LAWS", kept)
+    return kept
+
+
+def test_check_of_a_file(inlay, base, trained, two_laws):
+    ran = inlay("check", base, trained)
+    assert ran.code == 0, ran.err
+    assert "law 1 of 2: identity" in ran.err
+    assert "no trace" in ran.out
+
+
+def test_check_of_a_method(inlay, base, two_laws):
+    ran = inlay("check", base, "--method", "LoRA(rank=2) + Prompt(length=3)")
+    assert ran.code == 0, ran.err
+
+
+def test_check_ends_with_one_where_a_law_is_broken(inlay, base, two_laws):
+    def broken(case):
+        raise Broken("off by 7")
+
+    two_laws["no trace"] = broken
+    ran = inlay("check", base, "--method", "LoRA(rank=2)")
+    assert ran.code == 1
+    assert "off by 7" in ran.out
+    assert "a law is broken" in ran.err
+
+
+def test_check_refuses_a_method_before_it_loads(inlay):
+    assert "did you mean 'LoRA'?" in inlay("check", "nowhere", "--method", "Lora").error
+
+
+def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
+    ran = inlay("merge", base, trained, tmp_path / "merged")
+    assert ran.code == 0, ran.err
+    assert "LoRA(rank=2)" in ran.out
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model, _ = load_base(base)
+    library.load(model, trained)
+    ids = torch.arange(5, 14)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_merge_overwrites_nothing(inlay, base, trained, tmp_path):
+    (tmp_path / "there").mkdir()
+    assert "there already" in inlay("merge", base, trained, tmp_path / "there").error
+
+
+def test_what_cannot_be_merged_leaves_nothing_behind(inlay, base, tmp_path):
+    model, tokenizer = load_base(base)
+    library.attach(model, library.Prompt(length=2)).save("p.safetensors", tokenizer=tokenizer)
+    assert "cannot be folded" in inlay("merge", base, "p.safetensors", tmp_path / "out").error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.safetensors"]
+
+
+def test_a_merge_that_cannot_be_written_leaves_nothing_behind(
+    inlay, base, trained, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    before = sorted(tmp_path.iterdir())
+    assert "No space left" in inlay("merge", base, trained, tmp_path / "out").error
+    assert sorted(tmp_path.iterdir()) == before
