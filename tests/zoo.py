@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def transformers_quiet() -> None:
     hf.logging.set_verbosity_error()
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(family: str) -> Any:
     """The one model of a family that a test session shares: laws leave it as they found it."""
     return fresh(family)
