@@ -66,12 +66,17 @@ def _mark(value: bool | None) -> str:
 def _teach(one: Entry) -> None:
     from rich.markup import escape
     from rich.padding import Padding
+    from rich.table import Table
 
     console = out()
-    console.print(f"[bold cyan]{one.name}[/]  {escape(one.line)}")
-    console.print()
-    console.print(Padding(escape(one.about), (0, 0, 0, 2), expand=False))
-    console.print()
+
+    def inset(text: str) -> None:
+        console.print(Padding(text, (0, 0, 0, 2), expand=False))
+
+    console.print(f"[bold cyan]{one.name}[/]  [dim]{escape(one.line)}[/]")
+    for paragraph in one.about.split("\n\n"):
+        console.print()
+        inset(escape(" ".join(paragraph.split())))
     shown = table()
     shown.add_column("field", style="bold", no_wrap=True)
     shown.add_column("default", overflow="fold", max_width=34)
@@ -79,14 +84,16 @@ def _teach(one: Entry) -> None:
     for field in one.fields:
         shown.add_row(field.name, escape(field.default), escape(field.about))
     console.print(shown)
-    console.print(f"  way in            {one.port or 'none on the models tried'}")
-    console.print(f"  folds into weights  {_mark(one.merges)}")
-    console.print(f"  starts as the base  {_mark(one.identity)}")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("  way in", one.port or "none on the models tried")
+    facts.add_row("  folds into weights", _mark(one.merges))
+    facts.add_row("  starts as the base", _mark(one.identity))
+    console.print(facts)
     console.print()
-    spec = f"{one.name}({_first(one)})"
-    console.print(f"  [dim]in Python[/]     inlay.attach(model, {escape(spec)})", soft_wrap=True)
+    spec = escape(f"{one.name}({_first(one)})")
+    console.print("  [dim]in Python[/]", f"  inlay.attach(model, {spec})", soft_wrap=True)
     console.print(
-        f'  [dim]in a shell[/]    inlay train recipe.yaml --method "{escape(spec)}"', soft_wrap=True
+        "  [dim]in a shell[/]", f' inlay train recipe.yaml --method "{spec}"', soft_wrap=True
     )
 
 
