@@ -1,0 +1,147 @@
+"""`python -m bench`: measure everything, print a table, write bench/results.json."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from bench import learning, memory, report, serving, steps
+from bench.base import LENGTH, ROWS, quiet
+from bench.report import Row, rated, single, timed
+from bench.timing import Times, take_turns
+
+LIMIT = "the limit"
+PEFT = "peft"
+NARROW = "peft, bf16 adapter"
+
+
+def of_steps(quick: bool) -> list[Row]:
+    """A LoRA step beside the limit and peft; the other methods' steps."""
+    amount = ROWS * LENGTH
+    runs: dict[str, Callable[[], float]] = {
+        "lora": steps.ours("lora"),
+        LIMIT: steps.limit(),
+        PEFT: steps.theirs("lora"),
+        NARROW: steps.theirs("lora", narrow=True),
+    }
+    agree({name: runs[name]() for name in ("lora", PEFT, NARROW)})
+    times = take_turns(runs, 3 if quick else 9, warm=1)
+
+    def beside_peft(name: str, other: str, seen: Times, at_least: float | None = None) -> Row:
+        return rated(f"{name} step", seen, name, other, other, "tokens/s", amount, at_least)
+
+    rows = [
+        timed("lora step", times, "lora", LIMIT, LIMIT, at_most=1.10),
+        beside_peft("lora", PEFT, times, at_least=1.8),
+        beside_peft("lora", NARROW, times),
+    ]
+    for name in ("prompt", "prefix"):
+        times = take_turns({name: steps.ours(name), PEFT: steps.theirs(name)}, 2 if quick else 5)
+        rows.append(beside_peft(name, PEFT, times))
+    times = take_turns({"houlsby": steps.ours("houlsby"), LIMIT: runs[LIMIT]}, 2 if quick else 5)
+    return [*rows, timed("houlsby step", times, "houlsby", LIMIT, LIMIT)]
+
+
+def agree(losses: dict[str, float]) -> None:
+    """Before the first update all must compute the same loss, or other things are compared."""
+    if max(losses.values()) - min(losses.values()) > 0.02:
+        raise SystemExit(f"the losses of the first step differ: {losses}")
+
+
+def of_memory(quick: bool) -> list[Row]:
+    """The memory of a LoRA step, by torch's count and by the kernel's."""
+    ours, limit, theirs = (memory.measured(kind) for kind in ("ours", "limit", "theirs"))
+    unit, what = "MiB", "lora step, memory"
+    rows = [
+        single(f"{what}: live tensors", PEFT, unit, ours["live"], theirs["live"], at_most=0.6),
+        single(f"{what}: live tensors", LIMIT, unit, ours["live"], limit["live"]),
+    ]
+    if "resident" in ours:
+        told = {"resident, model not counted": "resident", "resident, in all": "total"}
+        rows += [
+            single(f"{what}: {name}", PEFT, unit, ours[key], theirs[key])
+            for name, key in told.items()
+        ]
+    return rows
+
+
+def of_learning(quick: bool) -> list[Row]:
+    """Movie reviews: examples per second, and accuracy afterwards."""
+    seeds, number = ((0,), 20) if quick else ((0, 1, 2), 60)
+    train = learning.reviews("train", 4000)
+    test = learning.reviews("test", 200 if quick else 400)
+    pairs = []
+    for seed in seeds:
+        kinds = [learning.ours, learning.theirs]
+        made = {k: k(seed, number, train, test) for k in (kinds if seed % 2 else kinds[::-1])}
+        pairs.append((made[learning.ours], made[learning.theirs]))
+
+    def row(what: str, unit: str, field: str, at_least: float) -> Row:
+        both = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
+        ratios = sorted(a / b for a, b in both)
+        mine, other = (median(values) for values in zip(*both, strict=True))
+        ends = (ratios[0], ratios[-1])
+        return Row(what, PEFT, unit, mine, other, median(ratios), *ends, at_least=at_least)
+
+    return [
+        row(f"reviews, {number} steps of 16", "examples/s", "examples_per_second", 2.5),
+        row(f"reviews, {number} steps of 16", "accuracy", "accuracy", 0.97),
+    ]
+
+
+def of_serving(quick: bool) -> list[Row]:
+    """Generation with a prefix, and a batch with as many inlays as rows."""
+    amount = ROWS * serving.WRITTEN
+    times = take_turns(serving.generation(), 2 if quick else 7, warm=1)
+    one = rated(
+        "generation, prefix of 20",
+        times,
+        "prefix",
+        "bare",
+        "the bare base",
+        "tokens/s",
+        amount,
+        0.95,
+    )
+    times = take_turns(serving.mixed(), 3 if quick else 9)
+    alone = min((name for name in times.seconds if name != "mixed"), key=times.median)
+    two = timed("8 rows, 8 inlays", times, "mixed", alone, f"{alone} alone", at_most=1.5)
+    return [one, two]
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "steps": of_steps,
+    "memory": of_memory,
+    "serving": of_serving,
+    "learning": of_learning,
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)} (all of them)")
+    parser.add_argument("--quick", action="store_true", help="a third of the rounds, one seed")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="the JSON file")
+    given = parser.parse_args()
+    unknown = set(given.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    quiet()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    rows: list[Row] = []
+    for name in given.parts or PARTS:
+        console.print(f"measuring {name} …", style="dim")
+        rows += PARTS[name](given.quick)
+    report.show(rows, console)
+    report.write(rows, given.quick, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A whole training run on movie reviews: `inlay.fit` beside peft with transformers.Trainer.
+
+Both see the same rows in batches of 16, take the same number of steps at the same peak rate with
+the same schedule, and are asked the same question about the same held-out reviews.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+import torch
+from rich.console import Console
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import inlay
+from bench.base import model, tokenizer
+from bench.steps import OURS, THEIRS
+from bench.timing import synchronise
+from inlay.data import Dataset, load
+from inlay.models import fetch_sentiment
+from inlay.tasks import Classify
+
+TEMPLATE = "{text} All in all, it was"
+WORDS = {"negative": " bad", "positive": " great"}
+RATE, WARMUP, ROWS = 1e-3, 0.06, 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: how fast it was while it trained, and how often it was right afterwards."""
+
+    examples_per_second: float
+    accuracy: float
+
+
+def reviews(split: str, limit: int) -> Dataset:
+    """Movie reviews, always the same ones."""
+    path = fetch_sentiment() / "movie" / f"{split}.jsonl"
+    return load(path, need=("text", "label"), limit=limit)
+
+
+def ours(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
+    """`inlay.fit` on the task `classify` with a word for each label."""
+    set_seed(seed)
+    base, words = model(), tokenizer()
+    task = Classify(template=TEMPLATE, verbalizer=WORDS)
+    task.bind(base, words)
+    handle = inlay.attach(base, OURS["lora"])
+    silent = Console(file=io.StringIO())
+    begun = time.perf_counter()
+    options = {"lr": RATE, "warmup": WARMUP, "batch_size": ROWS, "steps": steps, "seed": seed}
+    inlay.fit(base, handle, task, train, console=silent, **options)
+    synchronise()
+    seconds = time.perf_counter() - begun
+    return Run(steps * ROWS / seconds, accuracy(base, words, test))
+
+
+def theirs(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
+    """peft's LoRA, trained on the word as the next token."""
+    set_seed(seed)
+    base, words = model(), tokenizer()
+    words.padding_side = "right"
+    adapted = peft.get_peft_model(base, THEIRS["lora"])
+    rows = [_row(words, example.fields) for example in train]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=ROWS,
+            max_steps=steps,
+            learning_rate=RATE,
+            warmup_steps=WARMUP,
+            lr_scheduler_type="linear",
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        collator = DataCollatorForSeq2Seq(words)
+        trainer = Trainer(adapted, arguments, train_dataset=rows, data_collator=collator)
+        trainer.remove_callback(PrinterCallback)
+        begun = time.perf_counter()
+        trainer.train()
+        synchronise()
+        seconds = time.perf_counter() - begun
+    return Run(steps * ROWS / seconds, accuracy(base, words, test))
+
+
+def _row(words: Any, fields: Any) -> dict[str, list[int]]:
+    source = words(TEMPLATE.format(text=fields["text"]))["input_ids"]
+    word = words(WORDS[fields["label"]])["input_ids"]
+    return {
+        "input_ids": source + word,
+        "attention_mask": [1] * (len(source) + len(word)),
+        "labels": [-100] * len(source) + word,
+    }
+
+
+@torch.no_grad()
+def accuracy(base: Any, words: Any, test: Dataset) -> float:
+    """How often the right one of the two words is the likelier one."""
+    base.eval()
+    choices = [words(word)["input_ids"][0] for word in WORDS.values()]
+    right = 0
+    for start in range(0, len(test), 2 * ROWS):
+        examples = test[start : start + 2 * ROWS]
+        texts = [TEMPLATE.format(text=example.fields["text"]) for example in examples]
+        batch = words(texts, padding=True, padding_side="right", return_tensors="pt")
+        batch = batch.to(base.device)
+        states = base.model(**batch, use_cache=False).last_hidden_state
+        last = batch["attention_mask"].sum(1) - 1
+        scores = base.lm_head(states[torch.arange(len(states)), last])[:, choices]
+        said = [list(WORDS)[best] for best in scores.argmax(1).tolist()]
+        right += sum(a == b.fields["label"] for a, b in zip(said, examples, strict=True))
+    return right / len(test)

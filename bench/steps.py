@@ -1,0 +1,95 @@
+"""One training step: ours, peft's, and the least that a step can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+
+import inlay
+from bench.base import Batch, batch, model
+from inlay import Houlsby, LoRA, Prefix, Prompt
+from inlay.chart import resolve
+from inlay.spec import Spec
+from inlay.tasks import token_loss
+
+Step = Callable[[], float]
+
+RATE = 1e-3
+OURS: dict[str, Spec] = {
+    "lora": LoRA(rank=8),
+    "prompt": Prompt(length=20),
+    "prefix": Prefix(length=20, mlp=None),
+    "houlsby": Houlsby(bottleneck=64),
+}
+THEIRS: dict[str, Any] = {
+    "lora": peft.LoraConfig(
+        task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]
+    ),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20),
+}
+"""peft's nearest equivalents. It has no Houlsby adapter."""
+
+
+def ours(name: str) -> Step:
+    """A step with our pieces: backbone, head on labelled positions, backward, AdamW."""
+    base, rows = model(), batch()
+    handle = inlay.attach(base, OURS[name])
+    chart = handle.root.chart
+    return _step(lambda: _loss(chart, base, rows), list(handle.parameters()))
+
+
+def theirs(name: str, *, narrow: bool = False) -> Step:
+    """peft's step, as transformers.Trainer takes it.
+
+    narrow: adapter weights in the base's dtype, not in fp32 as peft makes them by default.
+    """
+    rows = batch()
+    base = peft.get_peft_model(model(), THEIRS[name], autocast_adapter_dtype=not narrow)
+    inputs = {"input_ids": rows.ids, "attention_mask": rows.mask, "labels": rows.labels}
+    return _step(lambda: base(**inputs).loss, [p for p in base.parameters() if p.requires_grad])
+
+
+def limit() -> Step:
+    """Forward, head on labelled positions, activation gradients down to the lowest query
+    projection: what no method that acts there can do without. Nothing is adapted."""
+    base, rows = model().requires_grad_(False), batch()
+    chart = resolve(base)
+    lowest = next(site.host for site in chart.sites if site.role == "attn.q")
+    leaf = torch.zeros(1, dtype=base.dtype, device=base.device, requires_grad=True)
+
+    def add(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output + leaf
+
+    lowest.register_forward_hook(add)
+
+    def step() -> float:
+        loss = _loss(chart, base, rows)
+        loss.backward()
+        leaf.grad = None
+        return loss.item()
+
+    return step
+
+
+def _loss(chart: Any, base: Any, rows: Batch) -> Tensor:
+    hidden = chart.hidden(base, input_ids=rows.ids, attention_mask=rows.mask)
+    hidden = hidden.flatten(0, 1).index_select(0, rows.positions)
+    return token_loss(chart, base, hidden, rows.targets) / len(rows.targets)
+
+
+def _step(loss_of: Callable[[], Tensor], learns: Iterable[nn.Parameter]) -> Step:
+    optimizer = torch.optim.AdamW(learns, lr=RATE, fused=True)
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
