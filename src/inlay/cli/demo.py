@@ -27,8 +27,8 @@ RECIPE = {
     "task.template": "{text} All in all, it was",
     "task.verbalizer": '{"negative": " bad", "positive": " great"}',
     "data.train.split": "train",
-    "training.lr": "3e-2",
-    "training.batch_size": "16",
+    "training.lr": "1e-2",
+    "training.batch_size": "8",
 }
 """The run, as flags of `inlay train`; the rows and the time come on top."""
 
