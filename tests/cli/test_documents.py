@@ -90,10 +90,12 @@ def test_a_stale_document_is_noticed_and_mended(monkeypatch, tmp_path, capsys):
 
 
 def test_a_benchmark_becomes_a_table():
-    rows = [{"what": "a step", "ours, s": 1.23456}, {"what": "memory", "ours, s": 2}]
-    made = docs.measured({"machine": "two cores", "rows": rows})
-    assert "| a step | 1.23 |" in made
-    assert "two cores" in made
+    machine = {"cores": 2, "device": "a CPU", "torch": "1", "transformers": "2", "peft": "3"}
+    row = {"what": "a step", "beside": "peft", "unit": "s", "ours": 1.23456, "other": 2.0}
+    row |= {"ratio": 0.61728, "at_most": 0.7, "at_least": None}
+    made = docs.measured({"date": "today", "quick": False, "machine": machine, "rows": [row]})
+    assert "| a step | 1.235 | peft | 2 | s | 0.62 | ≤ 0.70 |" in made
+    assert "2 cores (a CPU) with torch 1, transformers 2, peft 3 on today." in made
 
 
 def test_the_makefile_names_its_targets():

@@ -92,20 +92,26 @@ def _measured() -> str:
 
 
 def measured(results: dict[str, Any]) -> str:
-    """The results of a benchmark as Markdown: where it ran, and its rows as a table."""
-    rows = results["rows"]
-    head = list(rows[0])
+    """The results of a benchmark as Markdown: where it ran, and one line a comparison."""
+    on = results["machine"]
+    versions = ", ".join(f"{name} {on[name]}" for name in ("torch", "transformers", "peft"))
     lines = [
-        f"Measured on {results['machine']} by `make bench`:\n",
-        f"| {' | '.join(head)} |",
-        f"|---{'|---:' * (len(head) - 1)}|",
-        *(f"| {' | '.join(_cell(_plain(row[name])) for name in head)} |" for row in rows),
+        f"SmolLM2-135M in bf16, measured by `make bench` on {on['cores']} cores ({on['device']}) "
+        f"with {versions} on {results['date']}{', a quick run' if results['quick'] else ''}. "
+        "A ratio is the median over rounds in which both took turns.\n",
+        "| what | inlay | beside | | unit | ratio | goal |",
+        "|---|---:|---|---:|---|---:|---:|",
     ]
+    for row in results["rows"]:
+        numbers = f"{row['ours']:.4g} | {row['beside']} | {row['other']:.4g} | {row['unit']}"
+        lines.append(f"| {row['what']} | {numbers} | {row['ratio']:.2f} | {_goal(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _goal(row: dict[str, Any]) -> str:
+    if row["at_most"] is not None:
+        return f"≤ {row['at_most']:.2f}"
+    return "" if row["at_least"] is None else f"≥ {row['at_least']:.2f}"
 
 
 if __name__ == "__main__":
