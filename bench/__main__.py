@@ -71,7 +71,7 @@ def of_memory(quick: bool) -> list[Row]:
 
 def of_learning(quick: bool) -> list[Row]:
     """Movie reviews: examples per second, and accuracy afterwards."""
-    seeds, number = ((0,), 20) if quick else ((0, 1, 2), 60)
+    seeds, number = ((0,), 20) if quick else ((0, 1, 2), 24)
     train = learning.reviews("train", 4000)
     test = learning.reviews("test", 200 if quick else 400)
     pairs = []
