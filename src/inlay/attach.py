@@ -290,14 +290,14 @@ def _plant(model: PreTrainedModel, chart: Chart) -> Root:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.add_module(CHILD, root)
-    for door in root.doors:
-        door.hang()
+    for frame in (*root.doors, *root.sills):
+        frame.hang()
     return root
 
 
 def _uproot(model: PreTrainedModel, root: Root) -> None:
-    for door in root.doors:
-        door.unhang()
+    for frame in (*root.doors, *root.sills):
+        frame.unhang()
     keys.close_port(model)
     del model._modules[CHILD]
     for parameter in model.parameters():

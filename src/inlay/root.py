@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from inlay.chart import Chart
 from inlay.piece import Once, Piece
@@ -53,6 +54,30 @@ class Set(nn.Module):
             yield key, site, piece
 
 
+class Sill:
+    """Hands a frozen language-model head its states in one piece.
+
+    `generate` cuts the last position out of a batch, which leaves gaps in memory; torch then
+    copies a weight that does not learn once for every row (LOG.md).
+    """
+
+    def __init__(self, head: nn.Module):
+        self.head = head
+        self._hook: RemovableHandle | None = None
+
+    def hang(self) -> None:
+        """Put the hook on."""
+        self._hook = self.head.register_forward_pre_hook(self._before)
+
+    def unhang(self) -> None:
+        """Take the hook off."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].contiguous(), *args[1:])
+
+
 class Root(nn.Module):
     """The child: every attached inlay's pieces, and the ports through which they act."""
 
@@ -72,6 +97,8 @@ class Root(nn.Module):
         ]
         if several:
             self.doors[1].upstream = self.doors[0]
+        head = chart.base.get_output_embeddings()
+        self.sills = [] if head is None else [Sill(head)]
 
     def door(self, stack: str) -> Door:
         """The door of a stack."""
