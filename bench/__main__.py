@@ -71,9 +71,9 @@ def of_memory(quick: bool) -> list[Row]:
 
 def of_learning(quick: bool) -> list[Row]:
     """Movie reviews: examples per second, and accuracy afterwards."""
-    seeds, number = ((0,), 20) if quick else ((0, 1, 2), 24)
+    seeds, number = ((0,), 10) if quick else ((0, 1, 2), 20)
     train = learning.reviews("train", 4000)
-    test = learning.reviews("test", 200 if quick else 400)
+    test = learning.reviews("test", 200)
     pairs = []
     for seed in seeds:
         kinds = [learning.ours, learning.theirs]
