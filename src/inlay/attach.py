@@ -290,13 +290,13 @@ def _plant(model: PreTrainedModel, chart: Chart) -> Root:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.add_module(CHILD, root)
-    for frame in (*root.doors, *root.sills):
+    for frame in root.frames:
         frame.hang()
     return root
 
 
 def _uproot(model: PreTrainedModel, root: Root) -> None:
-    for frame in (*root.doors, *root.sills):
+    for frame in root.frames:
         frame.unhang()
     keys.close_port(model)
     del model._modules[CHILD]

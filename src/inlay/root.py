@@ -100,6 +100,11 @@ class Root(nn.Module):
         head = chart.base.get_output_embeddings()
         self.sills = [] if head is None else [Sill(head)]
 
+    @property
+    def frames(self) -> list[Door | Sill]:
+        """Everything that hangs on the base as a whole."""
+        return [*self.doors, *self.sills]
+
     def door(self, stack: str) -> Door:
         """The door of a stack."""
         return next(door for door in self.doors if door.stack.name == stack)
