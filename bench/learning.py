@@ -58,12 +58,9 @@ def ours(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
     task.bind(base, words)
     handle = inlay.attach(base, OURS["lora"])
     silent = Console(file=io.StringIO())
-    begun = time.perf_counter()
     options = {"lr": RATE, "warmup": WARMUP, "batch_size": ROWS, "steps": steps, "seed": seed}
-    inlay.fit(base, handle, task, train, console=silent, **options)
-    synchronise()
-    seconds = time.perf_counter() - begun
-    return Run(steps * ROWS / seconds, accuracy(base, words, test))
+    result = inlay.fit(base, handle, task, train, console=silent, **options)
+    return Run(steps * ROWS / result.seconds, accuracy(base, words, test))
 
 
 def theirs(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
