@@ -33,7 +33,8 @@ from inlay.tasks import Classify
 
 TEMPLATE = "{text} All in all, it was"
 WORDS = {"negative": " bad", "positive": " great"}
-RATE, WARMUP, ROWS = 1e-3, 0.06, 16
+RATES = {"lora": 1e-3, "prompt": 1e-2}
+WARMUP, ROWS = 0.06, 16
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,38 @@ def reviews(split: str, limit: int) -> Dataset:
     return load(path, need=("text", "label"), limit=limit)
 
 
-def ours(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
+def ours(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
     """`inlay.fit` on the task `classify` with a word for each label."""
     set_seed(seed)
     base, words = model(), tokenizer()
     task = Classify(template=TEMPLATE, verbalizer=WORDS)
     task.bind(base, words)
-    handle = inlay.attach(base, OURS["lora"])
+    handle = inlay.attach(base, OURS[name])
     silent = Console(file=io.StringIO())
-    options = {"lr": RATE, "warmup": WARMUP, "batch_size": ROWS, "steps": steps, "seed": seed}
+    options = {
+        "lr": RATES[name],
+        "warmup": WARMUP,
+        "batch_size": ROWS,
+        "steps": steps,
+        "seed": seed,
+    }
     result = inlay.fit(base, handle, task, train, console=silent, **options)
     return Run(steps * ROWS / result.seconds, accuracy(base, words, test))
 
 
-def theirs(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
-    """peft's LoRA, trained on the word as the next token."""
+def theirs(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
+    """peft's method, trained on the word as the next token."""
     set_seed(seed)
     base, words = model(), tokenizer()
     words.padding_side = "right"
-    adapted = peft.get_peft_model(base, THEIRS["lora"])
+    adapted = peft.get_peft_model(base, THEIRS[name])
     rows = [_row(words, example.fields) for example in train]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=ROWS,
             max_steps=steps,
-            learning_rate=RATE,
+            learning_rate=RATES[name],
             warmup_steps=WARMUP,
             lr_scheduler_type="linear",
             seed=seed,
@@ -91,7 +98,7 @@ def theirs(seed: int, steps: int, train: Dataset, test: Dataset) -> Run:
         trainer.train()
         synchronise()
         seconds = time.perf_counter() - begun
-    return Run(steps * ROWS / seconds, accuracy(base, words, test))
+    return Run(steps * ROWS / seconds, accuracy(adapted, words, test))
 
 
 def _row(words: Any, fields: Any) -> dict[str, list[int]]:
@@ -105,19 +112,20 @@ def _row(words: Any, fields: Any) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
-def accuracy(base: Any, words: Any, test: Dataset) -> float:
+def accuracy(model: Any, words: Any, test: Dataset) -> float:
     """How often the right one of the two words is the likelier one."""
-    base.eval()
+    model.eval()
     choices = [words(word)["input_ids"][0] for word in WORDS.values()]
     right = 0
     for start in range(0, len(test), 2 * ROWS):
         examples = test[start : start + 2 * ROWS]
         texts = [TEMPLATE.format(text=example.fields["text"]) for example in examples]
         batch = words(texts, padding=True, padding_side="right", return_tensors="pt")
-        batch = batch.to(base.device)
-        states = base.model(**batch, use_cache=False).last_hidden_state
-        last = batch["attention_mask"].sum(1) - 1
-        scores = base.lm_head(states[torch.arange(len(states)), last])[:, choices]
+        batch = batch.to(model.device)
+        logits = model(**batch, use_cache=False).logits
+        prompt = logits.shape[1] - batch["input_ids"].shape[1]  # peft gives logits for it as well
+        last = prompt + batch["attention_mask"].sum(1) - 1
+        scores = logits[torch.arange(len(logits)), last][:, choices]
         said = [list(WORDS)[best] for best in scores.argmax(1).tolist()]
         right += sum(a == b.fields["label"] for a, b in zip(said, examples, strict=True))
     return right / len(test)

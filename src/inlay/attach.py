@@ -129,12 +129,12 @@ class Inlay:
             door.shared.pop(self.name, None)
         for _, site, piece in self.pieces():
             if isinstance(piece, Keys):
-                _close(root, site, self.name)
+                root.door(site.stack).keys[site.name].pieces.pop(self.name, None)
         del root.sets[self.name], root.handles[self.name]
         root.route.forget(self.name)
         if not root.handles:
             _uproot(self.model, root)
-        elif not any(door.keys for door in root.doors):
+        elif not any(door.adds_keys for door in root.doors):
             keys.close_port(self.model)
         self._root = None
         return self.model
@@ -189,7 +189,7 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
         root.door(once.stack).shared.setdefault(name, []).append(once)
     for _, site, piece in pieces.items():
         _install(root, name, site, piece)
-    if any(door.keys for door in root.doors):
+    if any(door.adds_keys for door in root.doors):
         keys.open_port(model)
     return handle
 
@@ -309,12 +309,7 @@ def _uproot(model: PreTrainedModel, root: Root) -> None:
 def _install(root: Root, name: str, site: Site, piece: Piece) -> None:
     door = root.door(site.stack)
     if isinstance(piece, Keys):
-        port = vars(site.host).get(keys.PORT)
-        if port is None:
-            port = keys.KeysPort(root.route)
-            setattr(site.host, keys.PORT, port)
-        door.keys[site.name] = port
-        port.pieces.setdefault(name, []).append(piece)
+        door.keys[site.name].pieces.setdefault(name, []).append(piece)
     elif isinstance(piece, Slots):
         door.slots.pieces.setdefault(name, []).append(piece)
     elif not isinstance(piece, Head):
@@ -322,12 +317,3 @@ def _install(root: Root, name: str, site: Site, piece: Piece) -> None:
         if port is None:
             port = root.taps[site.name] = TapPort(site, root.route)
         port.add(name, piece)
-
-
-def _close(root: Root, site: Site, name: str) -> None:
-    port = vars(site.host).get(keys.PORT)
-    if port is not None:
-        port.pieces.pop(name, None)
-        if not port.pieces:
-            delattr(site.host, keys.PORT)
-            del root.door(site.stack).keys[site.name]

@@ -27,7 +27,10 @@ DOOR = "inlay_door"
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """One stack of blocks in a base."""
+    """One stack of blocks in a base.
+
+    window: how far back a block sees where some see less than everything, else None.
+    """
 
     name: str
     module: PreTrainedModel
@@ -36,6 +39,7 @@ class Stack:
     causal: bool
     first_stays: bool
     position_start: int
+    window: int | None
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""
@@ -46,6 +50,10 @@ class Stack:
         if self.takes("use_cache"):
             inputs.setdefault("use_cache", False)
         return self.module(**inputs).last_hidden_state
+
+    def alone(self, **inputs: Any) -> Tensor:
+        """The last hidden states of inputs that no door, and no other hook on the stack, sees."""
+        return self.module.forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +167,15 @@ def _stack(backbone: nn.Module, layout: Layout, start: int) -> Stack:
     embed = child(module, layout.embed) if layout.embed is not None else None
     causal = layout.causal or bool(getattr(module.config, "is_decoder", False))
     first_stays = layout.first_stays and not causal
-    return Stack(layout.stack, module, tuple(layers), embed, causal, first_stays, start)
+    window = _window(module.config)
+    return Stack(layout.stack, module, tuple(layers), embed, causal, first_stays, start, window)
+
+
+def _window(config: Any) -> int | None:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and all(kind == "full_attention" for kind in kinds):
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def _sites(stack: Stack, layout: Layout, second: bool) -> Iterator[Site]:

@@ -100,6 +100,8 @@ class Family:
     plain_head: logits are one linear map followed by elementwise functions at most.
     position_start: the position id of a text's first token.
     absolute:   positions are looked up in a table, which ends.
+    ahead:      what stands before a text acts on it through attention and positions alone, which
+                the stack is given (`position_ids`): the front may run apart (`ports.front`).
     """
 
     types: tuple[str, ...]
@@ -108,6 +110,7 @@ class Family:
     plain_head: bool = True
     position_start: Callable[[Any], int] = zero
     absolute: bool = False
+    ahead: bool = False
 
 
 def reaches(backbone: nn.Module, layout: Layout) -> bool:

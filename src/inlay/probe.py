@@ -54,6 +54,6 @@ def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
                 delattr(site.host, keys.PORT)
             else:
                 setattr(site.host, keys.PORT, before[site.name])
-        if root is None or not any(door.keys for door in root.doors):
+        if root is None or not any(door.adds_keys for door in root.doors):
             keys.close_port(model)
     return {name: one.seen for name, one in recorders.items() if one.seen is not None}

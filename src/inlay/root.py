@@ -11,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from inlay.chart import Chart
 from inlay.piece import Once, Piece
 from inlay.ports.door import Door
-from inlay.ports.slots import SlotsPort
 from inlay.ports.tap import TapPort
 from inlay.route import Route
 from inlay.site import Site
@@ -92,7 +91,7 @@ class Root(nn.Module):
         limit = chart.max_length(chart.base) if chart.family.absolute else None
         several = len(chart.stacks) > 1
         self.doors = [
-            Door(stack, self.route, SlotsPort(stack, self.route, limit), several is False or i > 0)
+            Door(chart, stack, self.route, limit, several is False or i > 0)
             for i, stack in enumerate(chart.stacks)
         ]
         if several:

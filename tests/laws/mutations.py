@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from inlay import merge as merge_file
 from inlay import state as state_file
 from inlay.methods import ia3, prefix
 from inlay.piece import Piece
-from inlay.ports import door, keys, slots, tap
+from inlay.ports import door, front, keys, slots, tap
 from inlay.route import Groups, Route
 from inlay.site import Part, Site
 
@@ -159,11 +160,52 @@ def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(door.Door, "_counted", lambda self, inputs: inputs)
 
 
-def prompt_positions_counted_from_zero(patch: pytest.MonkeyPatch) -> None:
-    def positions(self: Any, given: Any, mask: Any, layout: Any) -> Any:
-        return torch.arange(layout.source.shape[1]).expand(len(layout.source), -1)
+def text_not_moved_behind_the_front(patch: pytest.MonkeyPatch) -> None:
+    real = front.Front.beside
+    patch.setattr(
+        front.Front,
+        "beside",
+        lambda self, *more: dataclasses.replace(real(self, *more), shift=0),
+    )
 
-    patch.setattr(slots.SlotsPort, "_positions", positions)
+
+def front_of_another_row(patch: pytest.MonkeyPatch) -> None:
+    real = front.Beside._spread
+    patch.setattr(front.Beside, "_spread", lambda self, one, batch: real(self, one.flip(0), batch))
+
+
+def opening_without_gradient(patch: pytest.MonkeyPatch) -> None:
+    real = front.Beside.states
+    patch.setattr(front.Beside, "states", lambda self, batch: real(self, batch).detach())
+
+
+def opening_put_back_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    real = front.Beside.states
+    patch.setattr(front.Beside, "states", lambda self, batch: real(self, batch).flip(1))
+
+
+def shorter_front_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
+    real = front.Front.beside
+    patch.setattr(
+        front.Front,
+        "beside",
+        lambda self, *more: dataclasses.replace(real(self, *more), seen=None),
+    )
+
+
+def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
+    real = door.Door._rebind
+
+    def rebind(self: Any) -> Any:
+        made = real(self)
+
+        def wrong(grad: Any) -> None:
+            made(grad)
+            self.passing.beside = None
+
+        return wrong
+
+    patch.setattr(door.Door, "_rebind", rebind)
 
 
 def prompt_not_cut_off(patch: pytest.MonkeyPatch) -> None:
@@ -268,10 +310,17 @@ MUTATIONS = [
         (rows_of_the_last_pass_recomputed, "llama", LORA, "gradient checkpointing"),
         (rows_of_the_last_pass_recomputed, "gpt2", PREFIX, "gradient checkpointing"),
         (positions_not_counted, "llama", PREFIX, "padding is inert"),
-        (prompt_positions_counted_from_zero, "gpt2", PROMPT, "padding is inert"),
-        (prompt_not_cut_off, "llama", PROMPT, "rows do not meet"),
+        (prompt_not_cut_off, "mistral", PROMPT, "rows do not meet"),
+        (text_not_moved_behind_the_front, "llama", PROMPT, "once in front"),
+        (text_not_moved_behind_the_front, "gpt2", PROMPT, "once in front"),
+        (front_of_another_row, "llama", PROMPT, "once in front"),
+        (front_of_another_row, "llama", LORA, "once in front"),
+        (opening_without_gradient, "llama", LORA, "once in front"),
+        (opening_put_back_elsewhere, "llama", LORA, "once in front"),
+        (shorter_front_seen_beyond_its_end, "llama", PROMPT, "rows do not meet"),
+        (front_of_the_last_pass_recomputed, "llama", PROMPT, "gradient checkpointing"),
         (decoder_does_not_see_the_prompt, "t5", PROMPT, "rows do not meet"),
-        (later_positions_not_moved, "gpt2", PROMPT, "generation"),
+        (later_positions_not_moved, "mistral", PROMPT, "generation"),
         (copies_share_an_inlay, "llama", LORA, "copies are independent"),
         (file_rounded, "llama", LORA, "save → load"),
         (numbers_kept_when_loading, "llama", LORA, "save → load"),

@@ -23,4 +23,4 @@ GPT2 = Layout(
     norms={"norm.final": "ln_f"},
 )
 
-CHARTS = (Family(("gpt2",), (GPT2,), absolute=True),)
+CHARTS = (Family(("gpt2",), (GPT2,), absolute=True, ahead=True),)

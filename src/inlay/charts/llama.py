@@ -63,7 +63,7 @@ def capped_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 CHARTS = (
-    Family(("llama", "mistral", "qwen2", "qwen3"), (LLAMA,)),
-    Family(("phi3",), (PHI3,)),
-    Family(("gemma2", "gemma3_text"), (GEMMA2,), logits=capped_logits),
+    Family(("llama", "mistral", "qwen2", "qwen3"), (LLAMA,), ahead=True),
+    Family(("phi3",), (PHI3,), ahead=True),
+    Family(("gemma2", "gemma3_text"), (GEMMA2,), logits=capped_logits, ahead=True),
 )

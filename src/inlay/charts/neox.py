@@ -24,4 +24,4 @@ NEOX = Layout(
     norms={"norm.final": "final_layer_norm"},
 )
 
-CHARTS = (Family(("gpt_neox",), (NEOX,)),)
+CHARTS = (Family(("gpt_neox",), (NEOX,), ahead=True),)

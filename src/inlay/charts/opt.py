@@ -23,4 +23,4 @@ OPT = Layout(
     norms={"norm.final": "final_layer_norm"},
 )
 
-CHARTS = (Family(("opt",), (OPT,), absolute=True),)
+CHARTS = (Family(("opt",), (OPT,), absolute=True, ahead=True),)

@@ -8,6 +8,7 @@ not hold; `Beside` that it says nothing about this case, and why.
 from collections.abc import Callable
 
 from inlay.laws.case import Beside, Broken, Case
+from inlay.laws.front import front_once
 from inlay.laws.function import dropped, generation, identity, merging
 from inlay.laws.learning import checkpointing, only_pieces_learn
 from inlay.laws.rows import padding_inert, rows_apart
@@ -22,6 +23,7 @@ LAWS: dict[str, Callable[[Case], float]] = {
     "save → load": save_load,
     "rows do not meet": rows_apart,
     "padding is inert": padding_inert,
+    "once in front": front_once,
     "merge": merging,
     "gradient checkpointing": checkpointing,
     "copies are independent": copies_apart,

@@ -14,11 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
 
-from inlay.chart import DOOR, Stack
+from inlay.chart import DOOR, Chart, Stack
 from inlay.piece import Once
 from inlay.ports import keys
-from inlay.ports.slots import SlotsPort
+from inlay.ports.front import FrontPort
+from inlay.ports.slots import NOTE, SlotsPort
 from inlay.route import Route
 
 
@@ -26,18 +28,35 @@ class Door:
     """The hooks of one stack.
 
     trims: whether prompts are cut off at the exit (not for an encoder whose decoder reads them).
+    sites: the attention of the stack that has a keys port. front: what runs apart in front of a
+    causal stack; None where nothing can.
     """
 
-    def __init__(self, stack: Stack, route: Route, slots: SlotsPort, trims: bool):
+    def __init__(self, chart: Chart, stack: Stack, route: Route, limit: int | None, trims: bool):
         self.stack = stack
         self.route = route
-        self.slots = slots
         self.trims = trims
+        self.slots = SlotsPort(stack, route, limit)
+        self.passing = keys.Passing()
+        self.sites = [
+            s for s in chart.sites if s.heads and s.stack == stack.name and keys.has_port(s.host)
+        ]
+        self.keys = {s.name: keys.KeysPort(s.name, route, self.passing) for s in self.sites}
+        ahead = chart.family.ahead and chart.kind == "decoder"
+        self.front = (
+            FrontPort(stack, route, self.slots, self.passing, chart.family.absolute, limit)
+            if ahead and len(self.sites) == len(stack.layers)
+            else None
+        )
         self.upstream: Door | None = None
         self.shared: dict[str, list[Once]] = {}
-        self.keys: dict[str, keys.KeysPort] = {}
         self._configs = keys.configs(stack.module)
         self._hooks: list[RemovableHandle] = []
+
+    @property
+    def adds_keys(self) -> bool:
+        """Whether any piece adds keys to an attention of the stack."""
+        return any(port.pieces for port in self.keys.values())
 
     def hang(self) -> None:
         """Put the hooks on."""
@@ -47,12 +66,16 @@ class Door:
             module.register_forward_hook(self._leave, prepend=True),
         ]
         setattr(module, DOOR, self)
+        for site in self.sites:
+            setattr(site.host, keys.PORT, self.keys[site.name])
 
     def unhang(self) -> None:
         """Take the hooks off."""
         for handle in self._hooks:
             handle.remove()
         delattr(self.stack.module, DOOR)
+        for site in self.sites:
+            delattr(site.host, keys.PORT)
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -61,15 +84,22 @@ class Door:
         for name in {name for row in self.route.bound for name in row}:
             for once in self.shared.get(name, ()):
                 once.renew()
+        if self.front is not None:
+            self.front.forget()
         upstream = self.upstream
         widens = upstream is not None and upstream.slots.pieces
-        if not (self.keys or self.slots.pieces or widens):
-            return None
-        if self.keys:
-            keys.reopen(self._configs)
+        adds_keys, adds_slots = self.adds_keys, bool(self.slots.pieces)
         inputs = self._named(args, kwargs)
-        if self.keys or self.slots.pieces:
-            inputs = self.slots.enter(self._counted(inputs))
+        apart = self.front is not None and self.front.takes(inputs)
+        if not (adds_keys or adds_slots or widens or apart):
+            return None
+        if adds_keys:
+            keys.reopen(self._configs)
+            inputs = self._counted(inputs)
+        moved = self.front.enter(inputs) if apart and self.front is not None else None
+        if moved is None and adds_slots:
+            moved = self.slots.enter(self._counted(inputs))
+        inputs = inputs if moved is None else moved
         states = inputs.get("encoder_hidden_states")
         if widens and states is not None:
             assert upstream is not None
@@ -78,20 +108,34 @@ class Door:
         return (), inputs
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        self._note(output)
         output = self.slots.leave(output) if self.trims else output
         self.slots.layout = None
+        output = output if self.front is None else self.front.leave(output)
         states = output[0] if isinstance(output, tuple) else output.last_hidden_state
         if states.requires_grad:
             states.register_hook(self._rebind())
+        self.passing.beside = None
         return output
+
+    def _note(self, output: Any) -> None:
+        """Keep with a cache what stands in front of the texts in it."""
+        beside = None if self.front is None else self.front.beside
+        noted = self.slots.layout if beside is None else beside.front
+        parts = output if isinstance(output, tuple) else (output.get("past_key_values"),)
+        for part in parts:
+            if isinstance(part, Cache) and noted is not None:
+                setattr(part, NOTE, noted)
 
     def _rebind(self) -> Callable[[Tensor], None]:
         """What puts the rows and shared values of this pass back when its gradient arrives."""
         route, bound = self.route, self.route.bound
+        passing, beside = self.passing, self.passing.beside
         values = [(once, once.value) for ones in self.shared.values() for once in ones]
 
         def rebind(grad: Tensor) -> None:
             route.bound = bound
+            passing.beside = beside
             for once, value in values:
                 once.value = value
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from inlay.errors import PortError
 from inlay.piece import Keys
-from inlay.route import Route
+from inlay.route import Groups, Route
 
 PORT = "inlay_keys"
 """The attribute under which an attention module keeps its port, while it has one."""
@@ -31,11 +32,36 @@ OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
-class KeysPort:
-    """All pieces of all inlays in one attention."""
+class Ahead(Protocol):
+    """Keys and values of what stands in front of the rows of a pass (see `ports.front`).
 
-    def __init__(self, route: Route):
+    seen `[B, P]`: which of them a row has; None where all have all.
+    """
+
+    @property
+    def seen(self) -> Tensor | None: ...  # noqa: D102
+
+    def pair(self, name: str, batch: int) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+
+
+@dataclass
+class Passing:
+    """What the keys ports of one stack give and take in the pass that is under way.
+
+    beside: what they add to the pieces'. heard: where they note what they are given, by site.
+    """
+
+    beside: Ahead | None = None
+    heard: dict[str, tuple[Tensor, Tensor]] | None = None
+
+
+class KeysPort:
+    """All pieces of all inlays in one attention, and the way in for the front of its stack."""
+
+    def __init__(self, name: str, route: Route, passing: Passing):
+        self.name = name
         self.route = route
+        self.passing = passing
         self.pieces: dict[str, list[Keys]] = {}
 
     def extend(
@@ -46,32 +72,39 @@ class KeysPort:
         query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
         additive, broadcastable to `[B, Hq, Tq, T]`.
         """
+        if self.passing.heard is not None:
+            self.passing.heard[self.name] = (key, value)
         batch = query.shape[0]
         groups = self.route.groups(batch, self.pieces)
-        if groups is None:
-            return key, value, mask, more
+        if groups is not None:
+            k, v, seen = self._spread(groups, batch, key)
+            key, value, mask, more = _prepend(module, query, key, value, mask, more, k, v, seen)
+        beside = self.passing.beside
+        if beside is not None:
+            k, v = beside.pair(self.name, batch)
+            key, value, mask, more = _prepend(
+                module, query, key, value, mask, more, k, v, beside.seen
+            )
+        return key, value, mask, more
+
+    def _spread(
+        self, groups: Groups, batch: int, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Every row's keys and values from the pieces, `[B, H, P, K]`, and which count."""
         pairs = [self._of(names) for names in groups.names]
         lengths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
         extra = max(lengths)
         if groups.group is None:
             assert pairs[0] is not None
             k, v = (t.to(key.dtype).expand(batch, -1, -1, -1) for t in pairs[0])
-            seen = None
-        else:
-            rows = groups.index(key.device)
-            k, v = (
-                torch.stack([_filled(pair, side, extra, key) for pair in pairs])[rows]
-                for side in (0, 1)
-            )
-            counts = torch.tensor(lengths, device=key.device)[rows]
-            seen = torch.arange(extra, device=key.device) < counts[:, None]
-        mask, length = _square(module, mask, query, key.shape[2], more)
-        key = torch.cat((k, key[:, :, :length]), 2)
-        value = torch.cat((v, value[:, :, :length]), 2)
-        bias = more.get("position_bias")
-        if bias is not None:
-            more = {**more, "position_bias": F.pad(bias[..., :length], (extra, 0))}
-        return key, value, _widen(mask, seen, extra, length), more
+            return k, v, None
+        rows = groups.index(key.device)
+        k, v = (
+            torch.stack([_filled(pair, side, extra, key) for pair in pairs])[rows]
+            for side in (0, 1)
+        )
+        counts = torch.tensor(lengths, device=key.device)[rows]
+        return k, v, torch.arange(extra, device=key.device) < counts[:, None]
 
     def _of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
         made = [piece() for name in names for piece in self.pieces[name]]
@@ -93,6 +126,27 @@ class Recorder:
         """Notes, changes nothing."""
         self.seen = (key[0].detach().clone(), value[0].detach().clone())
         return key, value, mask, more
+
+
+def _prepend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    more: dict,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+) -> tuple[Tensor, Tensor, Any, dict]:
+    extra = k.shape[2]
+    mask, length = _square(module, mask, query, key.shape[2], more)
+    key = torch.cat((k, key[:, :, :length]), 2)
+    value = torch.cat((v, value[:, :, :length]), 2)
+    bias = more.get("position_bias")
+    if bias is not None:
+        more = {**more, "position_bias": F.pad(bias[..., :length], (extra, 0))}
+    return key, value, _widen(mask, seen, extra, length), more
 
 
 def _filled(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
@@ -174,6 +228,12 @@ def has_port(core: nn.Module) -> bool:
 def check_open(model: PreTrainedModel) -> None:
     """Raise PortError where the base runs an attention that has no keys port."""
     _check(configs(model))
+
+
+def opened(configs: list[Any]) -> bool:
+    """Whether attention passes through this file, or can be made to."""
+    known = (config._attn_implementation for config in configs)
+    return all(name in OURS or name in THEIRS for name in known)
 
 
 def open_port(model: PreTrainedModel) -> None:

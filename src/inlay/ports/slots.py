@@ -19,7 +19,15 @@ from transformers.cache_utils import Cache, StaticCache, StaticLayer
 from inlay.chart import Stack
 from inlay.errors import DataError, PortError, RowsError
 from inlay.piece import Slots
-from inlay.route import Groups, Route
+from inlay.route import Groups, Names, Route
+
+NOTE = "inlay_note"
+"""The attribute under which a cache keeps what stood in front of the texts in it."""
+
+ANOTHER = (
+    "this cache was filled without the prompt of these rows; "
+    "begin generation again with the rows it shall use"
+)
 
 FIRST = "inlay_first_mask"
 """The attribute under which a static cache keeps the padding mask of its first pass."""
@@ -51,6 +59,18 @@ class SlotsPort:
         self.limit = limit
         self.pieces: dict[str, list[Slots]] = {}
         self.layout: Layout | None = None
+
+    def of(self, names: Names) -> list[Slots]:
+        """The pieces of some inlays, in order."""
+        return [piece for name in names for piece in self.pieces.get(name, ())]
+
+    def length(self, names: Names) -> int:
+        """How many positions these inlays take."""
+        return sum(piece.length for piece in self.of(names))
+
+    def longest(self) -> int:
+        """The positions of the longest prompt that any row of the pass under way has."""
+        return max(self.length(names) for names in self.route.bound)
 
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The stack's inputs with the prompts in them."""
@@ -111,11 +131,9 @@ class SlotsPort:
     ) -> dict[str, Any]:
         """A later step of generation, `seen` tokens in all: the prompt is in the cache already."""
         batch, length = given.shape[:2]
-        if seen < length or (mask is not None and mask.shape[1] != seen):
-            raise RowsError(
-                "this cache was filled without the prompt of these rows; "
-                "begin generation again with the rows it shall use"
-            )
+        note = vars(inputs["past_key_values"]).get(NOTE)
+        if not isinstance(note, Layout) or (mask is not None and mask.shape[1] != seen):
+            raise RowsError(ANOTHER)
         layout = self.plan(groups, batch, seen, mask, given.device)
         changed = {**inputs, "attention_mask": layout.mask}
         if self.stack.takes("position_ids"):
@@ -192,14 +210,12 @@ class SlotsPort:
         return Layout(extra, lengths, start, source, back, wide)
 
     def _lengths(self, groups: Groups) -> list[int]:
-        return [
-            sum(p.length for name in names for p in self.pieces[name]) for names in groups.names
-        ]
+        return [self.length(names) for names in groups.names]
 
     def _prompts(self, groups: Groups, extra: int, batch: int) -> Tensor:
         made = []
         for names in groups.names:
-            parts = [piece() for name in names for piece in self.pieces[name]]
+            parts = [piece() for piece in self.of(names)]
             width = self._width()
             rows = torch.cat(parts) if parts else next(self._any()).new_zeros(0, width)
             made.append(F.pad(rows, (0, 0, 0, extra - len(rows))))
