@@ -10,6 +10,7 @@ from inlay import methods as _methods  # noqa: F401  # importing the folder regi
 from inlay._version import __version__
 from inlay.attach import Inlay, attach, attached, rows
 from inlay.check import check
+from inlay.compile import compile_prompt
 from inlay.errors import InlayError
 from inlay.site import ROLES, Site, Where
 from inlay.spec import METHODS, Method, Sum, load_strangers, parse
@@ -52,6 +53,7 @@ __all__ = [
     "attach",
     "attached",
     "check",
+    "compile_prompt",
     "fit",
     "labels",
     "load",

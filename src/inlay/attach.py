@@ -9,7 +9,7 @@ stay as they are; `detach` takes the child and every hook away again.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from inlay.chart import Chart, resolve
 from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
-from inlay.piece import Head, Keys, Piece, Slots, Tap, TapIn
+from inlay.piece import Head, Keys, Piece, Slots, Tap, TapIn, Tokens
 from inlay.ports import keys
 from inlay.ports.tap import TapPort
 from inlay.probe import probe
@@ -73,8 +73,7 @@ class Inlay:
         groups: list[dict[nn.Parameter, None]] = [{} for _ in self.spec.methods]
         for tree in (self._set.pieces, self._set.shared):
             for key, part in tree.items():
-                number = int(key.split("/")[1] if tree is self._set.pieces else key.split("/")[0])
-                groups[number].update(dict.fromkeys(part.parameters()))
+                groups[_parted(key)[0]].update(dict.fromkeys(part.parameters()))
         pairs = zip(self.spec.methods, groups, strict=True)
         return [(method, list(own)) for method, own in pairs]
 
@@ -98,6 +97,21 @@ class Inlay:
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `training_state` of an equal inlay returned."""
         self._set.load_state_dict(state)
+
+    def take(self, other: Inlay, numbers: Mapping[int, int]) -> None:
+        """Copy the numbers of another inlay's methods, where both have them.
+
+        numbers: number of a method here -> its number in `other`.
+        """
+        for mine, theirs in (
+            (self._set.pieces, other._set.pieces),
+            (self._set.shared, other._set.shared),
+        ):
+            for key, part in mine.items():
+                number, place = _parted(key)
+                same = {_parted(k): p for k, p in theirs.items()}.get((numbers[number], place))
+                if same is not None:
+                    part.load_state_dict(same.state_dict())
 
     def count(self) -> int:
         """How many numbers learn."""
@@ -126,6 +140,8 @@ class Inlay:
                 del root.taps[number]
         for door in root.doors:
             door.slots.pieces.pop(self.name, None)
+            door.tokens.pieces.pop(self.name, None)
+            door.shifts.pop(self.name, None)
             door.shared.pop(self.name, None)
         for _, site, piece in self.pieces():
             if isinstance(piece, Keys):
@@ -185,6 +201,8 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
     root.sets[name] = pieces.train(model.training)
     root.handles[name] = handle
     root.route.enable(name, True)
+    for door in root.doors:
+        door.shifts[name] = pieces.shift(door.stack.name)
     for once in pieces.onces():
         root.door(once.stack).shared.setdefault(name, []).append(once)
     for _, site, piece in pieces.items():
@@ -234,6 +252,12 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
         self._route.bind()
 
 
+def _parted(key: str) -> tuple[int, str]:
+    """The number of the method, and the rest of a key: `site/1` of a piece, `1/name` of a part."""
+    left, right = key.split("/")
+    return (int(right), left) if right.isdigit() else (int(left), right)
+
+
 def _build(chart: Chart, spec: Spec) -> Set:
     """All pieces of a spec, ready but not installed. The base is not touched."""
     made = Set()
@@ -279,7 +303,12 @@ def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
                 "transformers' attention interface; taps (LoRA, adapters) and prompts work here"
             )
         keys.check_open(chart.base)
-    elif isinstance(piece, Slots) and site.role not in ("embed", "embed.target"):
+        if piece.shift and not chart.stack(site.stack).takes("position_ids"):
+            raise PortError(
+                f"{who} moves the text's positions, and {type(chart.base).__name__} is not given "
+                "any; use shifts=False"
+            )
+    elif isinstance(piece, (Slots, Tokens)) and site.role not in ("embed", "embed.target"):
         raise PortError(f"{who} adds positions, which stand at 'embed', not at {site.role!r}")
     elif isinstance(piece, (Tap, TapIn)) and (site.heads or site.role == "final"):
         raise PortError(f"{who} changes the output of a module, and {site.role!r} is none")
@@ -312,6 +341,8 @@ def _install(root: Root, name: str, site: Site, piece: Piece) -> None:
         door.keys[site.name].pieces.setdefault(name, []).append(piece)
     elif isinstance(piece, Slots):
         door.slots.pieces.setdefault(name, []).append(piece)
+    elif isinstance(piece, Tokens):
+        door.tokens.pieces.setdefault(name, []).append(piece)
     elif not isinstance(piece, Head):
         port = root.taps.get(site.name)
         if port is None:

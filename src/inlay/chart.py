@@ -74,6 +74,10 @@ class Chart:
             return "vision"
         return "decoder" if self.stacks[0].causal else "encoder"
 
+    def stack(self, name: str) -> Stack:
+        """The stack of that name."""
+        return next(stack for stack in self.stacks if stack.name == name)
+
     @property
     def plain_head(self) -> bool:
         """Whether `logits` may be computed a few rows at a time."""

@@ -1,11 +1,12 @@
 """What a method builds: pieces. A piece knows its numbers and its arithmetic, nothing else.
 
-Four kinds, by where their output goes:
+Six kinds, by where their output goes:
 
     Tap    sees x and y of a module, returns the new y
     TapIn  sees x before the module does, returns the new x
     Keys   more keys and values for one attention
     Slots  more positions for the backbone's input
+    Tokens vectors for virtual tokens, anywhere in the text
     Head   a classifier over the last hidden state; the task calls it, nothing is hooked
 
 Letters in shapes: B batch, T positions, P extra positions, D width, H heads, K head width,
@@ -74,9 +75,13 @@ class Foldable:
 
 
 class Keys(Piece):
-    """More keys and values, seen by every query in the same softmax as the text's own."""
+    """More keys and values, seen by every query in the same softmax as the text's own.
+
+    shift: by how many positions the text moves back, as if it stood behind tokens.
+    """
 
     kind = "keys"
+    shift: int = 0
 
     @abstractmethod
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -92,6 +97,17 @@ class Slots(Piece):
     @abstractmethod
     def forward(self) -> Tensor:
         """-> `[P, D]`, in the space of the input embeddings."""
+
+
+class Tokens(Piece):
+    """Vectors for virtual tokens, which a text names by ids from V on (see `ports.tokens`)."""
+
+    kind = "tokens"
+    length: int
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """-> `[N, D]`, in the space of the input embeddings."""
 
 
 class Head(Piece):

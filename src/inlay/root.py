@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from inlay.chart import Chart
-from inlay.piece import Once, Piece
+from inlay.piece import Keys, Once, Piece
 from inlay.ports.door import Door
 from inlay.ports.tap import TapPort
 from inlay.route import Route
@@ -44,6 +44,15 @@ class Set(nn.Module):
     def onces(self) -> list[Once]:
         """The shared modules, which the doors renew."""
         return [one for one in self.shared.values() if isinstance(one, Once)]
+
+    def shift(self, stack: str) -> int:
+        """By how many positions the keys of one stack move its text back."""
+        each: dict[str, int] = {}
+        for key, site in self.sites.items():
+            piece = self.pieces[_slot(key)]
+            if isinstance(piece, Keys) and site.stack == stack:
+                each[key.rsplit("/", 1)[1]] = piece.shift
+        return sum(each.values())
 
     def items(self) -> Iterator[tuple[str, Site, Piece]]:
         """(key, site, piece) of every piece, in order."""

@@ -27,12 +27,15 @@ class Prefix(Method):
             dropped in the file. None learns the prefix itself (the embedding option).
     start:  token ids: the keys and values that the bare base computes for these words are the
             starting point, and there must be as many ids as `length`. None starts at random.
+    shifts: the text's positions begin behind the prefix, as in the paper's code and as behind a
+            prompt, not at 0. What `compile_prompt` makes.
     at:     'attn.kv', 'cross.kv'.
     """
 
     length: int = 10
     mlp: int | None = 512
     start: tuple[int, ...] | None = None
+    shifts: bool = False
     at: Where = Where(("attn.kv", "cross.kv?"))
 
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
@@ -48,8 +51,9 @@ class Prefix(Method):
     def build(self, site: Site, shared: Shared) -> Keys:
         """See `Method`."""
         only(self, site, site.heads > 0, "attention ('attn.kv', 'cross.kv')")
+        shift = self.length if self.shifts and site.role == "attn.kv" else 0
         if self.mlp is None:
-            return Vectors(site.heads, self.length, site.head_dim)
+            return Vectors(site.heads, self.length, site.head_dim, shift)
         alike = [s for s in shared.sites if (s.stack, s.role) == (site.stack, site.role)]
         if any(s.d_out != site.d_out for s in alike):
             raise SpecError(
@@ -61,7 +65,7 @@ class Prefix(Method):
             site.stack,
             lambda: Reparameterisation(length, width, inner, len(alike), 2 * site.d_out),
         )
-        return Sliced(made, alike.index(site), site.heads, site.head_dim)
+        return Sliced(made, alike.index(site), site.heads, site.head_dim, shift)
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """Start from the activations of real words (section 7.4), exactly."""
@@ -91,8 +95,9 @@ Prefix.examples = (Prefix(length=3, mlp=None), Prefix(length=2, mlp=5))
 class Vectors(Keys):
     """The prefix itself."""
 
-    def __init__(self, heads: int, length: int, width: int):
+    def __init__(self, heads: int, length: int, width: int, shift: int):
         super().__init__()
+        self.shift = shift
         self.k = nn.Parameter(torch.randn(heads, length, width) * 0.02)  # [H, P, K]
         self.v = nn.Parameter(torch.randn(heads, length, width) * 0.02)  # [H, P, K]
 
@@ -135,8 +140,9 @@ class Reparameterisation(nn.Module):
 class Sliced(Keys):
     """One layer's part of what the MLP makes."""
 
-    def __init__(self, made: Once, layer: int, heads: int, width: int):
+    def __init__(self, made: Once, layer: int, heads: int, width: int, shift: int):
         super().__init__()
+        self.shift = shift
         self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
         self.layer = layer
         self.heads = heads

@@ -12,16 +12,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from inlay.chart import DOOR, Chart, Stack
+from inlay.errors import DataError
 from inlay.piece import Once
 from inlay.ports import keys
 from inlay.ports.front import FrontPort
 from inlay.ports.slots import NOTE, SlotsPort
-from inlay.route import Route
+from inlay.ports.tokens import TokensPort
+from inlay.route import Names, Route
 
 
 class Door:
@@ -36,7 +39,10 @@ class Door:
         self.stack = stack
         self.route = route
         self.trims = trims
-        self.slots = SlotsPort(stack, route, limit)
+        self.limit = limit
+        self.tokens = TokensPort(stack, route)
+        self.shifts: dict[str, int] = {}
+        self.slots = SlotsPort(stack, route, self.tokens, limit)
         self.passing = keys.Passing()
         self.sites = [
             s for s in chart.sites if s.heads and s.stack == stack.name and keys.has_port(s.host)
@@ -44,7 +50,7 @@ class Door:
         self.keys = {s.name: keys.KeysPort(s.name, route, self.passing) for s in self.sites}
         ahead = chart.family.ahead and chart.kind == "decoder"
         self.front = (
-            FrontPort(stack, route, self.slots, self.passing, chart.family.absolute, limit)
+            FrontPort(self, chart.family.absolute)
             if ahead and len(self.sites) == len(stack.layers)
             else None
         )
@@ -89,17 +95,19 @@ class Door:
         upstream = self.upstream
         widens = upstream is not None and upstream.slots.pieces
         adds_keys, adds_slots = self.adds_keys, bool(self.slots.pieces)
+        names_tokens = bool(self.tokens.pieces)
         inputs = self._named(args, kwargs)
         apart = self.front is not None and self.front.takes(inputs)
-        if not (adds_keys or adds_slots or widens or apart):
+        if not (adds_keys or adds_slots or names_tokens or widens or apart):
             return None
         if adds_keys:
             keys.reopen(self._configs)
+        if adds_keys or names_tokens:
             inputs = self._counted(inputs)
         moved = self.front.enter(inputs) if apart and self.front is not None else None
         if moved is None and adds_slots:
             moved = self.slots.enter(self._counted(inputs))
-        inputs = inputs if moved is None else moved
+        inputs = self.tokens.enter(self._shifted(inputs if moved is None else moved))
         states = inputs.get("encoder_hidden_states")
         if widens and states is not None:
             assert upstream is not None
@@ -117,6 +125,36 @@ class Door:
             states.register_hook(self._rebind())
         self.passing.beside = None
         return output
+
+    def shift(self, names: Names) -> int:
+        """By how many positions these inlays' keys move the text back."""
+        return sum(self.shifts.get(name, 0) for name in names)
+
+    def _shifted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with the positions of every row moved back as its keys want it."""
+        given = inputs.get("input_ids")
+        given = inputs.get("inputs_embeds") if given is None else given
+        if given is None or not any(self.shift(names) for names in self.route.bound):
+            return inputs
+        batch, length = given.shape[:2]
+        groups = self.route.groups(batch, self.shifts)
+        assert groups is not None
+        counts = torch.tensor([self.shift(names) for names in groups.names], device=given.device)
+        rows = counts if groups.group is None else counts[groups.index(given.device)]
+        positions = inputs.get("position_ids")
+        if positions is None:
+            cache = inputs.get("past_key_values")
+            before = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+            positions = torch.arange(before, before + length, device=given.device)
+            positions = positions[None] + self.stack.position_start
+        positions = positions + rows[:, None]
+        last = None if self.limit is None else self.limit + self.stack.position_start
+        if last is not None and int(positions.max()) >= last:
+            raise DataError(
+                f"a text of {length} tokens behind a prefix of {int(rows.max())} is longer than "
+                f"the {self.limit} positions of this model; shorten the text"
+            )
+        return {**inputs, "position_ids": positions}
 
     def _note(self, output: Any) -> None:
         """Keep with a cache what stands in front of the texts in it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,17 +20,23 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from inlay.chart import Stack
 from inlay.errors import DataError, RowsError
 from inlay.ports import keys
-from inlay.ports.slots import ANOTHER, NOTE, SlotsPort
-from inlay.route import Groups, Names, Route
+from inlay.ports.slots import ANOTHER, NOTE
+from inlay.route import Groups, Names
+
+if TYPE_CHECKING:
+    from inlay.chart import Stack
+    from inlay.ports.door import Door
 
 SHORTEST = 8
 """An opening of fewer tokens is not worth a pass of its own."""
 
 WORTH = 8
 """An opening is taken out where that saves at least one of so many positions."""
+
+
+Heard = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Front:
     names: tuple[Names, ...]
     lengths: tuple[int, ...]
     opening: int
-    pairs: dict[str, tuple[Tensor, Tensor]]
+    pairs: Heard
     states: Tensor
 
     def check(self, groups: Groups) -> None:
@@ -97,27 +103,18 @@ class Beside:
 
 
 class FrontPort:
-    """What stands in front of one causal stack.
+    """What stands in front of one causal stack, all of whose attention has a keys port.
 
-    names: the sites of its attention, all of which have a keys port. limit: the last position
-    that the base knows, where they are looked up in a table.
+    absolute: the base looks positions up in a table. enabled: False runs everything in its row.
     """
 
-    def __init__(
-        self,
-        stack: Stack,
-        route: Route,
-        slots: SlotsPort,
-        passing: keys.Passing,
-        absolute: bool,
-        limit: int | None,
-    ):
-        self.stack = stack
-        self.route = route
-        self.slots = slots
-        self.passing = passing
+    def __init__(self, door: Door, absolute: bool):
+        self.door = door
+        self.stack = stack = door.stack
+        self.route = door.route
+        self.slots = door.slots
+        self.passing = door.passing
         self.absolute = absolute
-        self.limit = limit
         self.configs = keys.configs(stack.module)
         self.enabled = True
         self.beside: Beside | None = None
@@ -190,15 +187,27 @@ class FrontPort:
             return None
         lengths = [self.slots.length(n) + opening for n in names]
         extra = max(lengths)
-        longest = given.shape[1] + extra - opening
-        if self.limit is not None and longest > self.limit:
+        longest, limit = given.shape[1] + extra - opening, self.door.limit
+        if limit is not None and longest > limit:
             raise DataError(
                 f"a text of {given.shape[1]} tokens and a prompt of {extra - opening} are longer "
-                f"than the {self.limit} positions of this model; shorten the text or the prompt"
+                f"than the {limit} positions of this model; shorten the text or the prompt"
             )
-        embeds = self._embeds(names, inputs, opening, extra)
-        heard: dict[str, tuple[Tensor, Tensor]] = {}
-        positions = torch.arange(extra, device=given.device) + self.stack.position_start
+        words = self._words(inputs, opening)
+        heard, states = self._alone(names, [self._embeds(n, words) for n in names])
+        return Front(groups.names, tuple(names), tuple(lengths), opening, heard, states)
+
+    def heard(self, names: Names) -> Heard:
+        """The keys and values of these inlays' prompts: site name -> `[1, H, P, K]` each."""
+        return self._alone([names], [self._embeds(names, None)])[0]
+
+    def _alone(self, names: list[Names], rows: list[Tensor]) -> tuple[Heard, Tensor]:
+        """Run what stands in front of each group, as a batch of its own."""
+        extra = max(map(len, rows))
+        embeds = torch.stack([F.pad(row, (0, 0, 0, extra - len(row))) for row in rows])
+        heard: Heard = {}
+        shifts = torch.tensor([self.door.shift(n) for n in names], device=embeds.device)
+        positions = torch.arange(extra, device=embeds.device) + self.stack.position_start
         before = self.route.bound
         try:
             self.route.bound = tuple(names)
@@ -208,33 +217,28 @@ class FrontPort:
                 states = self.stack.alone(
                     inputs_embeds=embeds,
                     attention_mask=positions.new_ones(len(names), extra),
-                    position_ids=positions.expand(len(names), -1),
+                    position_ids=positions + shifts[:, None],
                 )
         finally:
             self.passing.heard = None
             self.route.bound = before
-        return Front(groups.names, tuple(names), tuple(lengths), opening, heard, states)
+        return heard, states
 
-    def _embeds(
-        self, names: list[Names], inputs: dict[str, Any], opening: int, extra: int
-    ) -> Tensor:
-        """The input embeddings of the front, `[G, P, D]`, zeros behind the shorter ones."""
-        embed = self.stack.embed
-        assert embed is not None
-        embeds = inputs.get("inputs_embeds")
-        dtype = embed.weight.dtype if embeds is None else embeds.dtype
-        assert isinstance(dtype, torch.dtype)
-        words: list[Tensor] = []
-        if opening:
-            ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-            start = 0 if mask is None else int((mask[0].cumsum(0) == 0).sum())
-            words = [embed(ids[0, start : start + opening]).to(dtype)]
-        made = []
-        for group in names:
-            parts = [piece().to(dtype) for piece in self.slots.of(group)] + words
-            rows = torch.cat(parts) if len(parts) > 1 else parts[0]
-            made.append(F.pad(rows, (0, 0, 0, extra - len(rows))))
-        return torch.stack(made)
+    def _words(self, inputs: dict[str, Any], opening: int) -> Tensor | None:
+        """The ids of the opening, `[C]`; None where there is none."""
+        if not opening:
+            return None
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        start = 0 if mask is None else int((mask[0].cumsum(0) == 0).sum())
+        return ids[0, start : start + opening]
+
+    def _embeds(self, names: Names, words: Tensor | None) -> Tensor:
+        """The input embeddings of what stands in front of one group, `[P, D]`."""
+        dtype = self.stack.module.dtype
+        parts = [piece().to(dtype) for piece in self.slots.of(names)]
+        if words is not None:
+            parts.append(self.door.tokens.embed_for(names, words).to(dtype))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _begins(self, inputs: dict[str, Any], given: Tensor) -> bool:
         """Whether every row's text begins at the first position."""

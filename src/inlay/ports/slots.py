@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, StaticCache, StaticLayer
 from inlay.chart import Stack
 from inlay.errors import DataError, PortError, RowsError
 from inlay.piece import Slots
+from inlay.ports.tokens import TokensPort
 from inlay.route import Groups, Names, Route
 
 NOTE = "inlay_note"
@@ -53,9 +54,10 @@ class Layout:
 class SlotsPort:
     """All slot pieces of all inlays in front of one stack."""
 
-    def __init__(self, stack: Stack, route: Route, limit: int | None):
+    def __init__(self, stack: Stack, route: Route, tokens: TokensPort, limit: int | None):
         self.stack = stack
         self.route = route
+        self.tokens = tokens
         self.limit = limit
         self.pieces: dict[str, list[Slots]] = {}
         self.layout: Layout | None = None
@@ -102,8 +104,7 @@ class SlotsPort:
             )
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
-            assert self.stack.embed is not None
-            embeds = self.stack.embed(inputs["input_ids"])
+            embeds = self.tokens.embed(inputs["input_ids"])
         prompts = self._prompts(groups, layout.extra, batch).to(embeds.dtype)
         index = layout.source[..., None].expand(-1, -1, embeds.shape[-1])
         changed = {
