@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inlay.methods.pfeiffer import Pfeiffer
     from inlay.methods.prefix import Prefix
     from inlay.methods.prompt import Prompt
+    from inlay.methods.ptuning import PTuning
     from inlay.training import fit
 
 load_strangers()
@@ -42,6 +43,7 @@ __all__ = [
     "InlayError",
     "LoRA",
     "Method",
+    "PTuning",
     "Parallel",
     "Pfeiffer",
     "Prefix",

@@ -77,7 +77,7 @@ class Recite(Task):
     metric: str = "likelihood"
 
     def bind(self, model, tokenizer=None):
-        self._bound = Bound(resolve(model), tokenizer, None, 0)
+        self._bound = Bound(resolve(model), tokenizer, None, 0, 99)
 
     def check(self, bound, model):
         pass

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from inlay.attach import Inlay, attach, attached, rows
 from inlay.chart import Chart, resolve
 from inlay.errors import LawError
-from inlay.piece import Head
+from inlay.piece import Head, Tokens
+from inlay.root import root_of
 from inlay.spec import Spec
 
 TOO_LARGE = 300_000_000
@@ -45,7 +46,9 @@ class Case:
 
     def __post_init__(self) -> None:
         self.chart: Chart = resolve(self.model)
-        kinds = [type(piece) for _, _, piece in self._pieces()]
+        pieces = [piece for _, _, piece in self._pieces()]
+        kinds = [type(piece) for piece in pieces]
+        self.virtual = sum(piece.length for piece in pieces if isinstance(piece, Tokens))
         self.acts = any(not issubclass(kind, Head) for kind in kinds)
         self.learns = self.acts
 
@@ -114,6 +117,8 @@ class Case:
             length = max(3, self.length - 2 * number)
             low = min(8, config.vocab_size // 2)
             ids = torch.randint(low, config.vocab_size, (1, length), generator=generator)
+            for place in range(min(self.virtual, length // 2)):
+                ids[0, 2 * place] = first_virtual(self.model) + place
             row = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
             if self.chart.kind == "encoder-decoder":
                 target = torch.randint(low, config.vocab_size, (1, 4), generator=generator)
@@ -146,9 +151,31 @@ def join(singles: list[dict[str, Tensor]], side: str = "right") -> dict[str, Ten
 
 def answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     """What the model computes, in fp32: logits where it has a head, else hidden states."""
-    out = model(**inputs)
+    out = model(**readable(model, inputs))
     logits = out.get("logits")
     return (out.last_hidden_state if logits is None else logits).float()
+
+
+def first_virtual(model: PreTrainedModel) -> int:
+    """The id of the first virtual token."""
+    return len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+
+
+def readable(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs with words for the virtual tokens of rows that have none."""
+    ids = inputs.get("input_ids")
+    if ids is None or not bool((ids >= first_virtual(model)).any()):
+        return inputs
+    served = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+    root = root_of(model)
+    if root is not None:
+        root.route.bind()
+        groups = root.route.groups(len(ids), root.doors[0].tokens.pieces)
+        if groups is not None:
+            has = torch.tensor([bool(names) for names in groups.names], device=ids.device)
+            served[:, 0] = has[0] if groups.group is None else has[groups.index(ids.device)]
+    words = ids - first_virtual(model) + 1
+    return {**inputs, "input_ids": torch.where((ids < first_virtual(model)) | served, ids, words)}
 
 
 def aligned(case: Case, whole: Tensor, number: int, single: dict[str, Tensor], side: str) -> Tensor:

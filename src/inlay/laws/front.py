@@ -63,7 +63,7 @@ def _plainly(front: FrontPort) -> Iterator[None]:
 
 def _begun(case: Case, count: int, opening: int) -> list[dict[str, Tensor]]:
     """Rows of different lengths that begin alike."""
-    singles = case.inputs(count)
+    singles = case.inputs(count)  # virtual tokens among them
     generator = torch.Generator().manual_seed(case.seed)
     low = min(8, case.model.config.vocab_size // 2)
     start = torch.randint(low, case.model.config.vocab_size, (1, opening), generator=generator)

@@ -20,6 +20,7 @@ from inlay.laws.case import (
     join,
     near,
     paddings,
+    readable,
 )
 from inlay.merge import plan
 from inlay.piece import Foldable
@@ -120,6 +121,7 @@ def generation(case: Case) -> float:
             singles, names = [singles[0]] * 3, names
         batch = join(singles, side)
         with rows(model, names):
+            batch = readable(model, batch)
             made = model.generate(**batch, **options)
             tokens, logits = made.sequences, torch.stack(made.logits, 1).float()
             without = model.generate(**batch, **options, use_cache=False)
@@ -133,6 +135,7 @@ def generation(case: Case) -> float:
             beams = model.generate(**batch, **{**options, "num_beams": 3})
         for i, (name, single) in enumerate(zip(names, singles, strict=True)):
             with rows(model, [name]):
+                single = readable(model, single)
                 alone = model.generate(**single, **options)
                 searched = model.generate(**single, **{**options, "num_beams": 3})
             if not torch.equal(alone.sequences[0, -new:], tokens[i, -new:]):

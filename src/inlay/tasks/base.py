@@ -55,12 +55,14 @@ class Bound:
     """What `bind` found out.
 
     limit: the longest row, in tokens; None where nothing limits it. pad: the id that fills rows.
+    first: the id of the first virtual token.
     """
 
     chart: Chart
     tokenizer: PreTrainedTokenizerBase
     limit: int | None
     pad: int
+    first: int
 
 
 @dataclass(kw_only=True)
@@ -143,7 +145,7 @@ class Task(ABC):
             raise TaskError(f"truncate needs a fast tokenizer, not {type(tokenizer).__name__}")
         limits = [chart.max_length(model), self.max_length]
         limit = min((limit for limit in limits if limit is not None), default=None)
-        bound = Bound(chart, tokenizer, limit, pad)
+        bound = Bound(chart, tokenizer, limit, pad, len(weight))
         self.check(bound, model)
         self._bound = bound
 
@@ -162,6 +164,18 @@ class Task(ABC):
         """The chart of this very model: the bound one, or a copy of it."""
         chart = self.bound.chart
         return chart if chart.base is model else resolve(model)
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens its template has, for a method such as `PTuning` to fill."""
+        return 0
+
+    def place(self, virtual: int, examples: Sequence[Example]) -> None:
+        """Write so many virtual tokens into a template without any: half in front, half behind.
+
+        Raises TaskError where the task has no template. To be called before `bind`.
+        """
+        raise TaskError(f"{self.name} has no template for {virtual} virtual tokens")
 
     @property
     @abstractmethod
@@ -201,6 +215,20 @@ class Task(ABC):
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """Metrics by name, `metric` among them; higher is better."""
+
+
+def with_virtual(template: str, virtual: int) -> str:
+    """The template with virtual tokens at its beginning and behind its last column.
+
+    In front of a mask or an answer they are nearest to where the base decides.
+    """
+    front = virtual // 2
+    cut = template.rfind("{mask}")
+    cut = template.rindex("}") + 1 if cut < 0 else cut
+    ends = [f"{{p*{n}}}".replace("*1}", "}") if n else "" for n in (front, virtual - front)]
+    return " ".join(
+        part for part in (ends[0], template[:cut].strip(), ends[1], template[cut:].strip()) if part
+    )
 
 
 @cache

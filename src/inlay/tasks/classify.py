@@ -29,6 +29,7 @@ from inlay.tasks.base import (
     need_labels,
     need_language_head,
     padded,
+    with_virtual,
 )
 from inlay.tasks.reader import Reader, trailing
 from inlay.template import Template
@@ -103,6 +104,17 @@ class Classify(Task):
         )
 
     @property
+    def virtual(self) -> int:
+        """See `Task`."""
+        return 0 if self.template is None else Template(self.template).virtual
+
+    def place(self, virtual: int, examples: Sequence[Example]) -> None:
+        """See `Task`."""
+        pairs = any("text_pair" in example.fields for example in examples)
+        own = "{text} {text_pair}" if pairs else "{text}"
+        self.template = with_virtual(self.template or own, virtual)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """See `Task`."""
         names = Template(self.template or "{text}").names
@@ -137,6 +149,7 @@ class Classify(Task):
             ends=trailing(tokenizer) if kind == "decoder" else 0,
             types=bound.chart.stacks[0].takes("token_type_ids"),
             truncate=self.truncate,
+            first=bound.first,
         )
 
     # ---------------------------------------------------------------- arithmetic

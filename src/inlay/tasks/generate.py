@@ -27,6 +27,7 @@ from inlay.tasks.base import (
     need_labels,
     need_language_head,
     padded,
+    with_virtual,
 )
 from inlay.tasks.loss import token_loss
 from inlay.tasks.reader import Reader, trailing
@@ -84,6 +85,15 @@ class Generate(Task):
             raise TaskError(f"generate: template {self.template!r} names no {{column}}")
 
     @property
+    def virtual(self) -> int:
+        """See `Task`."""
+        return 0 if self.template is None else Template(self.template).virtual
+
+    def place(self, virtual: int, examples: Sequence[Example]) -> None:
+        """See `Task`."""
+        self.template = with_virtual(self.template or "{source}", virtual)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """See `Task`."""
         return (*Template(self.template or "{source}").names, "target")
@@ -117,6 +127,7 @@ class Generate(Task):
             ends=trailing(tokenizer) if self._decoder and not self.chat else 0,
             types=False,
             truncate=self.truncate,
+            first=bound.first,
         )
 
     def _frame(self, bound: Bound) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from inlay.data import Example
 from inlay.errors import DataError
 from inlay.tasks.base import field_of
-from inlay.template import Template
+from inlay.template import VIRTUAL, Template
 
 Texts = Mapping[str, str]
 """The free texts of one example by field name: what may be shortened."""
@@ -37,6 +37,7 @@ class Reader:
     ends: how many of these stand behind the text and are taken off (a decoder goes on writing).
     types: whether the model wants to know which text of a pair a token belongs to.
     truncate: which side of a text too long is given up, if any.
+    first: the id of the first virtual token.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,6 +48,7 @@ class Reader:
     ends: int
     types: bool
     truncate: bool | Literal["end", "start"]
+    first: int
 
     def read(self, examples: Sequence[Example], rooms: Sequence[int | None]) -> list[Encoded]:
         """The examples as tokens, each no longer than its room.
@@ -82,6 +84,8 @@ class Reader:
         return (text if self.frame is None else self.frame(text),)
 
     def _tokenize(self, examples: Sequence[Texts]) -> list[Encoded]:
+        if self.template is not None and self.template.virtual:
+            return [self._soft(self._written(texts)[0]) for texts in examples]
         written = [self._written(texts) for texts in examples]
         made: dict[int, Encoded] = {}
         for count in (1, 2):
@@ -100,6 +104,20 @@ class Reader:
             for place, ids, kinds in zip(places, encoding["input_ids"], types, strict=True):
                 made[place] = Encoded(ids[: len(ids) - self.ends], kinds)
         return [made[place] for place in range(len(written))]
+
+    def _soft(self, text: str) -> Encoded:
+        """A text with virtual tokens: what stands between them is tokenised by itself."""
+        segments = text.split(VIRTUAL)
+        read = self.tokenizer(
+            [segment or " " for segment in segments], add_special_tokens=False, verbose=False
+        )["input_ids"]
+        before, behind = around(self.tokenizer) if self.special else ([], [])
+        ids = list(before)
+        for number, (segment, tokens) in enumerate(zip(segments, read, strict=True)):
+            ids += [self.first + number - 1] if number else []
+            ids += tokens if segment.strip() else []
+        ids += behind
+        return Encoded(ids[: len(ids) - self.ends], None)
 
     def _fit(self, example: Example, texts: Texts, encoded: Encoded, room: int) -> Encoded:
         length = len(encoded.ids)
@@ -149,8 +167,13 @@ def _level(lengths: Sequence[int], excess: int) -> int:
 
 def trailing(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many special tokens the tokenizer sets behind a text."""
+    return len(around(tokenizer)[1])
+
+
+def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer sets in front of a text, and behind it."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     starts = range(len(whole) - len(bare) + 1)
     start = next(start for start in starts if whole[start : start + len(bare)] == bare)
-    return len(whole) - start - len(bare)
+    return whole[:start], whole[start + len(bare) :]

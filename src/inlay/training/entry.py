@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from inlay.attach import Inlay, attached
 from inlay.data import Example
 from inlay.errors import TrainingError
+from inlay.piece import Tokens
 from inlay.tasks import Task
 from inlay.training import rng
 from inlay.training.launch import accelerator_for
@@ -64,6 +65,12 @@ def fit(
     for name in ("eval_every", "patience"):
         if dev is None and getattr(chosen, name) is not None:
             raise TrainingError(f"{name} needs examples to evaluate on; give dev")
+    have = sum(piece.length for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
+    if have != task.virtual:
+        raise TrainingError(
+            f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay {have}; "
+            "they must be as many"
+        )
     if folder is None and chosen.checkpoint_every is not None:
         raise TrainingError("checkpoint_every needs a folder to write to; give folder")
     accelerator = accelerator_for(

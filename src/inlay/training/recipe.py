@@ -152,6 +152,12 @@ class Recipe(BaseModel):
         """What to set in."""
         return parse(self.method)
 
+    def with_task(self, task: Task) -> Recipe:
+        """The same recipe with another template, one that was made for its method."""
+        return self.model_copy(
+            update={"task": {**self.task, "template": task.describe()["template"]}}
+        )
+
     def make_task(self) -> Task:
         """The task, not bound to a model yet."""
         return _task_of(self.task)

@@ -15,6 +15,7 @@ from inlay.attach import attach
 from inlay.data import Dataset
 from inlay.methods.head import Head
 from inlay.models import load_base
+from inlay.piece import Tokens
 from inlay.spec import Spec
 from inlay.state import write_whole
 from inlay.tasks import Classify, Task
@@ -61,8 +62,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
     and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
-    anew). Where the task reads a trained head, one is added to the method; the untouched score is
-    then that of a head that has learned nothing, else that of the bare base.
+    anew). Where the task reads a trained head, one is added to the method, and virtual tokens that
+    no template places are placed around the text; the untouched score is then that of pieces that
+    have learned nothing, else that of the bare base.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError.
@@ -89,8 +91,16 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         device=state.device,
         report=say,
     )
-    task.bind(model, tokenizer)
     size = sum(p.numel() for p in model.parameters())
+    with rng.kept():
+        rng.seed(recipe.seed)
+        handle = attach(model, spec, name=recipe.name)
+    virtual = sum(piece.length for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
+    if virtual and not task.virtual:
+        task.place(virtual, data["train"])
+        recipe = recipe.with_task(task)
+        say(f"template: {recipe.task['template']}")
+    task.bind(model, tokenizer)
 
     def score(rows: Dataset | None) -> dict[str, float] | None:
         if rows is None:
@@ -99,13 +109,10 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         return evaluate(model, task, rows, batch_size=size.rows, tokens=size.tokens)
 
     dev, test = data.get("dev"), data.get("test")
-    bare = not any(isinstance(method, Head) for method in spec.methods)
-    untouched = score(dev) if bare else None
-    with rng.kept():
-        rng.seed(recipe.seed)
-        handle = attach(model, spec, name=recipe.name)
-    if not bare:
-        untouched = score(dev)
+    reads = any(isinstance(method, Head) for method in spec.methods) or virtual > 0
+    handle.enabled = reads
+    untouched = score(dev)
+    handle.enabled = True
     if untouched is not None:
         say(f"untouched: {task.metric} {untouched[task.metric]:.4f} on dev")
 

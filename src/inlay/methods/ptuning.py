@@ -1,0 +1,164 @@
+"""P-tuning: trained vectors in place of a template's words (Liu et al., 2021, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import SpecError
+from inlay.piece import Once, Piece, Tokens
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, whole
+
+Words = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, repr=False)
+class PTuning(Method):
+    """Virtual tokens that stand anywhere in the text, where a template says `{p}` or `{p*3}`.
+
+    length:  N, virtual tokens; as many as the template has.
+    encoder: what makes the vectors in training, and is dropped in the file: a "lstm" (two
+             layers in both directions, then an MLP), a "mlp", or None for the vectors themselves.
+    start:   token ids, one group a position, whose embeddings are averaged: the vectors begin
+             there (with an encoder: it is fitted to them). None starts at random.
+    at:      'embed', or 'embed.target' for the decoder of an encoder–decoder.
+    """
+
+    length: int = 9
+    encoder: Literal["lstm", "mlp"] | None = "lstm"
+    start: Words | None = None
+    at: Where = Where(("embed",))
+
+    lr: ClassVar[float] = 1e-3
+    paper: ClassVar[str] = "Liu et al., 2021 (GPT Understands, Too)"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "length")
+        if self.encoder not in ("lstm", "mlp", None):
+            raise SpecError(f"PTuning: encoder is 'lstm', 'mlp' or None, not {self.encoder!r}")
+        if self.start is not None and (len(self.start) != self.length or not all(self.start)):
+            groups = len(self.start)
+            raise SpecError(f"PTuning: {groups} groups of ids for {self.length} positions")
+
+    def build(self, site: Site, shared: Shared) -> Tokens:
+        """See `Method`."""
+        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
+        if self.encoder is None:
+            return Vectors(self._start(site))
+        made = shared.once(
+            site.name, site.stack, lambda: Encoder(self.length, site.d_out, self.encoder == "lstm")
+        )
+        return Made(made, self.length)
+
+    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
+        """Fit the encoder to real words, exactly."""
+        for site in shared.sites:
+            once = shared.modules.get(site.name)
+            if once is not None:
+                assert isinstance(once.net, Encoder)
+                once.net.fit(self._start(site).to(site.device()), exactly=self.start is not None)
+
+    def served(self) -> PTuning:
+        """See `Method`: without the encoder, and not starting anew."""
+        return replace(self, encoder=None, start=None)
+
+    def _start(self, site: Site) -> Tensor:
+        """Embeddings `[N, D]` of the starting words, or of tokens drawn at random."""
+        groups = self.start
+        if groups is None:
+            drawn = torch.randint(0, site.d_in, (self.length,))
+            groups = tuple((int(number),) for number in drawn)
+        for number in (number for group in groups for number in group):
+            if not 0 <= number < site.d_in:
+                raise SpecError(f"PTuning: token id {number} is outside {site.d_in} tokens")
+        rows = [
+            site.host.forward(torch.tensor(group, device=site.device())).detach().float().mean(0)
+            for group in groups
+        ]
+        return torch.stack(rows).cpu()
+
+
+PTuning.examples = (
+    PTuning(length=3, encoder=None),
+    PTuning(length=2, encoder="mlp"),
+    PTuning(length=2),
+)
+
+
+class Vectors(Tokens):
+    """The vectors themselves."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [N, D]
+
+    def forward(self) -> Tensor:
+        """See `Tokens`."""
+        return self.values
+
+
+class Encoder(nn.Module):
+    """`h = MLP([→LSTM; ←LSTM](z))` for all positions at once; without the LSTM `h = MLP(z)`."""
+
+    def __init__(self, length: int, width: int, recurrent: bool):
+        super().__init__()
+        self.seed = nn.Parameter(torch.randn(length, width))  # [N, D]
+        half = (width + 1) // 2
+        self.lstm = (
+            nn.LSTM(width, half, num_layers=2, bidirectional=True, batch_first=True)
+            if recurrent
+            else None
+        )
+        self.inner = nn.Linear(2 * half if recurrent else width, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self) -> Tensor:
+        """-> `[N, D]`."""
+        return self.outer(self._hidden())
+
+    def _hidden(self) -> Tensor:
+        states = self.seed if self.lstm is None else self.lstm(self.seed[None])[0][0]
+        return torch.relu(self.inner(states))
+
+    @torch.no_grad()
+    def fit(self, target: Tensor, exactly: bool) -> None:
+        """Begin where real embeddings are: exactly at `target` `[N, D]`, or at its scale.
+
+        A linear layer's own starting values make vectors far shorter than any embedding, which a
+        base has never seen.
+        """
+        if not exactly:
+            made = self.forward()
+            ratio = target.std() / (made - made.mean(0)).std().clamp(min=1e-6)
+            self.outer.weight.mul_(ratio)
+            self.outer.bias.mul_(ratio)
+            return
+        hidden = self._hidden().double()
+        self.outer.bias.copy_(target.mean(0))
+        rest = (target - target.mean(0)).double()
+        self.outer.weight.copy_((torch.linalg.pinv(hidden) @ rest).T)
+
+
+class Made(Tokens):
+    """What the encoder makes, once for all rows."""
+
+    def __init__(self, made: Once, length: int):
+        super().__init__()
+        self.length = length
+        self._made = (made,)  # kept beside the pieces: in a tuple, so that it is no part of this
+
+    def forward(self) -> Tensor:
+        """See `Tokens`."""
+        return self._made[0]()
+
+    def served(self) -> dict[str, Tensor]:
+        """The vectors alone, as `Vectors` reads them."""
+        with torch.no_grad():
+            return {"values": self._made[0].net().contiguous()}

@@ -1,0 +1,154 @@
+"""Virtual tokens in templates, from `{p}` to the vectors that stand there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import DataError, RowsError, TrainingError
+from inlay.laws.case import far
+from inlay.tasks import Classify, Generate
+from inlay.template import VIRTUAL, Template
+from tests import zoo
+from tests.tasks.tiny import examples, tokenizer
+
+V = 99
+WORDS = {"yes": "good", "no": "bad"}
+
+
+def bound(task: Any, family: str, kind: str, **more: Any) -> Any:
+    model = zoo.fresh(family)
+    task.bind(model, tokenizer(kind, **more))
+    return model
+
+
+def test_a_template_counts_its_virtual_tokens() -> None:
+    template = Template("{p*3} {text} {p}{mask} {{p}}")
+    assert template.virtual == 4
+    assert template.names == ("text", "mask")
+    filled = template.fill({"text": "a", "mask": "M"})
+    assert filled == f"{VIRTUAL * 3} a{VIRTUAL}M {{p}}"
+    assert Template("{text}").virtual == 0
+    with pytest.raises(DataError, match="not like"):
+        Template("{p*x}")
+    with pytest.raises(DataError, match="virtual"):
+        template.fill({"text": VIRTUAL, "mask": "M"})
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("llama", "decoder"),
+                                              ("t5", "encoder-decoder")])  # fmt: skip
+def test_ids_from_v_on_stand_where_the_template_says(family: str, kind: str) -> None:
+    mask = " {mask}" if kind == "encoder" else ""
+    task = Classify(template="{p*2} {text} was {p}" + mask, verbalizer=WORDS)
+    bound(task, family, kind)
+    words = tokenizer(kind)
+    row = task.encode(examples({"text": "the dog", "label": "yes"})[0], 0)
+    text = words("the dog was", add_special_tokens=False)["input_ids"]
+    middle = [V, V + 1, *text, V + 2]
+    if kind == "encoder":
+        middle = [words.bos_token_id, *middle, words.mask_token_id, words.eos_token_id]
+    if kind == "encoder-decoder":
+        middle = [*middle, words.eos_token_id]
+    assert row.input_ids == middle
+
+
+def test_vectors_of_real_words_are_feeding_the_words() -> None:
+    words = tokenizer("encoder")
+    ids = words("film plot dull", add_special_tokens=False)["input_ids"]
+    soft = Classify(template="{p*2} {text} {p} {mask}", verbalizer=WORDS)
+    hard = Classify(template="film plot {text} dull {mask}", verbalizer=WORDS)
+    rows = examples({"text": "the dog", "label": "yes"}, {"text": "a bad cat sat", "label": "no"})
+    model = bound(soft, "bert", "encoder")
+    hard.bind(model, words)
+    with torch.no_grad():
+        want = hard.logits(model, hard.collate(hard.encode_all(rows)))
+        start = tuple((number,) for number in ids)
+        for encoder in (None, "mlp", "lstm"):
+            handle = inlay.attach(model, inlay.PTuning(length=3, encoder=encoder, start=start))
+            got = soft.logits(model, soft.collate(soft.encode_all(rows)))
+            assert far(got, want) < 1e-4, encoder
+            handle.detach()
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_the_encoder_is_dropped_in_the_file(encoder: Any, tmp_path: Any) -> None:
+    task = Classify(template="{p*2} {text} {p} {mask}", verbalizer=WORDS)
+    rows = examples({"text": "the dog", "label": "yes"}, {"text": "a bad cat sat", "label": "no"})
+    model = bound(task, "bert", "encoder")
+    handle = inlay.attach(model, inlay.PTuning(length=3, encoder=encoder))
+    inlay.fit(model, handle, task, rows, steps=2, batch_size=2, lr=0.1)
+    model.eval()
+    batch = task.collate(task.encode_all(rows))
+    with torch.no_grad():
+        trained = task.logits(model, batch)
+        path = handle.save(tmp_path / "p.safetensors")
+        handle.detach()
+        loaded = inlay.load(model, path)
+        assert loaded.spec == inlay.PTuning(length=3, encoder=None)
+        assert loaded.count() == 3 * 32
+        assert far(task.logits(model, batch), trained) < 1e-5
+
+
+def test_generation_behind_virtual_tokens_is_generation_behind_the_words() -> None:
+    words = tokenizer("decoder")
+    ids = words("film plot dull", add_special_tokens=False)["input_ids"]
+    rows = examples(
+        {"source": "the dog", "target": "a"}, {"source": "a bad cat sat", "target": "b"}
+    )
+    said = []
+    for template, start in (
+        ("{p*2} {source} {p}", tuple((number,) for number in ids)),
+        ("film plot {source} dull", None),
+    ):
+        task = Generate(template=template, generation={"max_new_tokens": 5})
+        model = bound(task, "llama", "decoder")
+        if start is not None:
+            inlay.attach(model, inlay.PTuning(length=3, encoder=None, start=start))
+        said.append(task.predict(model, task.collate(task.encode_all(rows))))
+    assert said[0] == said[1]
+
+
+def test_another_number_than_the_inlay_has_is_refused() -> None:
+    rows = examples({"text": "the dog", "label": "yes"}, {"text": "a cat", "label": "no"})
+    task = Classify(template="{p*2} {text} {mask}", verbalizer=WORDS)
+    model = bound(task, "bert", "encoder")
+    handle = inlay.attach(model, inlay.PTuning(length=3))
+    with pytest.raises(TrainingError, match="2 virtual tokens .* inlay 3"):
+        inlay.fit(model, handle, task, rows, steps=1)
+    handle.detach()
+    handle = inlay.attach(model, inlay.PTuning(length=1))
+    with pytest.raises(RowsError, match="names 2 virtual tokens"):
+        task.logits(model, task.collate(task.encode_all(rows)))
+
+
+@pytest.mark.parametrize(
+    ("template", "count", "placed"),
+    [
+        ("{text} All in all, it was", 9, "{p*4} {text} {p*5} All in all, it was"),
+        ("{text} It was {mask}.", 2, "{p} {text} It was {p} {mask}."),
+        (None, 1, "{text} {p}"),
+    ],
+)
+def test_virtual_tokens_find_a_place(template: str | None, count: int, placed: str) -> None:
+    words = None if template is None else WORDS
+    task = Classify(template=template, verbalizer=words)
+    task.place(count, examples({"text": "a", "label": "b"}))
+    assert task.template == placed
+    assert task.virtual == count
+
+
+def test_a_pair_is_placed_whole() -> None:
+    task = Classify()
+    task.place(2, examples({"text": "a", "text_pair": "c", "label": "b"}))
+    assert task.template == "{p} {text} {text_pair} {p}"
+
+
+def test_a_long_text_is_cut_and_its_virtual_tokens_stay() -> None:
+    task = Classify(template="{p*2} {text} {p}", verbalizer=WORDS, truncate=True, max_length=6)
+    bound(task, "llama", "decoder")
+    row = task.encode(examples({"text": "the dog sat on the mat", "label": "yes"})[0], 0)
+    assert len(row.input_ids) == 6
+    assert [number for number in row.input_ids if number >= V] == [V, V + 1, V + 2]
