@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inlay.methods.prefix import Prefix
     from inlay.methods.prompt import Prompt
     from inlay.methods.ptuning import PTuning
+    from inlay.methods.ptuning2 import PTuningV2
     from inlay.training import fit
 
 load_strangers()
@@ -44,6 +45,7 @@ __all__ = [
     "LoRA",
     "Method",
     "PTuning",
+    "PTuningV2",
     "Parallel",
     "Pfeiffer",
     "Prefix",

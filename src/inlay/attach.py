@@ -310,6 +310,11 @@ def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
             )
     elif isinstance(piece, (Slots, Tokens)) and site.role not in ("embed", "embed.target"):
         raise PortError(f"{who} adds positions, which stand at 'embed', not at {site.role!r}")
+    elif isinstance(piece, Slots) and chart.stack(site.stack).keeps_state:
+        raise PortError(
+            f"{who} stands in front of a text once, and {type(chart.base).__name__} does not say "
+            "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the template"
+        )
     elif isinstance(piece, (Tap, TapIn)) and (site.heads or site.role == "final"):
         raise PortError(f"{who} changes the output of a module, and {site.role!r} is none")
 

@@ -45,6 +45,11 @@ class Stack:
         """Whether the stack's forward has an argument of that name."""
         return argument in inspect.signature(type(self.module).forward).parameters
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it goes on from a state of its own, where others have a cache of keys."""
+        return self.takes("use_cache") and not self.takes("past_key_values")
+
     def states(self, **inputs: Any) -> Tensor:
         """The last hidden states, `[B, T, D]`."""
         if self.takes("use_cache"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,22 @@ def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
     if cut is None:
         return nn.Parameter(value.normal_(0, std))
     return nn.Parameter(nn.init.trunc_normal_(value, 0, std, -cut * std, cut * std))
+
+
+def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The input embeddings of token ids, one mean a group: `[N, D]`, fp32.
+
+    Raises SpecError for an id that the base does not have.
+    """
+    for number in (number for group in groups for number in group):
+        if not 0 <= number < site.d_in:
+            kind = type(method).__name__
+            raise SpecError(f"{kind}: token id {number} is outside {site.d_in} tokens")
+    made = [
+        site.host.forward(torch.tensor(tuple(group), device=site.device())).detach().float().mean(0)
+        for group in groups
+    ]
+    return torch.stack(made)
 
 
 class Bottleneck(nn.Module):

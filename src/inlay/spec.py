@@ -151,6 +151,15 @@ def whole(method: Method, *names: str) -> None:
             raise SpecError(f"{kind}: {name} must be a whole number, not {value!r}")
 
 
+def share(method: Method, *names: str) -> None:
+    """Raise SpecError unless every named number of the method is at least 0 and below 1."""
+    for name in names:
+        value = getattr(method, name)
+        if not 0 <= value < 1:
+            kind = type(method).__name__
+            raise SpecError(f"{kind}: {name} must be at least 0 and below 1, not {value!r}")
+
+
 def only(method: Method, site: Site, fits: bool, what: str) -> None:
     """Raise SiteError unless the method can act at this site; `what` says where it can."""
     if not fits:
@@ -277,6 +286,7 @@ __all__ = [
     "only",
     "parse",
     "positive",
+    "share",
     "to_json",
     "whole",
 ]

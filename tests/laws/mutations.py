@@ -14,8 +14,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import inlay
 from inlay import merge as merge_file
+from inlay import prefixes
 from inlay import state as state_file
-from inlay.methods import ia3, prefix
+from inlay.methods import ia3
 from inlay.piece import Piece
 from inlay.ports import door, front, keys, slots, tap
 from inlay.route import Groups, Route
@@ -122,7 +123,7 @@ def half_of_the_prefix_dead(patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any) -> Any:
         return self.k, self.k.detach() * 0.5
 
-    patch.setattr(prefix.Vectors, "forward", forward)
+    patch.setattr(prefixes.Vectors, "forward", forward)
 
 
 def rows_permuted(patch: pytest.MonkeyPatch) -> None:
@@ -248,9 +249,11 @@ def file_rounded(patch: pytest.MonkeyPatch) -> None:
 
 
 def something_else_served(patch: pytest.MonkeyPatch) -> None:
-    real = prefix.Sliced.served
+    real = prefixes.Sliced.served
     patch.setattr(
-        prefix.Sliced, "served", lambda self: {k: t.flip(0).clone() for k, t in real(self).items()}
+        prefixes.Sliced,
+        "served",
+        lambda self: {k: t.flip(0).clone() for k, t in real(self).items()},
     )
 
 

@@ -108,6 +108,16 @@ D, L, FF = 768, 12, 3072
         # card 13: l·d
         ("t5-base", inlay.Prompt(length=100, start="uniform"), 100 * D),
         ("llama", inlay.Prompt(length=20, start="uniform"), 11_520),
+        # card 15: stored m·d; LAMA's encoder (two layers in both directions, then an MLP) on top
+        ("bert-base", inlay.PTuning(length=9, encoder=None), 9 * D),
+        (
+            "bert-base",
+            inlay.PTuning(length=9),
+            9 * D + 2 * 2 * 4 * (D // 2 * D + (D // 2) ** 2 + D) + 2 * (D * D + D),
+        ),
+        ("bert-base", inlay.PTuning(length=9, encoder="mlp"), 9 * D + 2 * (D * D + D)),
+        # card 16: 2·l·L·d, the published 6.29M of RoBERTa-large at l = 128
+        ("bert-large", inlay.PTuningV2(length=128), 6_291_456),
         ("bert-base", inlay.Head(labels=("a", "b", "c")), 3 * D + 3),
     ],
     ids=lambda value: value if isinstance(value, str) else repr(value),

@@ -13,7 +13,7 @@ from inlay.errors import SpecError
 from inlay.parts import kaiming, linear
 from inlay.piece import Foldable, Tap
 from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, positive, whole
+from inlay.spec import Method, Shared, only, positive, share, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +38,7 @@ class LoRA(Method):
         """See `Method`."""
         whole(self, "rank")
         positive(self, "alpha")
-        if not 0 <= self.dropout < 1:
-            raise SpecError(f"LoRA: dropout must be at least 0 and below 1, not {self.dropout!r}")
+        share(self, "dropout")
 
     def build(self, site: Site, shared: Shared) -> LowRank:
         """See `Method`."""

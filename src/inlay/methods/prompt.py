@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SpecError
+from inlay.parts import embedded
 from inlay.piece import Slots
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
@@ -62,19 +63,11 @@ class Prompt(Method):
         if self.start == "uniform":
             return torch.empty(self.length, width).uniform_(-0.5, 0.5)
         words: Words = () if isinstance(self.start, str) else self.start
-        for number in (number for group in words for number in group):
-            if not 0 <= number < site.d_in:
-                raise SpecError(f"Prompt: token id {number} is outside {site.d_in} tokens")
         pool = min(COMMON, site.d_in)
         drawn = torch.randperm(pool)[: self.length - len(words)]
         if len(drawn) < self.length - len(words):
             raise SpecError(f"Prompt: {self.length} positions, but only {pool} tokens to draw")
-        groups = [*words, *((int(number),) for number in drawn)]
-        rows = []
-        for group in groups:
-            ids = torch.tensor(group, device=site.device())
-            rows.append(site.host.forward(ids).detach().float().mean(0).cpu())
-        return torch.stack(rows)
+        return embedded(self, site, [*words, *((int(number),) for number in drawn)])
 
 
 Prompt.examples = (

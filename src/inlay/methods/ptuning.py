@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SpecError
+from inlay.parts import embedded
 from inlay.piece import Once, Piece, Tokens
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
@@ -70,18 +71,10 @@ class PTuning(Method):
 
     def _start(self, site: Site) -> Tensor:
         """Embeddings `[N, D]` of the starting words, or of tokens drawn at random."""
-        groups = self.start
-        if groups is None:
-            drawn = torch.randint(0, site.d_in, (self.length,))
-            groups = tuple((int(number),) for number in drawn)
-        for number in (number for group in groups for number in group):
-            if not 0 <= number < site.d_in:
-                raise SpecError(f"PTuning: token id {number} is outside {site.d_in} tokens")
-        rows = [
-            site.host.forward(torch.tensor(group, device=site.device())).detach().float().mean(0)
-            for group in groups
-        ]
-        return torch.stack(rows).cpu()
+        if self.start is not None:
+            return embedded(self, site, self.start)
+        drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
+        return site.host.forward(drawn.to(site.device())).detach().float()
 
 
 PTuning.examples = (

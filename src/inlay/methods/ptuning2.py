@@ -1,0 +1,64 @@
+"""P-tuning v2: trained keys and values in every layer, and a head (Liu et al., ACL 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from inlay.errors import SpecError
+from inlay.piece import Keys, Piece
+from inlay.prefixes import keys_at, start_from
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, share, whole
+
+
+@dataclass(frozen=True, repr=False)
+class PTuningV2(Method):
+    """Deep prompts for understanding: trained keys and values in every layer, without an MLP.
+
+    Made for a trained head on top (sentences, tags, spans): `PTuningV2() + Head(labels=[...])`.
+
+    length:  P, virtual tokens; below 20 for simple classification, about 100 for hard tagging
+             (section 3.2).
+    mlp:     inner width of the MLP that makes the keys and values in training; None as a rule.
+    start:   token ids, as many as `length`: see `Prefix`.
+    dropout: share of the keys and values that is dropped in training.
+    at:      'attn.kv'.
+    """
+
+    length: int = 20
+    mlp: int | None = None
+    start: tuple[int, ...] | None = None
+    dropout: float = 0.1
+    at: Where = Where(("attn.kv",))
+
+    lr: ClassVar[float] = 1e-2
+    paper: ClassVar[str] = "Liu et al., ACL 2022"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "length")
+        if self.mlp is not None:
+            whole(self, "mlp")
+        if self.start is not None and len(self.start) != self.length:
+            raise SpecError(f"PTuningV2: {len(self.start)} token ids for {self.length} positions")
+        share(self, "dropout")
+
+    def build(self, site: Site, shared: Shared) -> Keys:
+        """See `Method`."""
+        return keys_at(
+            self, site, shared, length=self.length, mlp=self.mlp, dropout=self.dropout, std=1.0
+        )
+
+    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
+        """See `Method`."""
+        if self.start is not None:
+            start_from(self.start, pieces, shared)
+
+    def served(self) -> PTuningV2:
+        """See `Method`: without the MLP, and not starting anew."""
+        return replace(self, mlp=None, start=None)
+
+
+PTuningV2.examples = (PTuningV2(length=3), PTuningV2(length=2, mlp=5, dropout=0.0))

@@ -1,0 +1,143 @@
+"""Trained keys and values, and the MLP that makes them: what prefix methods are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inlay.errors import SpecError
+from inlay.piece import Keys, Once, Piece
+from inlay.site import Site
+from inlay.spec import Method, Shared, only
+
+
+def keys_at(
+    method: Method,
+    site: Site,
+    shared: Shared,
+    *,
+    length: int,
+    mlp: int | None,
+    dropout: float = 0.0,
+    std: float = 0.02,
+    shift: int = 0,
+) -> Keys:
+    """The piece of a prefix method at one attention.
+
+    length: P. mlp: inner width of the MLP that makes the keys and values of all layers, or None.
+    dropout: share of keys and values that is dropped in training. std: what the vectors start
+    with. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
+    MLP meets attention of unequal width.
+    """
+    only(method, site, site.heads > 0, "attention ('attn.kv', 'cross.kv')")
+    shift = shift if site.role == "attn.kv" else 0
+    if mlp is None:
+        return Vectors(site, length, std, dropout, shift)
+    alike = [s for s in shared.sites if (s.stack, s.role) == (site.stack, site.role)]
+    if any(s.d_out != site.d_out for s in alike):
+        raise SpecError(
+            f"{type(method).__name__}: an MLP needs attention of equal width everywhere; "
+            "use mlp=None"
+        )
+    made = shared.once(
+        f"{site.stack}.{site.role}",
+        site.stack,
+        lambda: Reparameterisation(length, site.d_in, mlp, len(alike), 2 * site.d_out),
+    )
+    return Sliced(made, alike.index(site), site, dropout, shift)
+
+
+def start_from(words: tuple[int, ...], pieces: Mapping[str, Piece], shared: Shared) -> None:
+    """Start from the keys and values that the bare base computes for real words, exactly."""
+    seen = shared.probe(list(words))
+    for name, piece in pieces.items():
+        if isinstance(piece, Vectors):
+            k, v = seen[name]
+            piece.accept({"k": k.float(), "v": v.float()})
+    for key, once in shared.modules.items():
+        alike = [s for s in shared.sites if f"{s.stack}.{s.role}" == key]
+        flat = [torch.stack(seen[s.name]).float() for s in alike]  # each [2, H, P, K]
+        target = torch.stack(flat).permute(3, 0, 1, 2, 4).flatten(2)  # [P, L, 2·H·K]
+        assert isinstance(once.net, Reparameterisation)
+        once.net.fit(target)
+
+
+class Vectors(Keys):
+    """The prefix itself."""
+
+    def __init__(self, site: Site, length: int, std: float, dropout: float, shift: int):
+        super().__init__()
+        self.shift = shift
+        self.dropout = dropout
+        shape = (site.heads, length, site.head_dim)
+        self.k = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
+        self.v = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """See `Keys`."""
+        return _dropped(self, self.k), _dropped(self, self.v)
+
+
+class Reparameterisation(nn.Module):
+    """`P' → linear → tanh → linear`, all layers of one kind of attention at once."""
+
+    def __init__(self, length: int, width: int, inner: int, layers: int, both: int):
+        super().__init__()
+        self.layers = layers
+        self.seed = nn.Parameter(torch.randn(length, width))  # [P, D]
+        self.inner = nn.Linear(width, inner)
+        self.outer = nn.Linear(inner, layers * both)
+
+    def forward(self) -> Tensor:
+        """-> `[P, L, 2·H·K]`."""
+        made = self.outer(torch.tanh(self.inner(self.seed)))
+        return made.unflatten(1, (self.layers, -1))
+
+    @torch.no_grad()
+    def fit(self, target: Tensor) -> None:
+        """Choose the last layer so that the output is `target`, by least squares.
+
+        Exact where there are no more positions than inner units; the paper's code takes 500 steps
+        of Adam towards the same end.
+        """
+        hidden = torch.tanh(self.inner(self.seed))
+        target = target.flatten(1).to(hidden)
+        self.outer.bias.copy_(target.mean(0))
+        rest = target - target.mean(0)
+        solved = torch.linalg.lstsq(hidden.double(), rest.double(), driver="gelsd").solution \
+            if hidden.device.type == "cpu" else torch.linalg.pinv(hidden.double()) @ rest.double()  # fmt: skip  # noqa: E501
+        self.outer.weight.copy_(solved.T.to(hidden))
+
+
+class Sliced(Keys):
+    """One layer's part of what the MLP makes."""
+
+    def __init__(self, made: Once, layer: int, site: Site, dropout: float, shift: int):
+        super().__init__()
+        self.shift = shift
+        self.dropout = dropout
+        self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
+        self.layer = layer
+        self.heads = site.heads
+        self.width = site.head_dim
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """See `Keys`."""
+        both = self._made[0]()[:, self.layer]  # [P, 2·H·K]
+        k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+        return _dropped(self, k), _dropped(self, v)
+
+    def served(self) -> dict[str, Tensor]:
+        """The prefix alone, as `Vectors` reads it."""
+        with torch.no_grad():
+            both = self._made[0].net()[:, self.layer]
+            k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+        return {"k": k.contiguous(), "v": v.contiguous()}
+
+
+def _dropped(piece: Vectors | Sliced, values: Tensor) -> Tensor:
+    """Inverted dropout on keys or values, in training."""
+    return F.dropout(values, piece.dropout, piece.training) if piece.dropout else values
