@@ -210,6 +210,17 @@ class Task(ABC):
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
         """One prediction a row, without gradients. The model should be in evaluation mode."""
 
+    def ballot(
+        self, model: PreTrainedModel, batch: Batch, members: int
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """What every row says, and what wins where each example stands there `members` times.
+
+        The most frequent prediction wins, the first of several that are equally frequent.
+        """
+        said = self.predict(model, batch)
+        groups = [said[at : at + members] for at in range(0, len(said), members)]
+        return said, [max(group, key=group.count) for group in groups]
+
     @abstractmethod
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]

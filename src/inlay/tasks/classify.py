@@ -224,6 +224,19 @@ class Classify(Task):
         """See `Task`: the name of the most likely label."""
         return [self.names[best] for best in self.logits(model, batch).argmax(1).tolist()]
 
+    @torch.no_grad()
+    def ballot(
+        self, model: PreTrainedModel, batch: Batch, members: int
+    ) -> tuple[list[Prediction], list[Prediction]]:
+        """See `Task`: of labels with equally many votes the one with the highest mean logit."""
+        logits = self.logits(model, batch)
+        said = logits.argmax(1)
+        votes = F.one_hot(said, logits.shape[1]).unflatten(0, (-1, members)).sum(1)
+        means = logits.unflatten(0, (-1, members)).mean(1)
+        tied = votes == votes.amax(1, keepdim=True)
+        won = means.masked_fill(~tied, -torch.inf).argmax(1)
+        return [self.names[i] for i in said.tolist()], [self.names[i] for i in won.tolist()]
+
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Training: `fit`, and recipes that say what to fit."""
 
+from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate, predict
 from inlay.training.options import Options
@@ -13,8 +14,10 @@ __all__ = [
     "Outcome",
     "Recipe",
     "Result",
+    "Voted",
     "evaluate",
     "fit",
     "predict",
     "run",
+    "vote",
 ]

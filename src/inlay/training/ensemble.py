@@ -1,0 +1,65 @@
+"""Several inlays that learned the same task, asked at once: one forward pass, and a vote.
+
+Lester et al., EMNLP 2021, section 6: every example stands in the batch once for each member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from inlay.attach import Inlay, rows
+from inlay.data import Example
+from inlay.layout import evaluating
+from inlay.tasks import Prediction, Task
+from inlay.training.batches import by_length
+
+
+@dataclass(frozen=True)
+class Voted:
+    """What members and their vote scored.
+
+    singles: each member's scores. mean: their means. ensemble: the scores of the vote.
+    predictions: what was voted for, one an example.
+    """
+
+    singles: list[dict[str, float]]
+    mean: dict[str, float]
+    ensemble: dict[str, float]
+    predictions: list[Prediction]
+
+
+def vote(
+    model: PreTrainedModel,
+    members: Sequence[Inlay],
+    task: Task,
+    data: Sequence[Example],
+    *,
+    batch_size: int = 16,
+) -> Voted:
+    """Ask all members about every example and let the majority decide.
+
+    members: inlays attached to the model. task: bound to it. batch_size: examples a batch, each of
+    which the model sees once a member. Ties are the task's to break: by the mean logit where it
+    has one, else for the member that comes first.
+    """
+    read = task.encode_all(data)
+    said: list[list[Prediction]] = [[] for _ in data]
+    won: list[Prediction] = ["" for _ in data]
+    names = [member.name for member in members]
+    with evaluating(model):
+        for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
+            batch = task.collate([read[number] for number in numbers for _ in members])
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            with rows(model, names * len(numbers)):
+                each, voted = task.ballot(model, batch, len(members))
+            for place, number in enumerate(numbers):
+                said[number] = each[place * len(members) : (place + 1) * len(members)]
+                won[number] = voted[place]
+    singles = [
+        task.score([ballots[place] for ballots in said], data) for place in range(len(members))
+    ]
+    mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
+    return Voted(singles, mean, task.score(won, data), won)
