@@ -12,7 +12,7 @@ import inlay as library
 from inlay.cli import app, sites
 from inlay.errors import DataError
 
-COMMANDS = ("demo", "train", "eval", "generate", "check", "methods", "sites", "merge")
+COMMANDS = ("demo", "train", "eval", "generate", "check", "methods", "sites", "merge", "export")
 
 
 def test_version(inlay):

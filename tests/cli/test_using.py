@@ -122,3 +122,24 @@ def test_a_merge_that_cannot_be_written_leaves_nothing_behind(
     before = sorted(tmp_path.iterdir())
     assert "No space left" in inlay("merge", base, trained, tmp_path / "out").error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_export_writes_an_equal_prefix(inlay, base, tmp_path):
+    model, tokenizer = load_base(base)
+    handle = library.attach(model, library.Prompt(length=3))
+    prompt = handle.save(tmp_path / "p.safetensors", tokenizer=tokenizer)
+    ran = inlay("export", base, prompt, tmp_path / "prefix.safetensors")
+    assert ran.code == 0, ran.error
+    assert "Prefix(length=3, mlp=None, shifts=True)" in ran.out
+    told = ("--max-new-tokens", "5")
+    before = inlay("generate", base, prompt, "the cat sat", *told)
+    after = inlay("generate", base, tmp_path / "prefix.safetensors", "the cat sat", *told)
+    assert before.out == after.out
+    assert "there already" in inlay("export", base, prompt, prompt).error
+
+
+def test_what_has_no_prompt_is_not_exported(inlay, base, trained, tmp_path):
+    ran = inlay("export", base, trained, tmp_path / "out.safetensors")
+    assert ran.code == 2
+    assert "no prompt" in ran.error
+    assert not (tmp_path / "out.safetensors").exists()

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from inlay._version import __version__
-from inlay.cli import check, demo, generate, merge, methods, sites, train
+from inlay.cli import check, demo, export, generate, merge, methods, sites, train
 from inlay.cli import eval as evaluation
 from inlay.cli.console import err, fail, out
 from inlay.cli.shared import examples
@@ -50,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, train, evaluation, generate, check, methods, sites, merge):
+for module in (demo, train, evaluation, generate, check, methods, sites, merge, export):
     module.register(app)
 
 
