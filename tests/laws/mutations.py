@@ -6,11 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
 from inlay import merge as merge_file
@@ -42,7 +45,19 @@ def mask_function_not_registered(patch: pytest.MonkeyPatch) -> None:
 
 
 def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keys, "_square", lambda module, mask, query, length, more: (mask, length))
+    patch.setattr(keys, "_causal", lambda module, more: False)
+
+
+def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
+    def attend(inner: Any, module: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
+        queries = q.shape[2]
+        port = vars(module).get(keys.PORT)
+        if port is not None:
+            q, k, v, mask, more = port.extend(module, q, k, v, mask, more)
+        output, weights = sdpa_attention_forward(module, q, k, v, mask, **more)
+        return output[:, :queries], weights
+
+    patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "inlay_sdpa", partial(attend, None))
 
 
 def prefix_columns_hidden_from_the_mask(patch: pytest.MonkeyPatch) -> None:
@@ -291,6 +306,7 @@ MUTATIONS = [
     for f, family, spec, law in [
         (mask_function_not_registered, "llama", PREFIX, "padding is inert"),
         (mask_function_not_registered, "bert", PREFIX, "rows do not meet"),
+        (queries_in_front_not_taken_off, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "gpt2", PREFIX, "padding is inert"),
         (prefix_columns_hidden_from_the_mask, "qwen3", PREFIX, "rows do not meet"),

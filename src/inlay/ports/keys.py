@@ -44,6 +44,13 @@ class Ahead(Protocol):
     def pair(self, name: str, batch: int) -> tuple[Tensor, Tensor]: ...  # noqa: D102
 
 
+Added = tuple[Tensor, Tensor, Tensor | None]
+"""Keys and values `[B, H, P, K]`, and which of them each row sees, `[B, P]` (None: all)."""
+
+Inputs = tuple[Tensor, Tensor, Tensor, Any, dict]
+"""What an attention function is given: query, key, value, mask, and the rest by name."""
+
+
 @dataclass
 class Passing:
     """What the keys ports of one stack give and take in the pass that is under way.
@@ -66,8 +73,8 @@ class KeysPort:
 
     def extend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
-    ) -> tuple[Tensor, Tensor, Any, dict]:
-        """Keys and values with the pieces' in front, and mask and position bias to match.
+    ) -> Inputs:
+        """Keys and values with more of them in front, and queries, mask and bias to match.
 
         query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
         additive, broadcastable to `[B, Hq, Tq, T]`.
@@ -75,21 +82,18 @@ class KeysPort:
         if self.passing.heard is not None:
             self.passing.heard[self.name] = (key, value)
         batch = query.shape[0]
-        groups = self.route.groups(batch, self.pieces)
-        if groups is not None:
-            k, v, seen = self._spread(groups, batch, key)
-            key, value, mask, more = _prepend(module, query, key, value, mask, more, k, v, seen)
+        added: list[Added] = []
         beside = self.passing.beside
         if beside is not None:
-            k, v = beside.pair(self.name, batch)
-            key, value, mask, more = _prepend(
-                module, query, key, value, mask, more, k, v, beside.seen
-            )
-        return key, value, mask, more
+            added.append((*beside.pair(self.name, batch), beside.seen))
+        groups = self.route.groups(batch, self.pieces)
+        if groups is not None:
+            added.append(self._spread(groups, batch, key))
+        if not added:
+            return query, key, value, mask, more
+        return _prepend(module, query, key, value, mask, more, _joined(added))
 
-    def _spread(
-        self, groups: Groups, batch: int, key: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _spread(self, groups: Groups, batch: int, key: Tensor) -> Added:
         """Every row's keys and values from the pieces, `[B, H, P, K]`, and which count."""
         pairs = [self._of(names) for names in groups.names]
         lengths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
@@ -122,10 +126,25 @@ class Recorder:
 
     def extend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
-    ) -> tuple[Tensor, Tensor, Any, dict]:
+    ) -> Inputs:
         """Notes, changes nothing."""
         self.seen = (key[0].detach().clone(), value[0].detach().clone())
-        return key, value, mask, more
+        return query, key, value, mask, more
+
+
+def _joined(added: list[Added]) -> Added:
+    """Several additions as one."""
+    if len(added) == 1:
+        return added[0]
+    keys, values, seen = zip(*added, strict=True)
+    marks = None
+    if any(one is not None for one in seen):
+        rows = keys[0].new_ones(len(keys[0]), 1, dtype=torch.bool)
+        pairs = zip(keys, seen, strict=True)
+        marks = torch.cat(
+            [rows.expand(-1, k.shape[2]) if one is None else one for k, one in pairs], 1
+        )
+    return torch.cat(keys, 2), torch.cat(values, 2), marks
 
 
 def _prepend(
@@ -135,18 +154,22 @@ def _prepend(
     value: Tensor,
     mask: Any,
     more: dict,
-    k: Tensor,
-    v: Tensor,
-    seen: Tensor | None,
-) -> tuple[Tensor, Tensor, Any, dict]:
-    extra = k.shape[2]
+    added: Added,
+) -> Inputs:
+    k, v, seen = added
+    extra, queries = k.shape[2], query.shape[2]
+    bias = more.get("position_bias")
+    if mask is None and seen is None and bias is None and queries > 1 and _causal(module, more):
+        # No mask at all is much the fastest way: as many empty queries in front, and it is causal.
+        query = F.pad(query, (0, 0, extra, 0))
+        key, value = (torch.cat((a, b[:, :, :queries]), 2) for a, b in ((k, key), (v, value)))
+        return query, key, value, None, more
     mask, length = _square(module, mask, query, key.shape[2], more)
     key = torch.cat((k, key[:, :, :length]), 2)
     value = torch.cat((v, value[:, :, :length]), 2)
-    bias = more.get("position_bias")
     if bias is not None:
         more = {**more, "position_bias": F.pad(bias[..., :length], (extra, 0))}
-    return key, value, _widen(mask, seen, extra, length), more
+    return query, key, value, _widen(mask, seen, extra, length), more
 
 
 def _filled(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
@@ -170,12 +193,16 @@ def _square(
         return mask[..., :length], length
     if queries == 1 and query.device.type == "cpu":
         return torch.ones(1, 1, 1, length, dtype=torch.bool), length
-    causal = more.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    if causal and queries > 1:
+    if queries > 1 and _causal(module, more):
         ones = torch.ones(queries, queries, dtype=torch.bool, device=query.device)
         return ones.tril()[None, None], queries
     return None, length
+
+
+def _causal(module: nn.Module, more: dict) -> bool:
+    """Whether an attention without a mask lets nobody see what comes later."""
+    causal = more.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if causal is None else causal)
 
 
 def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) -> Tensor | None:
@@ -198,11 +225,13 @@ def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) ->
 def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
                mask: Any, **more: Any) -> Any:  # fmt: skip
     port = vars(module).get(PORT)
+    queries = q.shape[2]
     if port is not None:
-        k, v, mask, more = port.extend(module, q, k, v, mask, more)
+        q, k, v, mask, more = port.extend(module, q, k, v, mask, more)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    return (inner or _eager(module))(module, q, k, v, mask, **more)
+    output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
+    return output[:, -queries:], weights
 
 
 def _eager(module: nn.Module) -> Callable:
