@@ -82,8 +82,9 @@ def load(
 
     Args:
         source: a `.jsonl`, `.json` (a list of objects), `.csv` (with a header) or `.parquet`
-            file; a folder that holds one such file per split; rows in memory; or whatever
-            `datasets.load_dataset` takes, as `"name"` or `"name:config"`.
+            file, the first three also with `.gz` behind; a folder that holds one such file per
+            split; rows in memory; or whatever `datasets.load_dataset` takes, as `"name"` or
+            `"name:config"`.
         split: which part of a folder or of a `datasets` source. A single file has none.
         columns: our field name -> the source's column, such as `{"text": "review"}`. A row
             without that column is a bad row.

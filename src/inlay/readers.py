@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from inlay.errors import DataError, nearest
 
 WIDEST_FIELD = 2**31 - 1  # characters; csv's own default of 131,072 refuses long documents
+PACKED = ".gz"
 
 
 class BadRow(Exception):
@@ -44,11 +47,11 @@ def open_rows(
     elif path.is_file():
         if split is not None:
             raise DataError(f"{source} is one file and has no split {split!r}; leave split out")
-    elif path.suffix in READERS:
+    elif _ending(path) in READERS:
         raise DataError(f"there is no file {source}")
     else:
         return str(source), _numbered(str(source), _published(str(source), split))
-    read = READERS.get(path.suffix)
+    read = READERS.get(_ending(path))
     if read is None:
         raise DataError(f"{path} is not a file that can be read; known: {', '.join(READERS)}")
     return str(path), _guarded(path, read)
@@ -56,9 +59,10 @@ def open_rows(
 
 def _part(folder: Path, split: str | None) -> Path:
     """The one file of a folder that holds the split."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in READERS)
-    splits = sorted({path.stem for path in files})
-    found = [path for path in files if path.stem == split]
+    files = [path for path in sorted(folder.iterdir()) if _ending(path) in READERS]
+    named = {path: path.name.removesuffix(_ending(path)) for path in files}
+    splits = sorted(set(named.values()))
+    found = [path for path in files if named[path] == split]
     if len(found) == 1:
         return found[0]
     if len(found) > 1:
@@ -70,10 +74,19 @@ def _part(folder: Path, split: str | None) -> Path:
     raise DataError(f"{folder} holds no split {split!r}{nearest(split, splits)}")
 
 
+def _ending(path: Path) -> str:
+    """How a file's name ends: `.csv`, or `.csv.gz`."""
+    packed = path.suffix == PACKED
+    return path.with_suffix("").suffix + PACKED if packed else path.suffix
+
+
 def _guarded(path: Path, read: Callable[[Path, BinaryIO], Rows]) -> Rows:
+    open_ = gzip.open if path.suffix == PACKED else open
     try:
-        with path.open("rb") as file:
-            yield from read(path, file)
+        with open_(path, "rb") as file:
+            yield from read(path, cast(BinaryIO, file))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged, or not compressed with gzip: {error}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -184,6 +197,8 @@ READERS: dict[str, Callable[[Path, BinaryIO], Rows]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
+READERS |= {ending + PACKED: READERS[ending] for ending in (".jsonl", ".json", ".csv")}
+"""How to read a file, by how its name ends. A Parquet file is compressed inside."""
 
 
 def _published(name: str, split: str | None) -> Iterable[object]:

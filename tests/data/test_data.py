@@ -1,5 +1,6 @@
 """What a data file may hold, and what is said about one that cannot be used."""
 
+import gzip
 import json
 import random
 
@@ -206,6 +207,34 @@ def test_a_bad_row_of_csv(tmp_path, line, reason):
     assert [(skipped.where, reason in skipped.reason) for skipped in data.skipped] == [
         (f"{path}:4", True)
     ]
+
+
+PACKED = [
+    ("rows.jsonl.gz", json.dumps({"text": "good"}) + "\n", "rows.jsonl.gz:1"),
+    ("rows.json.gz", json.dumps([{"text": "good"}]), "rows.json.gz#1"),
+    ("rows.csv.gz", "text\ngood\n", "rows.csv.gz:2"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "where"), PACKED)
+def test_packed_files_are_read_like_plain_ones(tmp_path, name, content, where):
+    path = write(tmp_path / name, gzip.compress(content.encode()))
+    for data in (load(path), load(tmp_path, split="rows")):
+        assert dict(data[0].fields) == {"text": "good"}
+        assert data[0].where == str(tmp_path / where)
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:-9], lambda b: b[:10] + b"x" * 40, lambda b: b"{}"])
+def test_a_damaged_packed_file(tmp_path, harm):
+    lines = "".join(f'{{"text": "{random.random()}"}}\n' for _ in range(100))
+    path = write(tmp_path / "rows.jsonl.gz", harm(gzip.compress(lines.encode())))
+    refused(path, "rows.jsonl.gz is damaged, or not compressed with gzip")
+
+
+def test_a_packed_kind_that_is_not_read(tmp_path):
+    write(tmp_path / "rows.parquet.gz", gzip.compress(b"PAR1"))
+    refused(tmp_path / "rows.parquet.gz", "not a file that can be read; known: ", ".csv.gz")
+    refused(tmp_path / "none.jsonl.gz", "there is no file")
 
 
 def test_a_quote_that_is_never_closed(tmp_path):
