@@ -7,6 +7,7 @@ taken at sites, so that the same base under another task head is still the same 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -77,9 +78,24 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         except BaseException:
             Path(partial).unlink(missing_ok=True)
             raise
+        _sync_names(path.parent)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the disk hold the names in a folder, and so a rename, where that can be asked for."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks sync no folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import inlay
 from inlay.errors import BaseError, FileError, NamingError
 from inlay.laws.case import move
 from inlay.laws.traces import snapshot
+from inlay.state import write_whole
 from tests import zoo
 
 
@@ -271,3 +275,30 @@ def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     one = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(one, torch.rand(3))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synced there")
+def test_the_disk_holds_the_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "new" / "file", []
+
+    def fsync(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(path, b"all of it")
+    assert path.read_bytes() == b"all of it"
+    assert synced == [(False, False), (True, True)]  # the data before the name, the name after
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synced there")
+@pytest.mark.parametrize(("number", "written"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_disk_that_syncs_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, written: bool
+) -> None:
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if written else pytest.raises(FileError, match="cannot write"):
+        write_whole(tmp_path / "file", b"all of it")

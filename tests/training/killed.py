@@ -76,8 +76,9 @@ def main(folder: Path) -> None:
     at_random = at_writes = 0
     while not attempt(folder / "random", delay=draw.uniform(0.05, 0.3) * length):
         at_random += 1
-    # log and file are synced, the file replaced: six instants a checkpoint, two of them each time
-    while not attempt(folder / "writes", call=13 + at_writes % 6):
+    # log and file are synced, the file replaced, the folder synced: eight instants a checkpoint,
+    # and two checkpoints each time
+    while not attempt(folder / "writes", call=17 + at_writes % 8):
         at_writes += 1
     print(at_random, at_writes)
 

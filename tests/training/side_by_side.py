@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 
 from inlay import LoRA
 from inlay.tasks import TASKS
 from inlay.training import fit
+from inlay.training.launch import processes
 from tests.training import tiny
 
 
@@ -26,7 +26,7 @@ class Cut(tiny.Recite):
 
     def loss(self, model, batch):
         self.left -= 1
-        if self.left == 0 and PartialState().process_index == PartialState().num_processes - 1:
+        if self.left == 0 and processes().process_index == processes().num_processes - 1:
             signal.raise_signal(signal.SIGINT)
         return super().loss(model, batch)
 
@@ -36,7 +36,7 @@ del TASKS["cut"]
 
 def main(folder: Path, cut: int) -> None:
     """Train to the end; with `cut`, Ctrl-C comes at that batch, and a second run goes on."""
-    world, me = PartialState().num_processes, PartialState().process_index
+    world, me = processes().num_processes, processes().process_index
     for left in [cut, 0] if cut else [0]:
         model, handle = tiny.attached(LoRA(rank=2), model=tiny.base().double())
         handle.root.double()
@@ -53,13 +53,14 @@ def main(folder: Path, cut: int) -> None:
         except KeyboardInterrupt:
             assert left
             continue
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             save_file(tiny.state(handle), folder / "end.safetensors")
-            (folder / "result.json").write_text(json.dumps(tiny.numbers(result)))
+            told = tiny.numbers(result) | {"processes": world}
+            (folder / "result.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]) / "whole", 0)
     main(Path(sys.argv[1]) / "parts", 6)
-    PartialState().destroy_process_group()
+    processes().destroy_process_group()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
@@ -12,6 +11,7 @@ from inlay.data import Example
 from inlay.layout import evaluating
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.batches import by_length
+from inlay.training.launch import processes
 
 Predicted = tuple[int, Prediction]
 """The number of a row, and what is predicted for it."""
@@ -52,7 +52,7 @@ def predictions(
     model: PreTrainedModel, task: Task, rows: Sequence[Row], batch: int | None, tokens: int | None
 ) -> Iterator[list[Predicted]]:
     """This process's share of the predictions, batch by batch. The model is in evaluation mode."""
-    state = PartialState()
+    state = processes()
     costs = [len(row) for row in rows]
     device = model.device
     for numbers in by_length(costs, rows=batch, tokens=tokens)[
@@ -65,5 +65,5 @@ def predictions(
 
 def merged(own: list[Predicted]) -> list[Prediction]:
     """The predictions of all processes, in the order of the rows."""
-    everything = gather_object(own) if PartialState().num_processes > 1 else own
+    everything = gather_object(own) if processes().num_processes > 1 else own
     return [said for _, said in sorted(everything, key=lambda pair: pair[0])]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator, DistributedType
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import parse_flag_from_env
 
 from inlay.errors import TrainingError, nearest
 
@@ -15,6 +18,24 @@ SHARDED = {
     DistributedType.DEEPSPEED,
     DistributedType.MEGATRON_LM,
 }
+
+
+def processes() -> PartialState:
+    """What accelerate says of this process and its fellows. The first call joins them.
+
+    `PartialState()` alone joins no processes on CPUs: each would take itself for the only one.
+
+    Raises TrainingError where a launcher started several and they were not joined.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if launched != state.num_processes:
+        raise TrainingError(
+            f"{launched} processes were launched, and accelerate knows of {state.num_processes}; "
+            "call inlay before anything else makes a PartialState or an Accelerator"
+        )
+    return state
 
 
 def accelerator_for(
@@ -26,8 +47,10 @@ def accelerator_for(
     are told of the run.
 
     Raises TrainingError for a tracker that is unknown or not installed, for fp16 (its gradients
-    need scaling, bf16 ones do not), and where the model is cut over processes.
+    need scaling, bf16 ones do not), where processes are not joined, and where the model is cut over
+    them.
     """
+    processes()
     present = {kind.value for kind in get_available_trackers()}
     for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 
 from inlay.attach import attach
@@ -22,6 +21,7 @@ from inlay.tasks import Classify, Task
 from inlay.training import checkpoint, rng
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
+from inlay.training.launch import processes
 from inlay.training.recipe import Recipe
 from inlay.training.results import Result
 
@@ -69,7 +69,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError.
     """
-    state = PartialState()
+    state = processes()
     console = console or Console(stderr=True)
     if not state.is_main_process:
         console = Console(quiet=True)
