@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from rich.console import Console
 from transformers import (
     AutoConfig,
@@ -96,6 +98,9 @@ SENTIMENT = Package(
     3,
 )
 
+PATIENCE = 3.0
+"""Seconds that a model hub has to answer."""
+
 
 def announce(message: str) -> None:
     """Say on the error stream what is going on."""
@@ -150,18 +155,24 @@ def load_base(
         device: where to put the model; None leaves it on the CPU.
         report: is told of the steps of a fetch.
 
+    A hub that does not answer within seconds is not waited for; what it gave before is loaded.
+
     Raises FetchError where nothing of that name can be found or loaded.
     """
     name = str(name_or_path)
     if not Path(name).exists() and ("/" not in name and get_close_matches(name, MODELS, 1, 0.8)):
         name = str(fetch_model(name, report))  # a near miss is refused here, not looked for afar
+    silence = None if Path(name).exists() else _unanswered(name)
+    options: dict[str, Any] = {"local_files_only": silence is not None}
     try:
         with _convert.quietly(WARNING):
-            config = AutoConfig.from_pretrained(name)
-            model = _model_class(config).from_pretrained(name, dtype=dtype or "auto")
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, **options)
+            model = _model_class(config).from_pretrained(name, dtype=dtype or "auto", **options)
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise FetchError(_unloadable(name, error)) from error
+        missing = isinstance(error, OSError)
+        reason = silence if silence is not None and missing else _reason(error)
+        raise FetchError(_unloadable(name, reason)) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise FetchError(f"the tokenizer of {name} has neither a pad token nor an end token")
@@ -190,8 +201,27 @@ def _model_class(config: PreTrainedConfig) -> Any:
     return AutoModel
 
 
-def _unloadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+def _unanswered(name: str) -> str | None:
+    """Why the model hub does not answer, asked once for this model; None where it does.
+
+    Asked for files that are not stored here, transformers tries for half a minute.
+    """
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=PATIENCE)
+    except HfHubHTTPError as error:  # "no such model" is an answer
+        return _reason(error) if error.response.status_code >= 500 else None
+    except HFValidationError:
+        return None
+    except Exception as error:  # whatever the hub's client raises where there is no network
+        return f"the hub cannot be reached: {_reason(error)}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _unloadable(name: str, reason: str) -> str:
     if Path(name).exists():
         return f"{name} cannot be loaded as a model: {reason}"
     return (

@@ -1,5 +1,11 @@
 """`load_base`: the class that a config asks for, and a tokenizer that is ready."""
 
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -87,6 +93,61 @@ def test_a_name_that_is_nothing(name, said):
         load_base(name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ASKING = """
+    import time
+    from inlay import models
+    from inlay.errors import FetchError
+    models.PATIENCE = 0.5
+    begun = time.monotonic()
+    try:
+        models.load_base("nobody/nothing")
+    except FetchError as error:
+        print(error)
+    assert time.monotonic() - begun < 5
+"""
+
+
+@pytest.mark.parametrize("answers", ["nothing", "no"])
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, answers):
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        port = hub.getsockname()[1]
+        if answers == "no":
+            hub.close()  # then the connection is refused
+        offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{port}"}
+        env = {**os.environ, **offline, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        program = [sys.executable, "-c", textwrap.dedent(ASKING)]
+        done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "'nobody/nothing' is no bundled model, no folder here" in done.stdout
+    assert "the hub cannot be reached: " in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_what_a_hub_gave_before_is_loaded_without_it(tmp_path, monkeypatch):
+    asked = []
+
+    class Stored:
+        @staticmethod
+        def from_pretrained(name, local_files_only):
+            asked.append((name, local_files_only))
+            raise OSError("enough")
+
+    monkeypatch.setattr(models, "AutoConfig", Stored)
+    answers = {"heard": None, "unheard": ConnectionError("no route")}
+    monkeypatch.setattr(models, "hf_hub_url", lambda name, file: name)
+    for name, error in answers.items():
+
+        def ask(url, timeout, error=error):
+            if error:
+                raise error
+
+        monkeypatch.setattr(models, "get_hf_file_metadata", ask)
+        with pytest.raises(FetchError, match="enough" if error is None else "no route"):
+            load_base(f"a/{name}")
+    assert asked == [("a/heard", False), ("a/unheard", True)]
 
 
 def test_a_folder_that_is_no_model(tmp_path):
