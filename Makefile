@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## run the tests
 check: lint ## lint, types, architecture and generated documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m inlay.cli.docs --check
+	$(BIN)/python -m inlay_cli.docs --check
 
 lint: $(VENV)/.dev ## ruff, without changing anything
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ format: $(VENV)/.dev ## let ruff repair and format
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.dev ## write the generated parts of README.md and docs/ anew
-	$(BIN)/python -m inlay.cli.docs
+	$(BIN)/python -m inlay_cli.docs
 
 bench: $(VENV)/.bench ## measure speed and memory, and write bench/results.json
 	$(BIN)/python -m bench

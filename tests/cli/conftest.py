@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from inlay.cli.app import main
+from inlay_cli.app import main
 from tests import zoo
 from tests.tasks import tiny
 

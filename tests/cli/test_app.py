@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 import inlay as library
-from inlay.cli import app, sites
 from inlay.errors import DataError
+from inlay_cli import app, sites
 
 COMMANDS = ("demo", "train", "eval", "generate", "check", "methods", "sites", "merge", "export")
 
@@ -109,26 +109,39 @@ def test_a_word_behind_two_dashes_is_no_option(monkeypatch):
     assert seen == [["generate", "base", "--", "--debug"]]
 
 
-ALONE = """
-    import importlib.util, sys, time
-    spec = importlib.util.find_spec("inlay")       # the package without its __init__
-    sys.modules["inlay"] = importlib.util.module_from_spec(spec)
-    from inlay.cli.app import main
-    assert main({words}) == 0
-    heavy = {{"torch", "transformers", "accelerate", "pandas"}} & set(sys.modules)
+LIGHT = """
+    import os, sys
+    from inlay_cli.app import main
+    for words in {words}:
+        assert main(words) == 0, words
+    heavy = {{"inlay", "torch", "transformers", "accelerate", "pandas"}} & set(sys.modules)
     assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["sites", "--help"]])
-def test_the_command_line_itself_imports_nothing_heavy(words):
-    code = textwrap.dedent(ALONE).format(words=words)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def light(words, **env):
+    program = [sys.executable, "-c", textwrap.dedent(LIGHT).format(words=words)]
+    done = subprocess.run(program, capture_output=True, text=True, env=os.environ | env)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_waits_for_nothing_heavy():
+    shown = light([["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
+    assert "--patience" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("inlay tr", "train"), ("inlay train --pat", "--patience"), ("inlay sites smo", "smollm2")],
+)
+def test_completion_waits_for_nothing_heavy(line, word):
+    asked = {"_INLAY_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    assert light([[]], **asked, COMP_CWORD=str(line.count(" "))).split() == [word]
 
 
 def test_a_pipe_gets_no_escape_codes(base):
-    command = [sys.executable, "-m", "inlay.cli.app", "sites", str(base)]
+    command = [sys.executable, "-m", "inlay_cli.app", "sites", str(base)]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "TERM": "xterm"})
     assert done.returncode == 0
     assert "decoder.0.attn.q" in done.stdout.decode()

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from inlay import models
-from inlay.cli import docs
 from inlay.training.recipe import Recipe
+from inlay_cli import docs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

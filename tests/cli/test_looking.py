@@ -4,8 +4,8 @@ import pytest
 from transformers import FalconConfig, FalconForCausalLM
 
 import inlay as library
-from inlay.cli import catalogue, names
 from inlay.models import MODELS
+from inlay_cli import catalogue, names
 from tests.tasks import tiny
 
 

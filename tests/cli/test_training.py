@@ -2,10 +2,9 @@
 
 import json
 
-from inlay.cli.flags import fields_of, takes
-from inlay.cli.train import recipe_flags
 from inlay.training.options import Training
 from inlay.training.recipe import Recipe
+from inlay_cli.fields import fields_of, takes, train_flags
 
 
 def test_train_does_what_a_recipe_says(inlay, recipe, tmp_path):
@@ -48,7 +47,7 @@ def test_a_printed_recipe_reads_back_as_it_was(inlay, recipe, tmp_path):
 
 
 def test_every_field_of_a_recipe_is_a_flag():
-    names = {flag.name for flag in recipe_flags()}
+    names = {flag.name for flag in train_flags()}
     assert {f"training.{name}" for name in Training.model_fields} <= names
     assert {"base", "dtype", "method", "name", "out", "seed", "task.kind"} <= names
     assert {f"data.{part}.source" for part in ("train", "dev", "test")} <= names
@@ -56,7 +55,7 @@ def test_every_field_of_a_recipe_is_a_flag():
 
 
 def test_every_training_flag_is_explained():
-    for flag in recipe_flags():
+    for flag in train_flags():
         if flag.panel == "training":
             assert flag.about, flag.name
 

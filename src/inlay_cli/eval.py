@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay.cli.console import busy, err, out
-from inlay.cli.flags import Grown, row_flags, task_flags, with_flags
-from inlay.cli.shared import (
+from inlay_cli.console import busy, err, out
+from inlay_cli.flags import flags, with_flags
+from inlay_cli.shared import (
     BaseArgument,
     DeviceOption,
     DtypeOption,
@@ -37,20 +36,13 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "eval",
-        cls=Grown,
         help="Measure a base, with or without an inlay.",
         epilog=examples(
             ("inlay eval smollm2 runs/e2e/default.safetensors", "on the rows its recipe names"),
             ("inlay eval smollm2 runs/e2e/default.safetensors --data new.csv --json", "on others"),
             ("inlay eval smollm2 --data new.csv --task generate", "the base alone"),
         ),
-    )(_grow)
-
-
-def _grow() -> Callable[..., None]:
-    with busy("starting"):
-        rows = row_flags("data.", {"source": "data", "split": "split", "limit": "limit"})
-        return with_flags(evaluate, [*rows, *task_flags()])
+    )(with_flags(evaluate, flags("eval")))
 
 
 def evaluate(
@@ -77,7 +69,7 @@ def evaluate(
 ) -> None:
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
-        from inlay.cli.measure import predict
+        from inlay_cli.measure import predict
 
     task, rows = _asked(base, given, file, recipe)
     model, tokenizer = open_base(base, dtype, device)

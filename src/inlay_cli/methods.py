@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay.cli import names
-from inlay.cli.console import busy, out
-from inlay.cli.shared import examples, table
+from inlay_cli import names
+from inlay_cli.console import busy, out
+from inlay_cli.shared import examples, table
 
 if TYPE_CHECKING:
-    from inlay.cli.catalogue import Entry
+    from inlay_cli.catalogue import Entry
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def methods(
 ) -> None:
     """List the methods, or teach one."""
     with busy("reading the methods"):
-        from inlay.cli.catalogue import catalogue, entry
+        from inlay_cli.catalogue import catalogue, entry
 
         entries = catalogue() if name is None else (entry(name),)
     if name is None:

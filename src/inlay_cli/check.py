@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from inlay.cli import names
-from inlay.cli.console import busy, err, out
-from inlay.cli.shared import (
+from inlay_cli import names
+from inlay_cli.console import busy, err, out
+from inlay_cli.shared import (
     BaseArgument,
     DeviceOption,
     DtypeOption,

@@ -1,90 +1,48 @@
-"""Flags made from models: every field of a recipe as an option, with the help its class gives."""
+"""What `flags.json` says: every field of a recipe as an option, read from the library's classes."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typer
 from pydantic import BaseModel
-from typer.core import TyperCommand
+
+from inlay.data import load
+from inlay.tasks import TASKS
+from inlay.training.options import Training
+from inlay.training.recipe import Recipe, Source
+from inlay_cli.flags import Flag
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One field as an option.
-
-    name: the field, with dots. takes: what to write behind it. aliases: shorter options.
-    """
-
-    name: str
-    takes: str
-    about: str
-    panel: str
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def option(self) -> Any:
-        """The option, as typer wants it."""
-        return typer.Option(
-            *(f"--{name}" for name in (*self.aliases, self.name)),
-            metavar=self.takes,
-            help=self.about.replace("[", r"\["),
-            rich_help_panel=self.panel,
-            show_default=False,
-        )
+def stored() -> str:
+    """The text of `flags.json`: the flags of each command that has some."""
+    commands = {"train": train_flags(), "eval": eval_flags()}
+    plain = {name: [dataclasses.asdict(one) for one in made] for name, made in commands.items()}
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
-class Grown(TyperCommand):
-    """A command that gets its options when somebody asks for them, so that listing it is quick.
-
-    Its function takes no arguments and returns the function that is really run.
-    """
-
-    grown = False
-
-    def get_params(self, ctx: Any) -> list:
-        """The parameters of the function that is really run."""
-        if not self.grown:
-            self.grown = True
-            assert self.callback is not None
-            seed = typer.Typer(add_completion=False)
-            seed.command()(self.callback())
-            made = typer.main.get_command(seed)
-            self.params, self.callback = made.params, made.callback
-        return super().get_params(ctx)
-
-
-def with_flags(run: Callable[..., None], flags: Sequence[Flag]) -> Callable[..., None]:
-    """A function with the parameters of `run` and an option a flag.
-
-    `run` gets the flags that were given as its first argument, name -> text.
-    """
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    names = {f"flag_{number}": flag for number, flag in enumerate(flags)}
-
-    def command(**given: Any) -> None:
-        said = {flag.name: given.pop(name) for name, flag in names.items()}
-        run({name: text for name, text in said.items() if text is not None}, **given)
-
-    options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[str | None, flag.option],
-        )
-        for name, flag in names.items()
+def train_flags() -> list[Flag]:
+    """Every field of a recipe."""
+    short = {name: name.replace("_", "-") for name in Training.model_fields}
+    return [
+        *(flag for flag in flags_of(Recipe, "", "recipe", {}) if flag.name != "task"),
+        *task_flags(),
+        *row_flags("data.train.", {"source": "train"}),
+        *row_flags("data.dev.", {"source": "dev"}, explained=False),
+        *row_flags("data.test.", {"source": "test"}, explained=False),
+        *flags_of(Training, "training.", "training", short),
     ]
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
-    command.__doc__ = run.__doc__
-    return command
+
+
+def eval_flags() -> list[Flag]:
+    """The rows to measure on, and the task."""
+    rows = row_flags("data.", {"source": "data", "split": "split", "limit": "limit"})
+    return [*rows, *task_flags()]
 
 
 def flags_of(
@@ -111,17 +69,12 @@ def flags_of(
 
 def row_flags(prefix: str, aliases: Mapping[str, str], explained: bool = True) -> list[Flag]:
     """The fields of a source of rows."""
-    from inlay.data import load
-    from inlay.training.recipe import Source
-
     doc = (inspect.getdoc(load) or "") if explained else " "
     return flags_of(Source, prefix, "data", aliases, doc)
 
 
 def task_flags() -> list[Flag]:
     """The fields of every task, as `task.field`."""
-    from inlay.tasks import TASKS
-
     made = [Flag("task.kind", "|".join(sorted(TASKS)), "What is taught.", "task", ("task",))]
     found: dict[str, dict[str, Any]] = {}
     for kind in sorted(TASKS):
@@ -182,14 +135,3 @@ def _with_default(about: str, default: Any) -> str:
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`a.b=c` as (a.b, c). Raises BadParameter for a text without an equals sign."""
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(
-                f"--set takes field=value, as in training.lr=1e-4, not {text!r}"
-            )
-        yield name, value

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay.cli.console import busy, err, out
-from inlay.cli.flags import Flag, Grown, flags_of, pairs, row_flags, task_flags, with_flags
-from inlay.cli.shared import examples, silence, table
+from inlay_cli.console import busy, err, out
+from inlay_cli.flags import flags, pairs, with_flags
+from inlay_cli.shared import examples, silence, table
 
 if TYPE_CHECKING:
     from inlay.training.run import Outcome
@@ -21,7 +20,6 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "train",
-        cls=Grown,
         help="Teach a task: train the pieces of a recipe, and save them in one file.",
         epilog=examples(
             ("inlay train recipe.yaml", "do what a file says"),
@@ -30,28 +28,7 @@ def register(app: typer.Typer) -> None:
             ("inlay train recipe.yaml --set data.train.columns.text=review", "any field at all"),
             ("inlay train recipe.yaml --print-recipe", "see every field, with its default"),
         ),
-    )(_grow)
-
-
-def _grow() -> Callable[..., None]:
-    return with_flags(train, recipe_flags())
-
-
-def recipe_flags() -> list[Flag]:
-    """Every field of a recipe."""
-    with busy("starting"):
-        from inlay.training.options import Training
-        from inlay.training.recipe import Recipe
-
-    short = {name: name.replace("_", "-") for name in Training.model_fields}
-    return [
-        *(flag for flag in flags_of(Recipe, "", "recipe", {}) if flag.name != "task"),
-        *task_flags(),
-        *row_flags("data.train.", {"source": "train"}),
-        *row_flags("data.dev.", {"source": "dev"}, explained=False),
-        *row_flags("data.test.", {"source": "test"}, explained=False),
-        *flags_of(Training, "training.", "training", short),
-    ]
+    )(with_flags(train, flags("train")))
 
 
 def train(
@@ -78,11 +55,12 @@ def train(
 
     A run that was stopped goes on where it stood when the same command is given again.
     """
-    from inlay.training.recipe import Recipe
-
     if recipe is None and not given and not settings:
         raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
     changes = {**given, **dict(pairs(settings))}
+    with busy("starting"):
+        from inlay.training.recipe import Recipe
+        from inlay.training.run import run
     made = Recipe.load(recipe, changes)
     if skip_bad_rows:
         parts = made.data.model_dump(exclude_none=True)
@@ -90,8 +68,6 @@ def train(
     if print_recipe:
         sys.stdout.write(made.dump())
         return
-    with busy("starting"):
-        from inlay.training.run import run
     silence()
     outcome = run(made, err(), resume=not fresh)
     _told(outcome)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from inlay.cli.console import err
+from inlay_cli.console import err
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

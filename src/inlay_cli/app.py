@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inlay._version import __version__
-from inlay.cli import check, demo, export, generate, merge, methods, sites, train
-from inlay.cli import eval as evaluation
-from inlay.cli.console import err, fail, out
-from inlay.cli.shared import examples
+from inlay_cli import check, demo, export, generate, merge, methods, sites, train
+from inlay_cli import eval as evaluation
+from inlay_cli.console import err, fail, out
+from inlay_cli.shared import examples
 
 OK, BROKEN, FAILED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; done, and the answer is no; not done, for a reason that was said; Ctrl-C."""
@@ -56,7 +55,9 @@ for module in (demo, train, evaluation, generate, check, methods, sites, merge, 
 
 def _version(asked: bool) -> None:
     if asked:
-        out().print(f"inlay {__version__}")
+        from importlib.metadata import version
+
+        out().print(f"inlay {version('inlay')}")
         raise typer.Exit
 
 

@@ -1,9 +1,9 @@
 """Write the generated parts of the documents, or with `--check` say whether they are up to date.
 
-    python -m inlay.cli.docs [--check]
+    python -m inlay_cli.docs [--check]
 
-Generated are `docs/methods.md`, and in README.md what stands between markers such as
-`<!-- methods -->` and `<!-- /methods -->`.
+Generated are `docs/methods.md`, the options of the commands (`flags.json`), and in README.md what
+stands between markers such as `<!-- methods -->` and `<!-- /methods -->`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from inlay.cli.catalogue import Entry, catalogue
+from inlay_cli import fields, flags
+from inlay_cli.catalogue import Entry, catalogue
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 BENCH = Path("bench") / "results.json"
 
 
@@ -26,6 +27,7 @@ def main() -> int:
     wanted = {
         readme: _filled(readme.read_text("utf-8")),
         ROOT / "docs" / "methods.md": _pages(catalogue()),
+        ROOT / "src" / "inlay_cli" / flags.FILE.name: fields.stored(),
     }
     stale = [path for path, text in wanted.items() if _old(path) != text]
     if check:
@@ -33,7 +35,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} is not what would be generated; run: make docs")
         return 1 if stale else 0
     for path in stale:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(wanted[path], "utf-8")
         print(f"wrote {path.relative_to(ROOT)}")
     return 0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from inlay.cli import names
-from inlay.cli.console import busy
+from inlay_cli import names
+from inlay_cli.console import busy
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay.cli.console import busy, err, out
-from inlay.cli.shared import examples, open_base, open_inlay, silence, table
+from inlay_cli.console import busy, err, out
+from inlay_cli.shared import examples, open_base, open_inlay, silence, table
 
 if TYPE_CHECKING:
     from inlay.data import Dataset
@@ -81,10 +81,10 @@ def demo(
     """
     begun = time.monotonic()
     with busy("starting"):
-        from inlay.cli.measure import predict
         from inlay.models import fetch_sentiment
         from inlay.training.recipe import Recipe
         from inlay.training.run import run
+        from inlay_cli.measure import predict
     silence()
     with busy("looking for the sentences") as say:
         sentences = fetch_sentiment(say)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from inlay.cli.console import busy, out
-from inlay.cli.shared import (
+from inlay_cli.console import busy, out
+from inlay_cli.shared import (
     BaseArgument,
     DtypeOption,
     FileArgument,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay.cli.console import out
-from inlay.cli.shared import BaseArgument, examples, open_base, table
+from inlay_cli.console import out
+from inlay_cli.shared import BaseArgument, examples, open_base, table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from inlay.cli.console import busy
-from inlay.cli.shared import (
+from inlay_cli.console import busy
+from inlay_cli.shared import (
     BaseArgument,
     DeviceOption,
     DtypeOption,

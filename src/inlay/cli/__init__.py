@@ -1,1 +1,0 @@
-"""The command line. `app.main` is what `inlay` runs; one file a command."""
