@@ -20,6 +20,9 @@ Value = str | int | float
 FIELDS = ("text", "text_pair", "source", "target", "label")
 """The field names that tasks read, and so the names that `columns` may map."""
 
+TOLD = 10
+"""How many of the rows that were left out are named, where not all of them are."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -122,6 +125,20 @@ def load(
         kept = sorted(random.Random(seed).sample(range(len(examples)), limit))
         examples = [examples[index] for index in kept]
     return Dataset(name, tuple(examples), tuple(skipped))
+
+
+def left_out(skipped: Sequence[Skipped], rows: str) -> list[str]:
+    """Lines that say which rows were left out and why: how many, the first ten, and the rest.
+
+    rows: what they are of, such as "train".
+    """
+    if not skipped:
+        return []
+    count = "1 row was" if len(skipped) == 1 else f"{len(skipped)} rows were"
+    lines = [f"{count} left out of {rows}:", *(f"  {one}" for one in skipped[:TOLD])]
+    if len(skipped) > TOLD:
+        lines.append(f"  and {len(skipped) - TOLD} more")
+    return lines
 
 
 # ------------------------------------------------------------------------- a row's fields

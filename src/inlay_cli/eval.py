@@ -15,6 +15,7 @@ from inlay_cli.shared import (
     BaseArgument,
     DeviceOption,
     DtypeOption,
+    SkipOption,
     examples,
     open_base,
     open_inlay,
@@ -64,13 +65,17 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Write every row's prediction here, one JSON a line.")
     ] = None,
+    skip_bad_rows: SkipOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
+        from inlay.data import left_out
         from inlay_cli.measure import predict
 
+    if skip_bad_rows:
+        given["data.skip_bad"] = "true"
     task, rows = _asked(base, given, file, recipe)
     model, tokenizer = open_base(base, dtype, device)
     if file is not None:
@@ -79,14 +84,14 @@ def evaluate(
     task.bind(model, tokenizer)
     said = predict(model, task, rows, rows.source, batch_size)
     scores = task.score(said, rows)
-    for one in rows.skipped[:3]:
-        err().print(f"left out: {one}", markup=False, soft_wrap=True)
     if predictions is not None:
         _write(predictions, rows, said)
     if as_json:
         sys.stdout.write(json.dumps({"rows": len(rows), **scores}) + "\n")
     else:
         _show(scores, task.metric, rows, file)
+    for line in left_out(rows.skipped, rows.source):
+        err().print(line, markup=False, soft_wrap=True)
 
 
 def _asked(

@@ -39,6 +39,11 @@ DeviceOption = Annotated[
     typer.Option("--device", help="Where to run, such as cuda; by default the CPU."),
 ]
 
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Leave malformed rows out, and say at the end which."),
+]
+
 
 def examples(*lines: tuple[str, str]) -> str:
     """The end of a help page: commands one can copy, each under what it is for."""

@@ -10,7 +10,7 @@ import typer
 
 from inlay_cli.console import busy, err, out
 from inlay_cli.flags import flags, pairs, with_flags
-from inlay_cli.shared import examples, silence, table
+from inlay_cli.shared import SkipOption, examples, silence, table
 
 if TYPE_CHECKING:
     from inlay.training.run import Outcome
@@ -44,9 +44,7 @@ def train(
     print_recipe: Annotated[
         bool, typer.Option("--print-recipe", help="Print the whole recipe and do nothing else.")
     ] = False,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave malformed rows out, and say which.")
-    ] = False,
+    skip_bad_rows: SkipOption = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew where a run stands in the out folder.")
     ] = False,

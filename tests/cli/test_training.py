@@ -70,12 +70,53 @@ def test_a_missing_recipe_is_named(inlay, tmp_path):
     assert "nowhere.yaml" in inlay("train", tmp_path / "nowhere.yaml").error
 
 
+def spoil(rows, count):
+    good = rows.read_text()
+    rows.write_text(good + '{"source": "the"}\n' + "not json\n" * (count - 1))
+
+
+def told(err):
+    """What is said of rows that were left out, behind everything else."""
+    lines = err.splitlines()
+    return lines[next(n for n, line in enumerate(lines) if "left out of" in line) :]
+
+
 def test_bad_rows_stop_the_run_unless_told(inlay, recipe, rows):
-    rows.write_text(rows.read_text() + '{"source": "the"}\nnot json\n')
+    spoil(rows, 2)
     assert "rows.jsonl:13" in inlay("train", recipe).error
-    ran = inlay("train", recipe, "--skip-bad-rows")
+
+
+def test_train_says_at_the_end_which_rows_it_left_out(inlay, recipe, rows, tmp_path):
+    spoil(rows, 12)
+    for _ in range(2):  # the second time the run is over already
+        ran = inlay("train", recipe, "--skip-bad-rows")
+        assert ran.code == 0, ran.err
+        said = told(ran.err)
+        assert said[0] == "12 rows were left out of train:"
+        assert said[1].startswith(f"  {rows}:13: there is no column 'target'")
+        assert said[2].startswith(f"  {rows}:14: not valid JSON")
+        assert said[10].startswith(f"  {rows}:22: ") and said[11] == "  and 2 more"
+        assert said[12] == "12 rows were left out of dev:"
+        assert len(said) == 24
+        log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+        assert [one["step"] for one in map(json.loads, log) if "loss" in one] == [1, 2, 3]
+        left = [one for one in map(json.loads, log) if "skipped" in one]
+        assert [one["where"] for one in left] == 2 * [f"{rows}:{n}" for n in range(13, 25)]
+        assert {one["skipped"] for one in left} == {"train", "dev"}
+        assert left[1]["reason"].startswith("not valid JSON")
+
+
+def test_eval_says_at_the_end_which_rows_it_left_out(inlay, base, trained, rows):
+    spoil(rows, 1)
+    ran = inlay("eval", base, trained, "--data", rows)
+    assert "rows.jsonl:13" in ran.error
+    ran = inlay("eval", base, trained, "--data", rows, "--skip-bad-rows", "--json")
     assert ran.code == 0, ran.err
-    assert "2 rows" in ran.err
+    assert json.loads(ran.out)["rows"] == 4  # the recipe's limit
+    said = told(ran.err)
+    assert said[0] == f"1 row was left out of {rows}:"
+    assert said[1].startswith(f"  {rows}:13: there is no column 'target'")
+    assert len(said) == 2
 
 
 def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from inlay.attach import attach
-from inlay.data import Dataset
+from inlay.data import Dataset, left_out
 from inlay.methods.head import Head
 from inlay.models import load_base
 from inlay.piece import Tokens
@@ -22,6 +23,8 @@ from inlay.training import checkpoint, rng
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
 from inlay.training.launch import processes
+from inlay.training.log import Log
+from inlay.training.loop import LOG
 from inlay.training.recipe import Recipe
 from inlay.training.results import Result
 
@@ -64,7 +67,8 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
     anew). Where the task reads a trained head, one is added to the method, and virtual tokens that
     no template places are placed around the text; the untouched score is then that of pieces that
-    have learned nothing, else that of the bare base.
+    have learned nothing, else that of the bare base. Rows that `skip_bad` leaves out are named at
+    the end, the first of them on the console and all in the log.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError.
@@ -82,7 +86,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     data = {part: source.load(task) for part, source in sources.items() if source is not None}
     for part, rows in data.items():
         if rows.skipped:
-            say(f"{part}: {len(rows.skipped)} rows left out, the first: {rows.skipped[0]}")
+            say(f"{part}: {len(rows.skipped)} malformed rows are left out")
     task.prepare(data["train"])
     spec = headed(recipe.make_spec(), task)
     model, tokenizer = load_base(
@@ -146,7 +150,20 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         handle.save(outcome.path, tokenizer=tokenizer)
         write_whole(out / "recipe.yaml", recipe.dump().encode())
         write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
+        _log_skipped(out / LOG, data)
+    for part, rows in data.items():
+        for line in left_out(rows.skipped, part):
+            say(line)
     return outcome
+
+
+def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
+    """Add to the log which rows were left out; a resumed run cuts this off and adds it anew."""
+    log = Log(path, path.stat().st_size)
+    for part, rows in data.items():
+        for one in rows.skipped:
+            log.write(skipped=part, where=one.where, reason=one.reason)
+    log.close()
 
 
 def headed(spec: Spec, task: Task) -> Spec:
