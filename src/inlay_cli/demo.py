@@ -82,9 +82,8 @@ def demo(
     begun = time.monotonic()
     with busy("starting"):
         from inlay.models import fetch_sentiment
-        from inlay.training.recipe import Recipe
+        from inlay.training import Recipe, predict
         from inlay.training.run import run
-        from inlay_cli.measure import predict
     silence()
     with busy("looking for the sentences") as say:
         sentences = fetch_sentiment(say)
@@ -99,7 +98,7 @@ def demo(
     model, tokenizer = open_base(BASE)
     task.bind(model, tokenizer)
     for kind, one in seen.items():
-        one.before = predict(model, task, one.rows, f"  {TITLES[kind]}")
+        one.before = predict(model, task, one.rows, console=err(), what=TITLES[kind])
 
     _step(2, f"{minutes * 60:.0f} seconds of training, on movie reviews only")
     outcome = run(recipe, err(), resume=False)
@@ -107,7 +106,7 @@ def demo(
     _step(3, "the same model, with what was saved")
     handle = open_inlay(model, tokenizer, outcome.path)
     for kind, one in seen.items():
-        one.after = predict(model, task, one.rows, f"  {TITLES[kind]}")
+        one.after = predict(model, task, one.rows, console=err(), what=TITLES[kind])
     size = sum(p.numel() for p in model.parameters()) - handle.count()
     _report(task, seen)
     _last_words(outcome.path, handle.count(), size, recipe, time.monotonic() - begun)

@@ -72,7 +72,7 @@ def evaluate(
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
         from inlay.data import left_out
-        from inlay_cli.measure import predict
+        from inlay.training import predict
 
     if skip_bad_rows:
         given["data.skip_bad"] = "true"
@@ -82,7 +82,7 @@ def evaluate(
         with busy(f"reading {file}"):
             _same_labels(task, open_inlay(model, tokenizer, file))
     task.bind(model, tokenizer)
-    said = predict(model, task, rows, rows.source, batch_size)
+    said = predict(model, task, rows, batch_size=batch_size, console=err(), what=rows.source)
     scores = task.score(said, rows)
     if predictions is not None:
         _write(predictions, rows, said)

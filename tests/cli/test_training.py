@@ -16,6 +16,24 @@ def test_train_does_what_a_recipe_says(inlay, recipe, tmp_path):
     assert f"next: inlay generate {Recipe.load(recipe).base}" in ran.out
 
 
+def test_train_shows_how_far_it_is_in_all_it_does(inlay, recipe, rows, monkeypatch):
+    monkeypatch.setattr("inlay.training.progress.SOON", 0.0)
+    monkeypatch.setattr("inlay.training.progress.EVERY", 0.0)
+    monkeypatch.setattr("inlay.tasks.base.TOGETHER", 3)
+    small = ("--batch-size", "2", "--set", f"data.test.source={rows}")
+    ran = inlay("train", recipe, *small)
+    assert ran.code == 0, ran.err
+    said = [line.split("  ")[0] for line in ran.err.splitlines()]
+    seen = [
+        one for one in dict.fromkeys(said) if one.startswith(("encoding", "evaluating", "step 1"))
+    ]
+    assert seen == [
+        *("encoding dev", "evaluating dev", "encoding train", "step 1"),
+        *("encoding test", "evaluating test"),
+    ]
+    assert said.count("evaluating dev") == 2  # untouched, and at the end
+
+
 def test_train_takes_everything_from_flags(inlay, base, rows, tmp_path):
     ran = inlay(
         *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", "generate"),

@@ -105,9 +105,13 @@ def test_only_labelled_positions_meet_the_head():
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_encode_all_is_encode(family):
-    task = bound(family)
-    assert task.encode_all(ROWS) == [task.encode(row, number) for number, row in enumerate(ROWS)]
+@pytest.mark.parametrize("together", [1000, 2])
+def test_encode_all_is_encode(family, together, monkeypatch):
+    monkeypatch.setattr("inlay.tasks.base.TOGETHER", together)
+    task, told = bound(family), []
+    one_by_one = [task.encode(row, number) for number, row in enumerate(ROWS)]
+    assert task.encode_all(ROWS, told.append) == one_by_one
+    assert sum(told) == len(ROWS) and max(told) <= together
 
 
 def test_a_tokenizer_that_ends_texts_by_itself_does_not_end_the_source():

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ import inlay
 from inlay import LoRA, Prefix
 from inlay.errors import TrainingError
 from inlay.training import Options, evaluate, fit, predict
+from inlay.training.progress import Shown
 
 from . import tiny
 
@@ -342,7 +344,8 @@ def test_trackers_are_told(monkeypatch):
 
 
 def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
-    monkeypatch.setattr("inlay.training.progress.EVERY", 0.0)
+    for name in ("SOON", "EVERY"):
+        monkeypatch.setattr(f"inlay.training.progress.{name}", 0.0)
     pipe = io.StringIO()
     train(console=Console(file=pipe), steps=4, dev=tiny.examples(3))
     lines = pipe.getvalue().splitlines()
@@ -354,6 +357,45 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
     terminal = io.StringIO()
     train(console=Console(file=terminal, force_terminal=True), steps=4)
     assert "\x1b" in terminal.getvalue()
+
+
+def test_an_evaluation_says_how_far_it_is(monkeypatch):
+    pipe = io.StringIO()
+    train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
+    assert "evaluating" not in pipe.getvalue()  # it took less than two seconds
+    monkeypatch.setattr("inlay.training.progress.SOON", 0.0)
+    monkeypatch.setattr("inlay.training.progress.EVERY", 0.0)
+    train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
+    told = [one for one in pipe.getvalue().splitlines() if one.startswith("evaluating dev  ")]
+    assert len(told) == 9  # of ten batches; the last one ends it
+    assert told[0].startswith("evaluating dev  10%  4 of 40 rows  ") and told[0].endswith(" left")
+
+
+def test_plain_lines_are_sparse(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pipe = io.StringIO()
+    with Shown(Console(file=pipe)) as shown, shown.counting("reading", 200) as advance:
+        for _ in range(100):
+            now[0] += 1
+            advance(1)
+    assert [line.split("  ")[1] for line in pipe.getvalue().splitlines()] == [
+        *("1%", "16%", "31%", "46%")
+    ]
+
+
+def test_a_terminal_sees_a_bar_for_whatever_takes_long():
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with Shown(console) as shown:
+        with shown.counting("evaluating [dev]", 10) as advance:
+            advance(4)
+            time.sleep(0.6)
+        with shown.counting("loading it"):
+            time.sleep(0.6)
+    assert "evaluating [dev]" in terminal.getvalue()
+    assert "4 of 10 rows" in terminal.getvalue()
+    assert "loading it" in terminal.getvalue()
 
 
 def test_options_are_data():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -22,6 +22,9 @@ Batch = dict[str, Tensor]
 
 Prediction = str
 """A generated text, or the name of a label."""
+
+TOGETHER = 1000
+"""How many examples the tokenizer gets at once: all its threads have work, and one sees it go."""
 
 TASKS: dict[str, type[Task]] = {}
 """Every task by its name. Filled by subclassing."""
@@ -191,9 +194,20 @@ class Task(ABC):
         """One example as a row. Raises DataError, which names the example."""
         return self._encode([example], index)[0]
 
-    def encode_all(self, examples: Sequence[Example]) -> list[Row]:
-        """All examples as rows, indexed from 0: `encode`, with the tokenizer called once."""
-        return self._encode(examples, 0)
+    def encode_all(
+        self, examples: Sequence[Example], report: Callable[[int], None] | None = None
+    ) -> list[Row]:
+        """All examples as rows, indexed from 0: `encode`, with many to a call of the tokenizer.
+
+        report: is told, now and then, how many more are done.
+        """
+        rows: list[Row] = []
+        for first in range(0, len(examples), TOGETHER):
+            some = self._encode(examples[first : first + TOGETHER], first)
+            rows += some
+            if report is not None:
+                report(len(some))
+        return rows
 
     @abstractmethod
     def _encode(self, examples: Sequence[Example], first: int) -> list[Row]: ...

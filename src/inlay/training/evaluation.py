@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from accelerate.utils import gather_object
+from rich.console import Console
 from transformers import PreTrainedModel
 
 from inlay.data import Example
@@ -12,6 +13,7 @@ from inlay.layout import evaluating
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.batches import by_length
 from inlay.training.launch import processes
+from inlay.training.progress import Shown
 
 Predicted = tuple[int, Prediction]
 """The number of a row, and what is predicted for it."""
@@ -24,16 +26,23 @@ def predict(
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
+    console: Console | None = None,
+    what: str = "rows",
 ) -> list[Prediction]:
     """One prediction for every example, in their order, from a bound task.
 
-    batch_size: rows a batch; or None and `tokens`: the most tokens in one. Several processes share
-    the work, and each returns everything.
+    batch_size: rows a batch; or None and `tokens`: the most tokens in one. console: where progress
+    is shown; None for nowhere. what: the name of the data there. Several processes share the work,
+    and each returns everything.
     """
-    rows = task.encode_all(data)
-    with evaluating(model):
-        parts = predictions(model, task, rows, batch_size, tokens)
-        return merged([pair for part in parts for pair in part])
+    with Shown(console or Console(quiet=True)) as shown, evaluating(model):
+        rows = encoded(task, data, what, shown)
+        found: list[Predicted] = []
+        with shown.counting(f"evaluating {what}", len(rows)) as advance:
+            for part in predictions(model, task, rows, batch_size, tokens):
+                found += part
+                advance(len(part) * processes().num_processes)
+    return merged(found)
 
 
 def evaluate(
@@ -43,9 +52,18 @@ def evaluate(
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
+    console: Console | None = None,
+    what: str = "rows",
 ) -> dict[str, float]:
     """The task's metrics of the model's predictions; arguments as in `predict`."""
-    return task.score(predict(model, task, data, batch_size=batch_size, tokens=tokens), data)
+    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
+    return task.score(predict(model, task, data, **sizes, console=console, what=what), data)
+
+
+def encoded(task: Task, data: Sequence[Example], what: str, shown: Shown) -> list[Row]:
+    """All examples as rows; shows how far it is."""
+    with shown.counting(f"encoding {what}", len(data)) as advance:
+        return task.encode_all(data, advance)
 
 
 def predictions(

@@ -23,7 +23,7 @@ from inlay.tasks import Task
 from inlay.training import checkpoint, rng, schedule
 from inlay.training.batches import shuffled
 from inlay.training.checkpoint import Checkpoint
-from inlay.training.evaluation import merged, predictions
+from inlay.training.evaluation import encoded, merged, predictions
 from inlay.training.identity import identity
 from inlay.training.interrupts import Interrupts
 from inlay.training.log import Log
@@ -54,9 +54,10 @@ class Loop:
         self.model, self.handle, self.task = model, handle, task
         self.options, self.folder, self.accelerator = chosen, folder, accelerator
         self.console = console
-        self.rows = task.encode_all(data)
         self.dev = dev
-        self.dev_rows = [] if dev is None else task.encode_all(dev)
+        with Shown(console) as shown:
+            self.rows = encoded(task, data, "train", shown)
+            self.dev_rows = [] if dev is None else encoded(task, dev, "dev", shown)
         self.costs = [len(row) for row in self.rows]
         self.rates = schedule.rates(handle.spec, chosen.lr)
         self.stepper = Stepper(model, handle, task, chosen, self.rates, accelerator)
@@ -168,12 +169,14 @@ class Loop:
     def _evaluate(self) -> bool:
         """Score the pieces on `dev`. False where Ctrl-C came in between."""
         at, o, found = self.at, self.options, []
-        alone = self.accelerator.num_processes == 1
+        world = self.accelerator.num_processes
         assert self.dev is not None
-        with evaluating(self.model):
+        showing = self.shown.counting("evaluating dev", len(self.dev_rows))
+        with evaluating(self.model), showing as advance:
             for part in predictions(self.model, self.task, self.dev_rows, o.rows, o.tokens):
                 found += part
-                if alone and self.interrupts.noted:
+                advance(len(part) * world)
+                if world == 1 and self.interrupts.noted:
                     return False
         scores = {k: float(v) for k, v in self.task.score(merged(found), self.dev).items()}
         score = scores[self.task.metric]

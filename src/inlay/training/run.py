@@ -25,6 +25,7 @@ from inlay.training.evaluation import evaluate
 from inlay.training.launch import processes
 from inlay.training.log import Log
 from inlay.training.loop import LOG
+from inlay.training.progress import Shown
 from inlay.training.recipe import Recipe
 from inlay.training.results import Result
 
@@ -83,18 +84,23 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
 
     task = recipe.make_task()
     sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-    data = {part: source.load(task) for part, source in sources.items() if source is not None}
+    data = {}
+    for part, source in sources.items():
+        if source is not None:
+            with Shown(console) as shown, shown.counting(f"reading {part}"):
+                data[part] = source.load(task)
     for part, rows in data.items():
         if rows.skipped:
             say(f"{part}: {len(rows.skipped)} malformed rows are left out")
     task.prepare(data["train"])
     spec = headed(recipe.make_spec(), task)
-    model, tokenizer = load_base(
-        recipe.base,
-        dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
-        device=state.device,
-        report=say,
-    )
+    with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
+        model, tokenizer = load_base(
+            recipe.base,
+            dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
+            device=state.device,
+            report=say,
+        )
     size = sum(p.numel() for p in model.parameters())
     with rng.kept():
         rng.seed(recipe.seed)
@@ -106,16 +112,16 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         say(f"template: {recipe.task['template']}")
     task.bind(model, tokenizer)
 
-    def score(rows: Dataset | None) -> dict[str, float] | None:
-        if rows is None:
+    def score(part: str) -> dict[str, float] | None:
+        if part not in data:
             return None
-        size = recipe.training
-        return evaluate(model, task, rows, batch_size=size.rows, tokens=size.tokens)
+        o = recipe.training
+        shown: dict[str, Any] = {"console": console, "what": part}
+        return evaluate(model, task, data[part], batch_size=o.rows, tokens=o.tokens, **shown)
 
-    dev, test = data.get("dev"), data.get("test")
     reads = any(isinstance(method, Head) for method in spec.methods) or virtual > 0
     handle.enabled = reads
-    untouched = score(dev)
+    untouched = score("dev")
     handle.enabled = True
     if untouched is not None:
         say(f"untouched: {task.metric} {untouched[task.metric]:.4f} on dev")
@@ -128,7 +134,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         handle,
         task,
         data["train"],
-        dev=dev,
+        dev=data.get("dev"),
         folder=out,
         resume=resume,
         console=console,
@@ -143,7 +149,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         metric=task.metric,
         untouched=untouched,
         dev=None if result.best is None else result.best.scores,
-        test=score(test),
+        test=score("test"),
         training=result,
     )
     if state.is_main_process:
