@@ -3,6 +3,7 @@
 from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate, predict
+from inlay.training.mixture import Lesson, fit_mixture
 from inlay.training.options import Options
 from inlay.training.recipe import Recipe
 from inlay.training.results import Evaluation, Result
@@ -10,6 +11,7 @@ from inlay.training.run import Outcome, run
 
 __all__ = [
     "Evaluation",
+    "Lesson",
     "Options",
     "Outcome",
     "Recipe",
@@ -17,6 +19,7 @@ __all__ = [
     "Voted",
     "evaluate",
     "fit",
+    "fit_mixture",
     "predict",
     "run",
     "vote",

@@ -17,6 +17,7 @@ from inlay.piece import Tokens
 from inlay.tasks import Task
 from inlay.training import rng
 from inlay.training.launch import accelerator_for
+from inlay.training.learner import Learner
 from inlay.training.loop import Loop
 from inlay.training.options import options
 from inlay.training.results import Result
@@ -57,45 +58,75 @@ def fit(
     Raises TrainingError: an unknown or impossible option, a checkpoint of another run, a loss that
     is not finite (then the pieces are as before that step).
     """
-    chosen = options(given)
     if not handle.attached or handle.model is not model:
         raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
-    if not len(data) or (dev is not None and not len(dev)):
-        raise TrainingError("there are no examples to train or to evaluate on")
-    for name in ("eval_every", "patience"):
-        if dev is None and getattr(chosen, name) is not None:
-            raise TrainingError(f"{name} needs examples to evaluate on; give dev")
     have = sum(piece.length for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
     if have != task.virtual:
         raise TrainingError(
             f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay {have}; "
             "they must be as many"
         )
+    return train(
+        model,
+        handle,
+        [handle.name],
+        task,
+        data,
+        dev=dev,
+        folder=folder,
+        resume=resume,
+        console=console,
+        **given,
+    )
+
+
+def train(
+    model: PreTrainedModel,
+    learner: Learner,
+    names: Sequence[str],
+    task: Task,
+    data: Sequence[Example],
+    *,
+    dev: Sequence[Example] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    console: Console | None = None,
+    **given: Any,
+) -> Result:
+    """`fit`, for one inlay or several that learn as one; names: of those inlays."""
+    chosen = options(given)
+    if not len(data) or (dev is not None and not len(dev)):
+        raise TrainingError("there are no examples to train or to evaluate on")
+    for name in ("eval_every", "patience"):
+        if dev is None and getattr(chosen, name) is not None:
+            raise TrainingError(f"{name} needs examples to evaluate on; give dev")
     if folder is None and chosen.checkpoint_every is not None:
         raise TrainingError("checkpoint_every needs a folder to write to; give folder")
     accelerator = accelerator_for(
-        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(handle.spec)}
+        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(learner.spec)}
     )
     if console is None:
         console = Console(stderr=True)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     place = None if folder is None else Path(folder)
-    with rng.kept(), learning(model, handle, chosen.dropout):
-        loop = Loop(model, handle, task, data, dev, chosen, place, accelerator, console)
+    with rng.kept(), learning(model, names, chosen.dropout):
+        loop = Loop(model, learner, task, data, dev, chosen, place, accelerator, console)
         return loop(resume)
 
 
 @contextmanager
-def learning(model: PreTrainedModel, handle: Inlay, dropout: bool) -> Iterator[None]:
-    """Inside, this inlay trains and all others hold still; afterwards all modes are as before."""
+def learning(model: PreTrainedModel, names: Sequence[str], dropout: bool) -> Iterator[None]:
+    """Inside, these inlays train and all others hold still; afterwards all modes are as before."""
     modes = {part: part.training for part in model.modules()}
-    others = [one for one in attached(model).values() if one is not handle]
+    present = attached(model)
+    others = [one for name, one in present.items() if name not in names]
     held = [p for one in others for p in one.parameters() if p.requires_grad]
     model.train(dropout)
     for one in others:
         one.root.sets[one.name].eval()
-    handle.root.sets[handle.name].train()
+    for name in names:
+        present[name].root.sets[name].train()
     for parameter in held:
         parameter.requires_grad_(False)
     try:

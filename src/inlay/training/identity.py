@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from inlay.attach import Inlay
 from inlay.spec import to_json
 from inlay.state import fingerprint
 from inlay.tasks import Row, Task
+from inlay.training.learner import Learner
 from inlay.training.options import Options
 
 NEUTRAL = {"lr", "trackers", "checkpoint_every"}
@@ -18,7 +18,7 @@ NEUTRAL = {"lr", "trackers", "checkpoint_every"}
 
 
 def identity(
-    handle: Inlay,
+    handle: Learner,
     task: Task,
     chosen: Options,
     rates: Sequence[float],

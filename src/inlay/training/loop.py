@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay
 from inlay.data import Example
 from inlay.layout import evaluating
 from inlay.tasks import Task
@@ -26,6 +25,7 @@ from inlay.training.checkpoint import Checkpoint
 from inlay.training.evaluation import encoded, merged, predictions
 from inlay.training.identity import identity
 from inlay.training.interrupts import Interrupts
+from inlay.training.learner import Learner
 from inlay.training.log import Log
 from inlay.training.options import Options
 from inlay.training.progress import Shown
@@ -42,7 +42,7 @@ class Loop:
     def __init__(
         self,
         model: PreTrainedModel,
-        handle: Inlay,
+        handle: Learner,
         task: Task,
         data: Sequence[Example],
         dev: Sequence[Example] | None,

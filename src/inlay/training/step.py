@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay
 from inlay.errors import TrainingError
 from inlay.tasks import Row, Task
+from inlay.training.learner import Learner
 from inlay.training.options import Options
 
 FUSED = {"cpu", "cuda", "mps", "xpu"}
@@ -43,7 +43,7 @@ class Stepper:
     def __init__(
         self,
         model: PreTrainedModel,
-        handle: Inlay,
+        handle: Learner,
         task: Task,
         options: Options,
         rates: Sequence[float],
