@@ -9,7 +9,8 @@ sliding window or not.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -50,16 +51,22 @@ Added = tuple[Tensor, Tensor, Tensor | None]
 Inputs = tuple[Tensor, Tensor, Tensor, Any, dict]
 """What an attention function is given: query, key, value, mask, and the rest by name."""
 
+Told = Callable[[str, Tensor, Tensor | None], None]
+"""Is told the name of a site, its attention weights `[B, Hq, Tq, P + T]` with the pieces' keys in
+front, and the additive mask over them; None where everything is seen."""
+
 
 @dataclass
 class Passing:
     """What the keys ports of one stack give and take in the pass that is under way.
 
     beside: what they add to the pieces'. heard: where they note what they are given, by site.
+    told: what they tell the weights that come out (see `eagerly`).
     """
 
     beside: Ahead | None = None
     heard: dict[str, tuple[Tensor, Tensor]] | None = None
+    told: Told | None = None
 
 
 class KeysPort:
@@ -92,6 +99,11 @@ class KeysPort:
         if not added:
             return query, key, value, mask, more
         return _prepend(module, query, key, value, mask, more, _joined(added))
+
+    def tell(self, weights: Tensor, mask: Tensor | None) -> None:
+        """The weights of this attention have been computed."""
+        if self.passing.told is not None:
+            self.passing.told(self.name, weights, mask)
 
     def _spread(self, groups: Groups, batch: int, key: Tensor) -> Added:
         """Every row's keys and values from the pieces, `[B, H, P, K]`, and which count."""
@@ -130,6 +142,9 @@ class Recorder:
         """Notes, changes nothing."""
         self.seen = (key[0].detach().clone(), value[0].detach().clone())
         return query, key, value, mask, more
+
+    def tell(self, weights: Tensor, mask: Tensor | None) -> None:
+        """Not wanted here."""
 
 
 def _joined(added: list[Added]) -> Added:
@@ -231,6 +246,8 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
+    if port is not None and weights is not None:
+        port.tell(weights, mask)
     return output[:, -queries:], weights
 
 
@@ -284,6 +301,19 @@ def close_port(model: PreTrainedModel) -> None:
         ours = config._attn_implementation
         if ours in THEIRS:
             config._attn_implementation_internal = THEIRS[ours]
+
+
+@contextmanager
+def eagerly(model: PreTrainedModel) -> Iterator[None]:
+    """All attention inside is eager and passes through this file, whatever the base runs else."""
+    before = [(config, config._attn_implementation) for config in configs(model)]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = OURS["eager"]
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation_internal = name
 
 
 def configs(model: PreTrainedModel) -> list[Any]:

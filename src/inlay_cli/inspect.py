@@ -1,0 +1,396 @@
+"""inlay inspect: what is near a prompt, and how much attention a prompt or prefix gets."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from inlay_cli import report as reports
+from inlay_cli.console import busy, err, out
+from inlay_cli.eval import RECIPE
+from inlay_cli.page import page
+from inlay_cli.report import Report, Second
+from inlay_cli.shared import (
+    BaseArgument,
+    DeviceOption,
+    DtypeOption,
+    FileArgument,
+    examples,
+    open_base,
+    table,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from inlay.attach import Inlay
+    from inlay.data import Example
+    from inlay.inspect import Near, Neighbours, Share
+    from inlay.tasks import Task
+
+LEVELS = "·▁▂▃▄▅▆▇█"
+"""From nothing to the most there is in a map."""
+
+FEW = 10
+"""Shared tokens that are listed; the files list all."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        epilog=examples(
+            ("inlay inspect smollm2 run/default.safetensors", "what is near, and who listens"),
+            ("inlay inspect smollm2 a.safetensors b.safetensors", "do two seeds agree?"),
+            ('inlay inspect smollm2 a.safetensors --words "good,bad" --html a.html', "as a page"),
+        )
+    )(inspect)
+
+
+def inspect(
+    base: BaseArgument,
+    file: FileArgument,
+    other: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OTHER", help="Another one, to compare it with.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--neighbours", min=1, help="How many tokens near a position.")
+    ] = 5,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="Words to look for near a prompt, with commas between. By default the labels of "
+            "the recipe.yaml beside FILE.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text to measure attention on; may be given several times."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows to measure attention on, any file that training reads. By default a few "
+            "sentences.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many rows of --data.")] = 32,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="How a row is written, such as '{text} It was'; {p*3} are three virtual tokens. "
+            "By default as the recipe.yaml beside FILE says, or else as it stands.",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a page with everything here.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write every number here.")
+    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Look inside a soft prompt or prefix: the tokens near it, and the attention it gets."""
+    if text and data is not None:
+        raise typer.BadParameter("give --text or --data, not both")
+    rows = _rows(text, data, limit)
+    model, tokenizer = open_base(base, dtype, device)
+    with busy(f"looking into {file}"):
+        from inlay.state import load
+
+        handle = load(model, file, name="this", tokenizer=tokenizer)
+        task = _task(file)
+        forms = _forms(tokenizer, _words(words, task, handle))
+        look = Look(tokenizer, count, forms, rows, _template(template, task, rows))
+        report = Report(
+            base,
+            str(file),
+            repr(handle.spec),
+            *look(handle, file),
+            len(rows),
+            look.written(handle),
+            tokenizer,
+        )
+    if other is not None:
+        with busy(f"looking into {other}"):
+            beside = load(model, other, name="other", tokenizer=tokenizer)
+            second = _compared(report, handle, other, beside, look)
+            report = replace(report, second=second)
+    if as_json is not None:
+        _write(as_json, json.dumps(reports.as_json(report), indent=1, ensure_ascii=False))
+    if html is not None:
+        _write(html, page(report))
+    _show(report)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked for in one file, or in two."""
+
+    tokenizer: Any
+    count: int
+    forms: dict[str, tuple[int, ...]]
+    rows: list[Example]
+    template: str
+
+    def __call__(self, handle: Inlay, file: Path) -> tuple[list[Neighbours], list[Share]]:
+        """Neighbours and shares of an inlay. Raises SpecError where there is nothing to see."""
+        from inlay.errors import SpecError
+        from inlay.inspect import attention, batches, check_soft, neighbours
+
+        try:
+            check_soft(handle)
+        except SpecError as error:
+            raise SpecError(f"{file}: {error}") from None
+        pad = self.tokenizer.pad_token_id or 0
+        read = batches(handle, self._sources(handle), self._targets(), pad=pad)
+        return neighbours(handle, self.count, self.forms), attention(handle, read)
+
+    def written(self, handle: Inlay) -> str:
+        """The template, with places for the inlay's virtual tokens if it has none."""
+        from inlay.piece import Tokens
+        from inlay.tasks.base import with_virtual
+        from inlay.template import Template
+
+        pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]
+        count = sum(piece.length for piece in pieces if isinstance(piece, Tokens))
+        if not count or Template(self.template).virtual:
+            return self.template
+        return with_virtual(self.template, count)
+
+    def _sources(self, handle: Inlay) -> list[list[int]]:
+        from inlay.inspect import room
+        from inlay.tasks.reader import Reader, trailing
+        from inlay.template import Template
+
+        chart = handle.root.chart
+        mask = self.tokenizer.mask_token or ""
+        reader = Reader(
+            tokenizer=self.tokenizer,
+            template=Template(self.written(handle).replace("{mask}", mask)),
+            joint=None,
+            frame=None,
+            special=True,
+            ends=trailing(self.tokenizer) if chart.kind == "decoder" else 0,
+            types=False,
+            truncate="end" if self.tokenizer.is_fast else False,
+            first=handle.root.doors[0].tokens.first,
+        )
+        return [one.ids for one in reader.read(self.rows, [room(handle)] * len(self.rows))]
+
+    def _targets(self) -> list[list[int]] | None:
+        """The tokens of the rows' targets, where all have one."""
+        if not all("target" in row.fields for row in self.rows):
+            return None
+        texts = [str(row.fields["target"]) for row in self.rows]
+        return [self.tokenizer(text_target=text)["input_ids"] for text in texts]
+
+
+def _compared(report: Report, here: Inlay, file: Path, there: Inlay, look: Look) -> Second:
+    from inlay.inspect import compare_prefixes, compare_prompts, correlation
+
+    prompts, shares = look(there, file)
+    maps = {(one.of, one.attention, one.layers): one for one in shares}
+    same = [maps.get((one.of, one.attention, one.layers)) for one in report.shares]
+    pairs = zip(report.shares, same, strict=True)
+    return Second(
+        str(file),
+        repr(there.spec),
+        compare_prompts(report.prompts, prompts),
+        compare_prefixes(here, there),
+        shares,
+        [None if b is None else correlation(a, b) for a, b in pairs],
+    )
+
+
+def _rows(given: list[str] | None, data: str | None, limit: int) -> list[Example]:
+    """The rows to measure on. Raises DataError."""
+    from inlay.data import Example, load
+    from inlay.inspect import TEXTS
+
+    if data is not None:
+        return list(load(data, limit=limit))
+    texts = given or TEXTS
+    return [Example({"text": t, "source": t}, f"text {n}") for n, t in enumerate(texts, 1)]
+
+
+def _task(file: Path) -> Task | None:
+    """The task of the recipe that training has put beside the file, if it is there."""
+    from inlay.training.recipe import Recipe
+
+    recipe = file.parent / RECIPE
+    return Recipe.load(recipe).make_task() if recipe.is_file() else None
+
+
+def _template(given: str | None, task: Task | None, rows: list[Example]) -> str:
+    """How a row is written: as asked for, as the task does it, or as it stands.
+
+    Raises DataError for rows that have nothing to write.
+    """
+    from inlay.errors import DataError
+    from inlay.tasks import Classify, Generate
+    from inlay.template import Template
+
+    if given is not None:
+        return given
+    known = {"mask"} | set.intersection(*({*row.fields} for row in rows))
+    own = task.template if isinstance(task, Classify | Generate) else None
+    if own is not None and {*Template(own).names} <= known:
+        return own
+    for name in ("text", "source"):
+        if name in known:
+            return f"{{{name}}}"
+    raise DataError("not every row has a 'text', nor every row a 'source'; give --template")
+
+
+def _words(given: str | None, task: Task | None, handle: Inlay) -> list[str]:
+    """The words to look for: those given, or what the labels of the task are said with."""
+    from inlay.methods.head import Head
+    from inlay.tasks import Classify
+
+    if given is not None:
+        return [word.strip() for word in given.split(",") if word.strip()]
+    if isinstance(task, Classify) and task.verbalizer is not None:
+        return [word.strip() for word in task.verbalizer.values()]
+    if isinstance(task, Classify) and task.labels is not None:
+        return list(task.labels)
+    return [label for one in handle.spec.methods if isinstance(one, Head) for label in one.labels]
+
+
+def _forms(tokenizer: Any, words: list[str]) -> dict[str, tuple[int, ...]]:
+    """Each word's tokens; what is no single token is left out, and that is said."""
+    from inlay.inspect import forms
+
+    found = {word: forms(tokenizer, word) for word in words}
+    for word, ids in found.items():
+        if not ids:
+            line = f"left out: {word!r} is no single token"
+            err().print(line, markup=False, soft_wrap=True)
+    return {word: ids for word, ids in found.items() if ids}
+
+
+def _write(path: Path, text: str) -> None:
+    from inlay.state import write_whole
+
+    write_whole(path, text.encode())
+
+
+def _show(report: Report) -> None:
+    _say(f"[bold]{escape(report.file)}[/]  {escape(report.method)}")
+    for prompt in report.prompts:
+        _prompt(report, prompt)
+    for share in report.shares:
+        _map(share, report.measured)
+    if report.second is not None:
+        _second(report, report.second)
+
+
+def _say(line: str) -> None:
+    out().print(line, soft_wrap=True)
+
+
+def _titled(title: str) -> Table:
+    """An empty table under a line of its own, which a narrow table would break."""
+    _say(f"\n[bold]{escape(title)}[/]")
+    return table()
+
+
+def _prompt(report: Report, one: Neighbours) -> None:
+    shown = _titled(f"The tokens nearest to every position of {one.place}")
+    shown.add_column("position", justify="right", style="bold cyan")
+    shown.add_column("norm", justify="right")
+    shown.add_column("by cosine")
+    shown.add_column("by distance")
+    for number, vector in enumerate(one.vectors):
+        cells = [_tokens(report, near, number) for near in (one.cosine, one.distance)]
+        shown.add_row(str(number), f"{float(vector.norm()):.3g}", *cells)
+    out().print(shown)
+    for line in reports.lies(one):
+        _say(escape(line))
+    shared = [*one.shared.items()]
+    for token, where in shared[:FEW]:
+        places = ", ".join(map(str, where))
+        _say(f"[cyan]{escape(report.token(token))}[/] is near positions {places}")
+    if len(shared) > FEW:
+        _say(f"[dim]and {len(shared) - FEW} more tokens are near several positions[/]")
+    if one.ranks:
+        _ranks(one)
+
+
+def _tokens(report: Report, near: Near, position: int) -> str:
+    pairs = zip(near.ids[position].tolist(), near.values[position].tolist(), strict=True)
+    return "  ".join(
+        f"{escape(report.token(token))} [dim]{reports.close(value)}[/]" for token, value in pairs
+    )
+
+
+def _ranks(one: Neighbours) -> None:
+    k = one.cosine.ids.shape[1]
+    shown = _titled(f"Words among all tokens, ordered by cosine to a position of {one.place}")
+    shown.add_column("word", style="bold cyan")
+    for name in ("best rank", "at position", "cosine"):
+        shown.add_column(name, justify="right")
+    shown.add_column(f"among the {k} nearest of")
+    for row in reports.ranked(one):
+        shown.add_row(*map(escape, row))
+    out().print(shown)
+
+
+def _map(share: Share, measured: str) -> None:
+    heads, most = share.shares.shape[1], float(share.shares.max())
+    shown = _titled(f"{reports.title(share)} ({measured})")
+    shown.add_column("layer", justify="right", style="bold cyan")
+    for name in ("mean", "least", "most", "even"):
+        shown.add_column(name, justify="right", style="dim" if name == "even" else "")
+    shown.add_column(f"{heads} heads", no_wrap=True)
+    for layer, row, even in zip(share.layers, share.shares, share.even.tolist(), strict=True):
+        numbers = [*map(float, (row.mean(), row.min(), row.max())), even]
+        shown.add_row(str(layer), *map(reports.percent, numbers), _bars(row, most))
+    out().print(shown)
+    _say(f"{reports.summary(share)}. █ is {reports.percent(most)}, the most of any head.")
+
+
+def _bars(row: Tensor, most: float) -> str:
+    """One block a head, as high as its share of the most."""
+    steps = len(LEVELS) - 1
+    levels = [math.ceil(steps * value / most - 0.5) if most else 0 for value in row.tolist()]
+    return "".join(f"[{_colour(level / steps)}]{LEVELS[level]}[/]" for level in levels)
+
+
+def _colour(part: float) -> str:
+    return "dim" if part < 0.25 else "cyan" if part < 0.5 else "yellow" if part < 0.75 else "red"
+
+
+def _second(report: Report, second: Second) -> None:
+    _say(f"\n[bold]{escape(second.file)}[/]  {escape(second.method)}  beside it")
+    for one in second.prompts:
+        shown = _titled(f"Positions of {one.place}, paired by their cosine")
+        for name in ("here", "there", "cosine", "nearest tokens in common"):
+            shown.add_column(name, justify="right")
+        for (i, j), cosine, overlap in zip(one.pairs, one.cosines, one.overlaps, strict=True):
+            shown.add_row(str(i), str(j), f"{cosine:.3f}", reports.percent(overlap))
+        out().print(shown)
+    for alike in second.prefixes:
+        shown = _titled(f"Cosine of keys and values at the same position, in {alike.attention}")
+        for name in ("layer", "keys", "values"):
+            shown.add_column(name, justify="right")
+        for layer, k, v in zip(alike.layers, alike.keys, alike.values, strict=True):
+            shown.add_row(str(layer), f"{float(k.mean()):.3f}", f"{float(v.mean()):.3f}")
+        out().print(shown)
+    for share in second.shares:
+        _map(share, report.measured)
+    for line in reports.agreement(second, report.shares):
+        _say(escape(line))
