@@ -92,7 +92,7 @@ def test_d2_checkpointing_turned_on_afterwards(family: str, spec: Any) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        inlay.PTuning(length=3),
+        inlay.PTuning(length=3, encoder="lstm"),
         inlay.PTuning(length=3, encoder="mlp"),
         inlay.Prefix(length=3, mlp=5),
         inlay.PTuningV2(length=3, mlp=5),
@@ -272,7 +272,7 @@ def test_d12_a_prefix_is_seen_from_behind_a_sliding_window(family: str) -> None:
     "spec",
     [
         inlay.Prefix(length=3, mlp=5),
-        inlay.PTuning(length=3),
+        inlay.PTuning(length=3, encoder="lstm"),
         inlay.PTuning(length=3, encoder="mlp"),
         inlay.PTuningV2(length=3, mlp=5),
     ],

@@ -53,7 +53,7 @@ def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
         queries = q.shape[2]
         port = vars(module).get(keys.PORT)
         if port is not None:
-            q, k, v, mask, more = port.extend(module, q, k, v, mask, more)
+            q, k, v, mask, more = port.extend(module, q, k, v, mask, more, True)
         output, weights = sdpa_attention_forward(module, q, k, v, mask, **more)
         return output[:, :queries], weights
 

@@ -112,7 +112,7 @@ D, L, FF = 768, 12, 3072
         ("bert-base", inlay.PTuning(length=9, encoder=None), 9 * D),
         (
             "bert-base",
-            inlay.PTuning(length=9),
+            inlay.PTuning(length=9, encoder="lstm"),
             9 * D + 2 * 2 * 4 * (D // 2 * D + (D // 2) ** 2 + D) + 2 * (D * D + D),
         ),
         ("bert-base", inlay.PTuning(length=9, encoder="mlp"), 9 * D + 2 * (D * D + D)),

@@ -24,14 +24,16 @@ class PTuning(Method):
 
     length:  N, virtual tokens; as many as the template has.
     encoder: what makes the vectors in training, and is dropped in the file: a "lstm" (two
-             layers in both directions, then an MLP), a "mlp", or None for the vectors themselves.
+             layers in both directions, then an MLP: the paper's), a "mlp" (which learns faster on
+             a frozen base: 0.85 against 0.63 of movie reviews after 250 steps), or None for the
+             vectors themselves (which want ten times the rate).
     start:   token ids, one group a position, whose embeddings are averaged: the vectors begin
              there (with an encoder: it is fitted to them). None starts at random.
     at:      'embed', or 'embed.target' for the decoder of an encoder–decoder.
     """
 
     length: int = 9
-    encoder: Literal["lstm", "mlp"] | None = "lstm"
+    encoder: Literal["lstm", "mlp"] | None = "mlp"
     start: Words | None = None
     at: Where = Where(("embed",))
 
@@ -79,8 +81,8 @@ class PTuning(Method):
 
 PTuning.examples = (
     PTuning(length=3, encoder=None),
-    PTuning(length=2, encoder="mlp"),
     PTuning(length=2),
+    PTuning(length=2, encoder="lstm"),
 )
 
 

@@ -79,12 +79,20 @@ class KeysPort:
         self.pieces: dict[str, list[Keys]] = {}
 
     def extend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        more: dict,
+        maskless: bool,
     ) -> Inputs:
         """Keys and values with more of them in front, and queries, mask and bias to match.
 
         query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
-        additive, broadcastable to `[B, Hq, Tq, T]`.
+        additive, broadcastable to `[B, Hq, Tq, T]`. maskless: whether what follows is causal by
+        itself where it is given no mask.
         """
         if self.passing.heard is not None:
             self.passing.heard[self.name] = (key, value)
@@ -98,7 +106,7 @@ class KeysPort:
             added.append(self._spread(groups, batch, key))
         if not added:
             return query, key, value, mask, more
-        return _prepend(module, query, key, value, mask, more, _joined(added))
+        return _prepend(module, query, key, value, mask, more, _joined(added), maskless)
 
     def tell(self, weights: Tensor, mask: Tensor | None) -> None:
         """The weights of this attention have been computed."""
@@ -137,7 +145,14 @@ class Recorder:
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def extend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, more: dict
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        more: dict,
+        maskless: bool,
     ) -> Inputs:
         """Notes, changes nothing."""
         self.seen = (key[0].detach().clone(), value[0].detach().clone())
@@ -170,11 +185,13 @@ def _prepend(
     mask: Any,
     more: dict,
     added: Added,
+    maskless: bool,
 ) -> Inputs:
     k, v, seen = added
     extra, queries = k.shape[2], query.shape[2]
     bias = more.get("position_bias")
-    if mask is None and seen is None and bias is None and queries > 1 and _causal(module, more):
+    square = maskless and mask is None and seen is None and bias is None and queries > 1
+    if square and _causal(module, more):
         # No mask at all is much the fastest way: as many empty queries in front, and it is causal.
         query = F.pad(query, (0, 0, extra, 0))
         key, value = (torch.cat((a, b[:, :, :queries]), 2) for a, b in ((k, key), (v, value)))
@@ -242,7 +259,7 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     port = vars(module).get(PORT)
     queries = q.shape[2]
     if port is not None:
-        q, k, v, mask, more = port.extend(module, q, k, v, mask, more)
+        q, k, v, mask, more = port.extend(module, q, k, v, mask, more, inner is not None)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
