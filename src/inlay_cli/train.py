@@ -13,6 +13,9 @@ from inlay_cli.flags import flags, pairs, with_flags
 from inlay_cli.shared import SkipOption, examples, silence, table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from inlay.training.ensemble import Voted
     from inlay.training.run import Outcome
 
 
@@ -85,6 +88,8 @@ def _told(outcome: Outcome) -> None:
             style = "bold" if metric == outcome.metric else ""
             shown.add_row(metric, *(f"{s[metric]:.4f}" for s in scores.values()), style=style)
         console.print(shown)
+    if outcome.voted is not None:
+        console.print(_votes(outcome.voted, outcome.metric))
     went, share = outcome.training, outcome.parameters / outcome.of
     console.print(
         f"{went.steps:,} steps in {went.seconds:,.0f} s (ended by {went.stopped}), "
@@ -100,3 +105,15 @@ def _told(outcome: Outcome) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _votes(voted: Voted, metric: str) -> Table:
+    """What each member scores, their mean, and what they score together."""
+    shown = table("The ensemble")
+    shown.add_column("")
+    singles = {f"member {number}": one for number, one in enumerate(voted.singles, 1)}
+    parts = {**singles, "mean": voted.mean, "vote": voted.ensemble}
+    for name in parts:
+        shown.add_column(name, justify="right")
+    shown.add_row(metric, *(f"{scores[metric]:.4f}" for scores in parts.values()), style="bold")
+    return shown

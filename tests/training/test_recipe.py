@@ -229,6 +229,30 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
     assert anew.training.loss != outcome.training.loss
 
 
+def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
+    recipe = Recipe.load(recipe_file, {"ensemble": "3", "training.steps": "3"})
+    outcome = run(recipe, tiny.quiet())
+    out = tmp_path / "out"
+    files = [out / f"{name}.safetensors" for name in ("default", "default-2", "default-3")]
+    assert all(file.is_file() for file in files)
+    assert len({file.read_bytes() for file in files}) == 3
+    voted = outcome.voted
+    assert len(voted.singles) == 3
+    assert voted.singles[0] == outcome.test
+    told = json.loads((out / "result.json").read_text())["voted"]
+    assert told["ensemble"] == voted.ensemble
+    model, tokenizer = load_base(recipe.base)
+    task = recipe.make_task()
+    task.bind(model, tokenizer)
+    handle = inlay.load(model, files[2], tokenizer=tokenizer)
+    assert handle.name == "default-3"
+    assert evaluate(model, task, recipe.data.test.load(task)) == voted.singles[2]
+    alone = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
+                tiny.quiet())  # fmt: skip
+    assert alone.test == voted.singles[0]
+    assert alone.voted is None
+
+
 def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
     files = []
     for place in ("a", "b"):

@@ -16,9 +16,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from inlay.data import FIELDS, Dataset, load
 from inlay.errors import InlayError, RecipeError, nearest
@@ -84,6 +84,7 @@ class Recipe(BaseModel):
     training: the fields of `Training`.
     out: the folder for the inlay, the log, the checkpoint and the results.
     seed: of everything that is drawn.
+    ensemble: how many inlays are trained, with seeds from `seed` on, whose majority then decides.
     """
 
     model_config = STRICT
@@ -97,6 +98,7 @@ class Recipe(BaseModel):
     training: Training = Training()
     out: str
     seed: Seed = 0
+    ensemble: Annotated[int, Field(ge=1, le=100)] = 1
 
     @field_validator("method")
     @classmethod

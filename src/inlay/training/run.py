@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from inlay.attach import attach
+from inlay.attach import Inlay, attach, rows
 from inlay.data import Dataset, left_out
 from inlay.methods.head import Head
 from inlay.models import load_base
@@ -20,6 +20,7 @@ from inlay.spec import Spec
 from inlay.state import write_whole
 from inlay.tasks import Classify, Task
 from inlay.training import checkpoint, rng
+from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
 from inlay.training.launch import processes
@@ -37,6 +38,8 @@ class Outcome:
     path: the inlay's file. parameters: how many numbers learned; of: how many the base has.
     untouched, dev, test: scores by metric, of the base before and with the inlay after; None where
     the recipe has no such data. metric: the task's own. training: how it went.
+    voted: what the members of an ensemble score, on `test` where there is one, else on `dev`; all
+    else is about the first of them.
     """
 
     recipe: Recipe
@@ -48,6 +51,7 @@ class Outcome:
     dev: dict[str, float] | None
     test: dict[str, float] | None
     training: Result
+    voted: Voted | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -58,6 +62,7 @@ class Outcome:
             "recipe": recipe,
             "path": str(self.path),
             "training": asdict(self.training),
+            "voted": None if self.voted is None else asdict(self.voted),
         }
 
 
@@ -89,9 +94,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         if source is not None:
             with Shown(console) as shown, shown.counting(f"reading {part}"):
                 data[part] = source.load(task)
-    for part, rows in data.items():
-        if rows.skipped:
-            say(f"{part}: {len(rows.skipped)} malformed rows are left out")
+    for part, found in data.items():
+        if found.skipped:
+            say(f"{part}: {len(found.skipped)} malformed rows are left out")
     task.prepare(data["train"])
     spec = headed(recipe.make_spec(), task)
     with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
@@ -129,18 +134,35 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     out = Path(recipe.out)
     if state.is_main_process and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
-    result = fit(
-        model,
-        handle,
-        task,
-        data["train"],
-        dev=data.get("dev"),
-        folder=out,
-        resume=resume,
-        console=console,
-        seed=recipe.seed,
-        **recipe.training.model_dump(),
-    )
+
+    def teach(member: Inlay, number: int, folder: Path) -> Result:
+        with rows(model, [member.name]):
+            return fit(
+                model,
+                member,
+                task,
+                data["train"],
+                dev=data.get("dev"),
+                folder=folder,
+                resume=resume,
+                console=console,
+                seed=recipe.seed + number,
+                **recipe.training.model_dump(),
+            )
+
+    result = teach(handle, 0, out)
+    tested = score("test")
+    members = [handle]
+    for number in range(1, recipe.ensemble):
+        say(f"member {number + 1} of {recipe.ensemble}")
+        with rng.kept():
+            rng.seed(recipe.seed + number)
+            members.append(attach(model, spec, name=f"{recipe.name}-{number + 1}"))
+        teach(members[-1], number, out / f"member-{number + 1}")
+    voted = None
+    if len(members) > 1 and ("test" in data or "dev" in data):
+        asked = data["test"] if "test" in data else data["dev"]
+        voted = vote(model, members, task, asked, batch_size=recipe.training.rows or 8)
     outcome = Outcome(
         recipe=recipe,
         path=out / f"{recipe.name}.safetensors",
@@ -149,16 +171,18 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         metric=task.metric,
         untouched=untouched,
         dev=None if result.best is None else result.best.scores,
-        test=score("test"),
+        test=tested,
         training=result,
+        voted=voted,
     )
     if state.is_main_process:
-        handle.save(outcome.path, tokenizer=tokenizer)
+        for member in members:
+            member.save(out / f"{member.name}.safetensors", tokenizer=tokenizer)
         write_whole(out / "recipe.yaml", recipe.dump().encode())
         write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
         _log_skipped(out / LOG, data)
-    for part, rows in data.items():
-        for line in left_out(rows.skipped, part):
+    for part, found in data.items():
+        for line in left_out(found.skipped, part):
             say(line)
     return outcome
 
@@ -166,8 +190,8 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
 def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
     """Add to the log which rows were left out; a resumed run cuts this off and adds it anew."""
     log = Log(path, path.stat().st_size)
-    for part, rows in data.items():
-        for one in rows.skipped:
+    for part, found in data.items():
+        for one in found.skipped:
             log.write(skipped=part, where=one.where, reason=one.reason)
     log.close()
 
