@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inlay.methods.head import Head
     from inlay.methods.houlsby import Houlsby
     from inlay.methods.ia3 import IA3
+    from inlay.methods.ipt import IPT
     from inlay.methods.lora import LoRA
     from inlay.methods.parallel import Parallel
     from inlay.methods.pfeiffer import Pfeiffer
@@ -35,6 +36,7 @@ load_strangers()
 
 __all__ = [
     "IA3",
+    "IPT",
     "METHODS",
     "ROLES",
     "BitFit",

@@ -116,6 +116,8 @@ D, L, FF = 768, 12, 3072
             9 * D + 2 * 2 * 4 * (D // 2 * D + (D // 2) ** 2 + D) + 2 * (D * D + D),
         ),
         ("bert-base", inlay.PTuning(length=9, encoder="mlp"), 9 * D + 2 * (D * D + D)),
+        # card 17: a new task learns d_I numbers
+        ("bert-base", inlay.IPT(length=100, code=250), 250),
         # card 16: 2·l·L·d, the published 6.29M of RoBERTa-large at l = 128
         ("bert-large", inlay.PTuningV2(length=128), 6_291_456),
         ("bert-base", inlay.Head(labels=("a", "b", "c")), 3 * D + 3),

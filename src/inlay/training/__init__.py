@@ -3,6 +3,7 @@
 from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate, predict
+from inlay.training.intrinsic import fit_decoder
 from inlay.training.mixture import Lesson, fit_mixture
 from inlay.training.options import Options
 from inlay.training.recipe import Recipe
@@ -19,6 +20,7 @@ __all__ = [
     "Voted",
     "evaluate",
     "fit",
+    "fit_decoder",
     "fit_mixture",
     "predict",
     "run",

@@ -1,0 +1,135 @@
+"""Intrinsic prompt tuning: P = W₃ tanh(W₂ z), only z learns (Qin et al., 2021, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inlay.errors import FileError, SpecError
+from inlay.parts import embedded
+from inlay.piece import Slots
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, whole
+
+
+@dataclass(frozen=True, repr=False)
+class IPT(Method):
+    """A prompt in front of the text that lives in a few dimensions, found from other tasks' prompts.
+
+    length:  P, virtual tokens.
+    code:    d_I, the numbers that learn. None: the prompt itself, which is what a file holds.
+    inner:   width of the decoder's hidden layer.
+    decoder: the file that `inlay.training.fit_decoder` wrote, which holds W₂ and W₃. None draws
+             them at random: the paper's baseline, a random subspace.
+    at:      'embed', or 'embed.target' for the decoder of an encoder–decoder.
+    """
+
+    length: int = 20
+    code: int | None = 250
+    inner: int = 768
+    decoder: str | None = None
+    at: Where = Where(("embed",))
+
+    lr: ClassVar[float] = 1e-2
+    paper: ClassVar[str] = "Qin et al., 2021 (IPT)"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "length", "inner")
+        if self.code is not None:
+            whole(self, "code")
+        elif self.decoder is not None:
+            raise SpecError("IPT: a decoder needs a code to decode")
+
+    def build(self, site: Site, shared: Shared) -> Slots:
+        """See `Method`."""
+        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
+        drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
+        words = embedded(self, site, [(number,) for number in drawn.tolist()])
+        if self.code is None:
+            return Plain(words)
+        width = self.length * site.d_out
+        net = Decoder(self.code, self.inner, width)
+        if self.decoder is None:
+            with torch.no_grad():
+                net.outer.bias.copy_(words.flatten())
+        else:
+            net.read(Path(self.decoder))
+        return Coded(net, self.code, self.length)
+
+    def served(self) -> IPT:
+        """See `Method`: the prompt alone."""
+        return replace(self, code=None, decoder=None)
+
+
+IPT.examples = (IPT(length=3, code=None), IPT(length=2, code=4, inner=5))
+
+
+class Plain(Slots):
+    """The prompt itself."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [P, D]
+
+    def forward(self) -> Tensor:
+        """See `Slots`."""
+        return self.values
+
+
+class Decoder(nn.Module):
+    """`z -> W₃ tanh(W₂ z + b₂) + b₃`."""
+
+    def __init__(self, code: int, inner: int, width: int):
+        super().__init__()
+        self.inner = nn.Linear(code, inner)
+        self.outer = nn.Linear(inner, width)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """code `[..., d_I]` -> `[..., P·D]`."""
+        return self.outer(torch.tanh(self.inner(code)))
+
+    def read(self, path: Path) -> None:
+        """Take the numbers of a decoder's file. Raises FileError for another file."""
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise FileError(f"cannot read the decoder {path}: {error}") from None
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        if own != theirs:
+            raise FileError(f"{path} is the decoder of another length, code or width: {theirs}")
+        self.load_state_dict(found)
+
+
+class Coded(Slots):
+    """What a frozen decoder makes of the code."""
+
+    inner_weight: Tensor
+    inner_bias: Tensor
+    outer_weight: Tensor
+    outer_bias: Tensor
+
+    def __init__(self, net: Decoder, code: int, length: int):
+        super().__init__()
+        self.length = length
+        self.code = nn.Parameter(torch.randn(code) * 0.02)  # [d_I]
+        for name, tensor in net.state_dict().items():
+            self.register_buffer(name.replace(".", "_"), tensor.clone())
+
+    def forward(self) -> Tensor:
+        """See `Slots`."""
+        hidden = torch.tanh(self.inner_weight @ self.code + self.inner_bias)
+        return (self.outer_weight @ hidden + self.outer_bias).unflatten(0, (self.length, -1))
+
+    def served(self) -> dict[str, Tensor]:
+        """The prompt alone, as `Plain` reads it."""
+        with torch.no_grad():
+            return {"values": self.forward().contiguous()}
