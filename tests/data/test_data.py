@@ -180,9 +180,9 @@ def test_lists_of_tasks_are_kept_and_others_left_out(tmp_path):
 
 def test_lists_are_no_texts():
     rows = [{"tokens": ["a"]}]
-    for given in ({"columns": {"text": "tokens"}}, {"template": "{tokens}"}):
+    for options in ({"columns": {"text": "tokens"}}, {"template": "{tokens}"}):
         with pytest.raises(DataError, match="rows#1: column 'tokens' is a list, not text or a num"):
-            load(rows, **given)
+            load(rows, **options)
     with pytest.raises(DataError, match="column 'tokens' holds a bad value: item 2 is null, not"):
         load([{"tokens": ["a", None]}], need=("tokens",))
     with pytest.raises(DataError, match="column 'predicate' is a list, not text or a number"):

@@ -248,6 +248,16 @@ def test_the_best_span_is_the_best_of_all():
         assert bool((row[closed] == -torch.inf).all())
 
 
+def test_no_span_ends_where_there_is_no_answer(monkeypatch):
+    task = bound(longest=5)
+    batch = task.collate([task.encode(ROWS[1], 0)])
+    _, end, none = batch["bounds"][0].tolist()
+    logits = torch.full((1, none + 1, 2), -torch.inf)
+    logits[0, end], logits[0, none] = torch.tensor([5.0, 1.0]), torch.tensor([-9.0, 7.0])
+    monkeypatch.setattr(task, "logits", lambda *_: logits)
+    assert task.predict(model("bert"), batch) == [(end, end, 8.0)]
+
+
 @torch.no_grad()
 def test_the_loss_by_hand():
     base, task = with_head("bert")
@@ -269,13 +279,13 @@ def test_the_loss_by_hand():
 def test_every_row_has_its_own_head(family):
     base = fresh(family)
     task = bound(family, base)
-    specs = {"north": LoRA(rank=2), "south": Prompt(length=2), "east": LoRA(rank=1)}
+    specs = {"north": LoRA(rank=2), "south": Prompt(length=2)}
     for name, spec in specs.items():
         handle = inlay.attach(base, spec + task.head(), name=name)
         for parameter in handle.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     batch = task.collate(task.encode_all(ROWS))
-    served = ["south", "north", "east"]
+    served = ["south", "north", "south"]
     with inlay.rows(base, served):
         mixed = task.logits(base, batch)
     for number, name in enumerate(served):
