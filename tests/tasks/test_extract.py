@@ -12,6 +12,7 @@ from inlay.data import load
 from inlay.errors import DataError, TaskError
 from inlay.tasks import Extract, from_spec, metrics
 from inlay.training import evaluate
+from inlay.training.ensemble import vote
 from inlay.training.evaluation import predict
 from inlay.training.run import headed
 from tests.tasks.tiny import WORDS, examples, tokenizer
@@ -246,6 +247,28 @@ def test_the_best_span_is_the_best_of_all():
         assert margin == pytest.approx(max(spans.values()) - float(row[none].sum()), abs=1e-4)
         closed = [i for i in range(len(row)) if not begin <= i <= end and i != none]
         assert bool((row[closed] == -torch.inf).all())
+
+
+def test_members_are_heard_by_their_mean_logits():
+    base = fresh("bert")
+    task = bound("bert", base, max_length=12, stride=3)
+    handles = []
+    for name in ("one", "two"):
+        handles.append(inlay.attach(base, LoRA(rank=1) + task.head(), name=name))
+        for parameter in handles[-1].parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    data = examples(asked("cat", LONG, WORDS[9]), asked("dog", "the dog", "the"))
+    voted = vote(base, handles, task, data, batch_size=2)
+    rows = task.encode_all(data)
+    batch, means = task.collate(rows), []
+    with torch.no_grad():
+        for handle, scores in zip(handles, voted.singles, strict=True):
+            with inlay.rows(base, [[handle.name]]):
+                assert evaluate(base, task, data) == scores
+                means.append(task.logits(base, batch))
+        said = task._best(sum(means) / 2, batch["bounds"])
+    assert voted.predictions == task.whole(rows, said, data)
+    assert voted.predictions != task.whole(rows, task._best(means[0], batch["bounds"]), data)
 
 
 def test_no_span_ends_where_there_is_no_answer(monkeypatch):

@@ -13,6 +13,7 @@ from inlay.errors import DataError, RowsError, TaskError
 from inlay.tasks import Classify, Tag, from_spec, metrics
 from inlay.tasks.tag import LOST
 from inlay.training import evaluate
+from inlay.training.ensemble import vote
 from inlay.training.run import headed
 from tests.tasks.tiny import examples, tokenizer
 from tests.zoo import fresh, model
@@ -264,6 +265,28 @@ def test_every_row_has_its_own_head(family):
         mine = seen[number]
         torch.testing.assert_close(mixed[number][mine], alone[number][mine], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(mixed[0, 0], mixed[1, 0])
+
+
+def test_members_vote_on_every_word():
+    base = fresh("bert")
+    task = bound("bert", base)
+    handles = []
+    for name in ("one", "two", "three"):
+        handles.append(inlay.attach(base, LoRA(rank=1) + task.head(), name=name))
+        for parameter in handles[-1].parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    voted = vote(base, handles, task, ROWS, batch_size=2)
+    for handle, scores in zip(handles, voted.singles, strict=True):
+        with inlay.rows(base, [[handle.name]]):
+            assert evaluate(base, task, ROWS) == scores
+    each = []
+    for handle in handles:
+        with inlay.rows(base, [[handle.name]]), torch.no_grad():
+            each.append(task.predict(base, task.collate(task.encode_all(ROWS))))
+    for number, tags in enumerate(voted.predictions):
+        for place, tag in enumerate(tags):
+            asked = [one[number][place] for one in each]
+            assert asked.count(tag) == max(map(asked.count, asked))
 
 
 def test_heads_that_pool_do_not_mix_with_heads_that_do_not():

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.attach import attached
@@ -250,7 +251,7 @@ class Task(ABC):
 
     def ballot(
         self, model: PreTrainedModel, batch: Batch, members: int
-    ) -> tuple[list[Prediction], list[Prediction]]:
+    ) -> tuple[list[Any], list[Any]]:
         """What every row says, and what wins where each example stands there `members` times.
 
         The most frequent prediction wins, the first of several that are equally frequent.
@@ -340,6 +341,18 @@ def need_labels(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise DataError("there is nothing to learn from rows without a label or target")
     return batch[name]
+
+
+def majority(logits: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    """What every row says, `[B, …]`, and what wins where `members` rows belong together.
+
+    logits `[B, …, C]`. Of equally many votes the highest mean logit wins: `[B / members, …]`.
+    """
+    said = logits.argmax(-1)
+    votes = one_hot(said, logits.shape[-1]).unflatten(0, (-1, members)).sum(1)
+    means = logits.unflatten(0, (-1, members)).mean(1)
+    tied = votes == votes.amax(-1, keepdim=True)
+    return said, means.masked_fill(~tied, -torch.inf).argmax(-1)
 
 
 def need_head(model: PreTrainedModel, wanted: Head) -> None:

@@ -24,6 +24,7 @@ from inlay.tasks.base import (
     Task,
     field_of,
     labelled,
+    majority,
     mask_of,
     need_head,
     need_labels,
@@ -238,12 +239,7 @@ class Classify(Task):
         self, model: PreTrainedModel, batch: Batch, members: int
     ) -> tuple[list[Prediction], list[Prediction]]:
         """See `Task`: of labels with equally many votes the one with the highest mean logit."""
-        logits = self.logits(model, batch)
-        said = logits.argmax(1)
-        votes = F.one_hot(said, logits.shape[1]).unflatten(0, (-1, members)).sum(1)
-        means = logits.unflatten(0, (-1, members)).mean(1)
-        tied = votes == votes.amax(1, keepdim=True)
-        won = means.masked_fill(~tied, -torch.inf).argmax(1)
+        said, won = majority(self.logits(model, batch), members)
         return [self.names[i] for i in said.tolist()], [self.names[i] for i in won.tolist()]
 
     def score(

@@ -225,8 +225,20 @@ class Extract(Task):
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Found]:
         """See `Task`: the best span of each row, as `Found`; `whole` makes answers of them."""
-        logits = self.logits(model, batch)
-        none = batch["bounds"].to(logits.device)[:, 2]
+        return self._best(self.logits(model, batch), batch["bounds"])
+
+    @torch.no_grad()
+    def ballot(
+        self, model: PreTrainedModel, batch: Batch, members: int
+    ) -> tuple[list[Found], list[Found]]:
+        """See `Task`: spans are too many for a vote, so the mean of the logits decides."""
+        logits, bounds = self.logits(model, batch), batch["bounds"]
+        means = logits.unflatten(0, (-1, members)).mean(1)
+        return self._best(logits.clone(), bounds), self._best(means, bounds[::members])
+
+    def _best(self, logits: Tensor, bounds: Tensor) -> list[Found]:
+        """The best span of each row by logits `[B, T, 2]`, which are changed."""
+        none = bounds.to(logits.device)[:, 2]
         rows = torch.arange(len(logits), device=logits.device)
         without = logits[rows, none].sum(1)
         logits[rows, none] = -torch.inf

@@ -25,6 +25,7 @@ from inlay.tasks.base import (
     Task,
     labelled,
     list_of,
+    majority,
     mask_of,
     need_head,
     need_labels,
@@ -197,7 +198,7 @@ class Tag(Task):
         sentences = [row for row in rows if isinstance(row, Sentence)]
         texts = [row.input_ids for row in sentences]
         batch = {"input_ids": padded(texts, self.bound.pad), "attention_mask": mask_of(texts)}
-        batch["places"] = padded([row.places for row in sentences], NONE)
+        batch["words"] = padded([row.places for row in sentences], NONE)
         if labelled(rows):
             # Where in the flat [B·T] a tag is learned, and which.
             width = batch["input_ids"].shape[1]
@@ -227,8 +228,20 @@ class Tag(Task):
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[list[str]]:
         """See `Task`: a tag for every word, "O" for those without a token."""
-        places = batch["places"]
-        best = self.logits(model, batch).argmax(2).gather(1, places.clamp(min=0))
+        return self._named(self.logits(model, batch).argmax(2), batch["words"])
+
+    @torch.no_grad()
+    def ballot(
+        self, model: PreTrainedModel, batch: Batch, members: int
+    ) -> tuple[list[list[str]], list[list[str]]]:
+        """See `Task`: a vote on every word, and of equally many the highest mean logit."""
+        said, won = majority(self.logits(model, batch), members)
+        places = batch["words"]
+        return self._named(said, places), self._named(won, places[::members])
+
+    def _named(self, best: Tensor, places: Tensor) -> list[list[str]]:
+        """The names of the tags `[B, T]` at the words' places `[B, W]`."""
+        best = best.gather(1, places.clamp(min=0))
         said = best.masked_fill(places == LOST, LOST).masked_fill(places == NONE, NONE)
         return [
             [OUTSIDE if tag == LOST else self.names[tag] for tag in row if tag != NONE]
