@@ -123,6 +123,13 @@ class Chart:
             mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         return states, mask
 
+    def token_states(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+        """The first stack's last hidden states of the text's own tokens alone, `[B, T, D]`."""
+        stack = self.stacks[0]
+        states = stack.states(**inputs)
+        door = vars(stack.module).get(DOOR)
+        return states if door is None else door.narrowed(inputs.get("attention_mask"), states)
+
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """hidden `[..., D]` -> logits `[..., V]`, as the model's own forward computes them."""
         return self.family.logits(model, hidden)

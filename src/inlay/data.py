@@ -14,10 +14,16 @@ from inlay.errors import DataError, nearest
 from inlay.readers import BadRow, kind_of, open_rows
 from inlay.template import Template
 
-Value = str | int | float
-"""What a field may hold. A JSON or Arrow truth value stays a `bool`."""
+Value = str | int | float | list[Any]
+"""What a field may hold. A JSON or Arrow truth value stays a `bool`; only `LISTS` hold lists."""
 
-FIELDS = ("text", "text_pair", "source", "target", "label")
+LISTS = ("tokens", "tags", "answers")
+"""The fields that are lists: of texts, numbers, lists and objects of these."""
+
+STRICT = ("text", "text_pair", "source", "target", "label", "predicate")
+"""The fields that are text or numbers wherever they stand."""
+
+FIELDS = (*STRICT, "context", "question", *LISTS)
 """The field names that tasks read, and so the names that `columns` may map."""
 
 TOLD = 10
@@ -28,9 +34,10 @@ TOLD = 10
 class Example:
     """One usable row.
 
-    `fields` are its values by name: every text or number of the row under the name its file
-    gives it, and under our names what `columns` and `template` made. `where` says where the row
-    stands: `movie.jsonl:12` is line 12, `movie.parquet#12` the twelfth row, both from one.
+    `fields` are its values by name: every text or number of the row, and the lists that tasks
+    read, under the name its file gives it, and under our names what `columns` and `template` made.
+    `where` says where the row stands: `movie.jsonl:12` is line 12, `movie.parquet#12` the twelfth
+    row, both from one.
     """
 
     fields: Mapping[str, Value]
@@ -99,7 +106,8 @@ def load(
         seed: which sample `limit` draws.
 
     A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
-    text or a finite number; other columns that are neither are left out of the example.
+    text or a finite number; `tokens`, `tags` and `answers` may be lists of these instead, or of
+    lists and objects of them. Other columns that are neither are left out of the example.
 
     Raises:
         DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a
@@ -162,7 +170,9 @@ class _Shape:
             if name not in FIELDS:
                 raise DataError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
         read = {name for made in self.templates.values() for name in made.names}
-        self.strict = read.union(FIELDS, columns.values(), need)
+        self.strict = read.union(STRICT, columns.values(), need)
+        flat = {theirs for ours, theirs in columns.items() if ours not in LISTS}
+        self.lists = {columns.get(name, name) for name in LISTS} - flat - read
 
     def __call__(self, row: Any) -> dict[str, Value]:
         """The fields of an example. Raises BadRow."""
@@ -172,7 +182,7 @@ class _Shape:
             raise BadRow(f"expected an object of columns, found {kind_of(row)}")
         fields: dict[str, Value] = {}
         for name, given in row.items():
-            value, problem = _scalar(given)
+            value, problem = _listed(given) if name in self.lists else _scalar(given)
             if problem is None:
                 assert value is not None
                 fields[name] = value
@@ -195,6 +205,33 @@ class _Shape:
         if name in row:
             raise BadRow(f"column {name!r} is null")
         raise BadRow(f"there is no column {name!r}{nearest(name, map(str, row))}")
+
+
+def _listed(value: object) -> tuple[Value | None, str | None]:
+    """The value, which may be a list, made of plain lists and objects; or what is wrong with it."""
+    if not isinstance(value, list | tuple):
+        return _scalar(value)
+    made: list[Any] = []
+    for number, item in enumerate(value, 1):
+        one, problem = _item(item)
+        if problem is not None:
+            return None, f"holds a bad value: item {number} {problem}"
+        made.append(one)
+    return made, None
+
+
+def _item(value: object) -> tuple[Any, str | None]:
+    """What stands in a list: a text, a number, a list, or an object of these."""
+    if not isinstance(value, Mapping):
+        return _listed(value)
+    made: dict[str, Any] = {}
+    for name, inner in value.items():
+        if inner is None:
+            continue
+        made[str(name)], problem = _item(inner)
+        if problem is not None:
+            return None, problem
+    return made, None
 
 
 def _scalar(value: object) -> tuple[Value | None, str | None]:

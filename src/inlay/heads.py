@@ -20,10 +20,11 @@ def head_of(model: PreTrainedModel, name: str) -> Head | None:
 
 
 def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
-    """hidden `[B, T, D]`, mask `[B, T]` -> logits `[B, C]` by the heads of the rows' inlays.
+    """hidden `[B, T, D]`, mask `[B, T]` -> logits by the heads of the rows' inlays.
 
-    Rows are those of the forward pass that made `hidden`. Raises TaskError where no attached
-    inlay has a head, RowsError where a row has none, or heads differ in their number of classes.
+    Logits are `[B, C]`, and `[B, T, C]` of heads that classify each token. Rows are those of the
+    forward pass that made `hidden`. Raises TaskError where no attached inlay has a head, RowsError
+    where a row has none, or heads differ in their number of classes or in what they classify.
     """
     present = attached(model)
     heads = {name: head for name in present if (head := head_of(model, name)) is not None}
@@ -40,7 +41,9 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
         heads[names[0]](hidden[number == i], mask[number == i])
         for i, names in enumerate(groups.names)
     ]
-    if len({part.shape[1] for part in made}) > 1:
+    if len({part.dim() for part in made}) > 1:
+        raise RowsError("some heads of these rows classify each token, and others the whole text")
+    if len({part.shape[-1] for part in made}) > 1:
         raise RowsError("the heads of these rows have different numbers of classes")
     order = torch.argsort(number, stable=True)
     return torch.cat(made)[torch.argsort(order)]

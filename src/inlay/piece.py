@@ -117,7 +117,7 @@ class Head(Piece):
 
     @abstractmethod
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """hidden `[B, T, D]`, mask `[B, T]` (1 = text) -> logits `[B, C]`."""
+        """hidden `[B, T, D]`, mask `[B, T]` (1 = text) -> logits `[B, C]`, or `[B, T, C]`."""
 
 
 class Once(nn.Module):

@@ -56,7 +56,7 @@ class Template:
         """The columns it reads, each once, in order."""
         return tuple(dict.fromkeys(name for _, name in self.parts if name is not None))
 
-    def fill(self, values: Mapping[str, str | int | float]) -> str:
+    def fill(self, values: Mapping[str, object]) -> str:
         """The text with every name replaced. `values` must hold all of `names`.
 
         Raises DataError where a value holds the character that stands for virtual tokens.

@@ -25,7 +25,7 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from inlay.attach import Inlay
     from inlay.data import Dataset
-    from inlay.tasks import Task
+    from inlay.tasks import Prediction, Task
 
 RECIPE = "recipe.yaml"
 
@@ -131,14 +131,13 @@ def _asked(
 def _same_labels(task: Task, handle: Inlay) -> None:
     """A trained head brings its labels along."""
     from inlay import Head
-    from inlay.tasks import Classify
 
-    if isinstance(task, Classify) and task.labels is None and task.verbalizer is None:
-        heads = [method for method in handle.spec.methods if isinstance(method, Head)]
-        task.labels = tuple(heads[0].labels) if heads else None
+    for method in handle.spec.methods:
+        if isinstance(method, Head):
+            task.adopt(method)
 
 
-def _write(path: Path, rows: Dataset, said: list[str]) -> None:
+def _write(path: Path, rows: Dataset, said: list[Prediction]) -> None:
     from inlay.state import write_whole
 
     pairs = zip(rows, said, strict=True)

@@ -61,8 +61,8 @@ def test_examples_run(tiny, capsys, name):
     assert capsys.readouterr().out
 
 
-def test_the_example_recipe_is_one():
-    path = ROOT / "examples" / "reviews.yaml"
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_example_recipes_are_recipes(path):
     made = Recipe.load(path)
     assert made.task == yaml.safe_load(path.read_text())["task"]
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from inlay.training.options import Training
 from inlay.training.recipe import Recipe
 from inlay_cli.fields import fields_of, takes, train_flags
@@ -176,6 +178,50 @@ def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
     ran = inlay("eval", encoder, file, "--data", reviews, "--json")
     assert ran.code == 0, ran.err
     assert 0 <= json.loads(ran.out)["accuracy"] <= 1
+
+
+NAMES = [
+    {"tokens": ["the", word, "was", end], "tags": ["O", "B-a", "I-a", "O"]}
+    for word, end in [("cat", "good"), ("dog", "bad"), ("mat", "fine"), ("film", "dull")]
+]
+ROLES = [{**row, "tags": ["O", "A1", "V", "O"], "predicate": 2} for row in NAMES]
+ASKED = [
+    {"question": "cat", "context": f"{8 * 'the film was '}{word}", "answers": [{"text": word, "start": 104}]}
+    for word in ("good", "bad")
+] + [{"question": "dog", "context": "dull", "answers": []}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "said"),
+    [
+        ("tag", NAMES, list),
+        ("tag --task.scheme plain", ROLES, list),
+        ("extract --task.max_length 20 --task.stride 4", ASKED, str),
+    ],
+)
+@pytest.mark.parametrize("kind", ["base", "encoder"])
+def test_tags_and_answers_are_trained_and_measured(
+    inlay, request, tmp_path, kind, task, rows, said
+):
+    base, out = request.getfixturevalue(kind), tmp_path / "run"
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = inlay(
+        *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", *task.split()),
+        *("--train", data, "--dev", data, "--steps", "2", "--eval-every", "1", "--out", out),
+    )
+    assert ran.code == 0, ran.err
+    assert "untouched" in ran.out
+    made = tmp_path / "said.jsonl"
+    file = out / "default.safetensors"
+    ran = inlay("eval", base, file, "--data", data, "--json", "--predictions", made)
+    assert ran.code == 0, ran.err
+    scores = json.loads(ran.out)
+    assert scores["rows"] == len(rows)
+    assert scores["f1"] == json.loads((out / "result.json").read_text())["dev"]["f1"]
+    written = [json.loads(line) for line in made.read_text().splitlines()]
+    assert len(written) == len(rows)
+    assert {type(row["said"]) for row in written} == {said}
 
 
 def test_help_is_read_from_docstrings():

@@ -77,7 +77,10 @@ def test_a_role_or_several_make_a_place() -> None:
         ("Prompt(start='words')", "Prompt: start"),
         ("Prompt(length=1, start=((1,), (2,)))", "2 groups of ids for 1 positions"),
         ("Head(labels=('a', 'a'))", "labels are different names"),
-        ("Head(labels=('a', 'b'), pool='max')", "pool"),
+        (
+            "Head(labels=('a', 'b'), pool='max')",
+            "pool: Input should be 'mean', 'last', 'first' or 'each'",
+        ),
     ],
 )
 def test_refusals(text: str, said: str) -> None:

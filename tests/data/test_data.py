@@ -160,6 +160,36 @@ def test_other_columns_may_hold_anything(tmp_path):
     assert dict(data[0].fields) == {"text": "a", "k": True}
 
 
+def test_lists_of_tasks_are_kept_and_others_left_out(tmp_path):
+    row = {"tokens": ["a", "b"], "tags": [1, "x"], "answers": [{"text": "a", "start": 0}], "n": [1]}
+    kept = {name: row[name] for name in ("tokens", "tags", "answers")}
+    assert load(as_jsonl(tmp_path / "a.jsonl", [row]))[0].fields == kept
+    assert load([row])[0].fields == kept
+    table = pyarrow.Table.from_pylist([{**row, "tags": ["x", "y"]}])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet")[0].fields == {**kept, "tags": ["x", "y"]}
+    mapped = load([{"words": ["a"], "tokens": "b"}], columns={"tokens": "words"})[0].fields
+    assert mapped["tokens"] == ["a"]
+    assert load([{"answers": [{"text": "a", "start": 0, "id": None}]}])[0].fields == {
+        "answers": [{"text": "a", "start": 0}]
+    }
+    assert load([{"tokens": "a b"}])[0].fields == {"tokens": "a b"}, (
+        "other data may have texts there"
+    )
+
+
+def test_lists_are_no_texts():
+    rows = [{"tokens": ["a"]}]
+    for options in ({"columns": {"text": "tokens"}}, {"template": "{tokens}"}):
+        with pytest.raises(DataError, match="rows#1: column 'tokens' is a list, not text or a num"):
+            load(rows, **options)
+    with pytest.raises(DataError, match="column 'tokens' holds a bad value: item 2 is null, not"):
+        load([{"tokens": ["a", None]}], need=("tokens",))
+    with pytest.raises(DataError, match="column 'predicate' is a list, not text or a number"):
+        load([{"tokens": ["a"], "predicate": [1]}])
+    assert load([{"text": "a", "tokens": ["a", None]}])[0].fields == {"text": "a"}
+
+
 # ---------------------------------------------------------------------------------- refused
 
 BAD_LINES = [

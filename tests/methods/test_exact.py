@@ -361,3 +361,6 @@ def test_head_pools_over_the_text_only() -> None:
         head.pool = pool
         rows = hidden[torch.arange(2), torch.tensor(places)]
         torch.testing.assert_close(head(hidden, mask), rows @ head.weight.T + head.bias)
+    head.pool = "each"
+    each = torch.stack([row @ head.weight.T + head.bias for row in hidden])
+    torch.testing.assert_close(head(hidden, mask), each)

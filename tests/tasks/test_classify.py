@@ -158,7 +158,7 @@ def test_a_head_for_other_labels_is_refused():
     batch = task.collate(task.encode_all(ROWS))
     refused(
         lambda: task.loss(base, batch),
-        "add Head(labels=['no', 'yes']); the labels of its heads: [['yes', 'no']]",
+        "add Head(labels=('no', 'yes')) to it; its heads: Head(labels=('yes', 'no'))",
     )
     base, task = by_head("llama", spec=LoRA(rank=2))
     refused(lambda: task.predict(base, batch), "no attached inlay has a trained head")

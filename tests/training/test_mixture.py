@@ -7,7 +7,7 @@ import torch
 
 import inlay
 from inlay.errors import TrainingError
-from inlay.tasks import Classify, Generate
+from inlay.tasks import Classify, Extract, Generate, Tag
 from inlay.training import Lesson, fit, fit_mixture
 from inlay.training.mixture import LessonExample, Mixture
 from tests import zoo
@@ -108,3 +108,42 @@ def test_what_is_not_attached_is_refused():
     shared.detach()
     with pytest.raises(TrainingError, match="shared"):
         fit_mixture(model, lessons, steps=1)
+
+
+ASKED = examples(
+    *(
+        {
+            "question": "cat",
+            "context": f"{'the film was ' * 5}{word}",
+            "answers": [{"text": word, "start": 65}],
+        }
+        for word in ("good", "bad")
+    ),
+    {"question": "dog", "context": "dull", "answers": []},
+)
+TAGGED = examples(
+    {"tokens": ["the", "cat"], "tags": ["O", "B-a"]}, {"tokens": ["a", "dog"], "tags": ["O", "O"]}
+)
+
+
+def test_words_and_windows_are_lessons_too():
+    model = zoo.fresh("bert")
+    tag, extract = Tag(labels=("B-a", "O")), Extract(max_length=14, stride=4)
+    lessons = []
+    for task, data in ((tag, TAGGED), (extract, ASKED)):
+        task.bind(model, tokenizer("encoder"))
+        handle = inlay.attach(model, inlay.LoRA(rank=4) + task.head(), name=task.name)
+        lessons.append(Lesson(task, data, (handle,), data))
+    result = fit_mixture(model, lessons, steps=60, batch_size=16, lr=2e-2, seed=1)
+    assert result.best.scores["0/f1"] == result.best.scores["1/f1"] == 1
+    both = [
+        *(LessonExample(one.fields, one.where, 1) for one in ASKED[:2]),
+        *(LessonExample(one.fields, one.where, 0) for one in TAGGED),
+        LessonExample(ASKED[2].fields, "last", 1),
+    ]
+    mixture = Mixture(lessons=tuple(lessons))
+    rows = mixture.encode_all(both)
+    assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
+    said = mixture.predict(model, mixture.collate(rows))
+    answers = mixture.whole(rows, said, both)
+    assert answers == ["good", "bad", ["O", "B-a"], ["O", "O"], ""]

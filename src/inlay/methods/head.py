@@ -20,12 +20,13 @@ class Head(Method):
     """A classifier that is part of the inlay: saved, loaded and mixed per row with it.
 
     labels: the names of the classes, in order.
-    pool:   what is classified: the "mean" over the text, its "last" or its "first" token.
+    pool:   what is classified: the "mean" over the text, its "last" or its "first" token, or
+            "each" token by itself.
     at:     'final'.
     """
 
     labels: tuple[str, ...] = ("0", "1")
-    pool: Literal["mean", "last", "first"] = "mean"
+    pool: Literal["mean", "last", "first", "each"] = "mean"
     at: Where = Where(("final",))
 
     identity: ClassVar[bool] = True
@@ -34,8 +35,8 @@ class Head(Method):
         """See `Method`."""
         if len(self.labels) < 1 or len(set(self.labels)) != len(self.labels):
             raise SpecError(f"Head: labels are different names, not {self.labels!r:.80}")
-        if self.pool not in ("mean", "last", "first"):
-            raise SpecError(f"Head: pool is 'mean', 'last' or 'first', not {self.pool!r}")
+        if self.pool not in ("mean", "last", "first", "each"):
+            raise SpecError(f"Head: pool is 'mean', 'last', 'first' or 'each', not {self.pool!r}")
 
     def build(self, site: Site, shared: Shared) -> Classifier:
         """See `Method`."""
@@ -53,6 +54,8 @@ class Classifier(HeadPiece):
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """See `piece.Head`."""
+        if self.pool == "each":
+            return hidden.float() @ self.weight.T + self.bias
         mask = mask.to(hidden.device).bool()
         if self.pool == "mean":
             weights = mask.float()

@@ -183,6 +183,10 @@ class Door:
         """The mask over this stack's states, which may have kept their prompts."""
         return mask if self.trims else self.slots.widened(mask, states)
 
+    def narrowed(self, mask: Tensor | None, states: Tensor) -> Tensor:
+        """This stack's states without the prompts that they may have kept, `[B, T, D]`."""
+        return states if self.trims else self.slots.narrowed(mask, states)
+
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if not args:
             return dict(kwargs)

@@ -153,10 +153,7 @@ class SlotsPort:
             return output
 
         def cut(states: Tensor | None) -> Tensor | None:
-            if states is None:
-                return None
-            index = layout.back[..., None].expand(-1, -1, states.shape[-1])
-            return states.gather(1, index)
+            return None if states is None else _texts(layout, states)
 
         def cut_queries(attention: Tensor | None) -> Tensor | None:
             if attention is None:
@@ -176,12 +173,22 @@ class SlotsPort:
 
     def widened(self, mask: Tensor | None, states: Tensor) -> Tensor | None:
         """The mask over states that kept their prompts, from the mask over the text alone."""
+        layout = self._kept(mask, states)
+        return mask if layout is None else layout.mask
+
+    def narrowed(self, mask: Tensor | None, states: Tensor) -> Tensor:
+        """The text's own states `[B, T, D]` out of states that kept their prompts."""
+        layout = self._kept(mask, states)
+        return states if layout is None else _texts(layout, states)
+
+    def _kept(self, mask: Tensor | None, states: Tensor) -> Layout | None:
+        """The layout of states that kept their prompts; None where there are none."""
         batch = states.shape[0]
         groups = self.route.groups(batch, self.pieces)
         if groups is None:
-            return mask
+            return None
         length = states.shape[1] - max(self._lengths(groups))
-        return self.plan(groups, batch, length, mask, states.device).mask
+        return self.plan(groups, batch, length, mask, states.device)
 
     def plan(
         self, groups: Groups, batch: int, length: int, mask: Tensor | None, device: torch.device
@@ -255,6 +262,11 @@ class SlotsPort:
             for layer in cache.layers:
                 if isinstance(layer, StaticLayer) and not layer.is_initialized:
                     layer.max_cache_len += extra
+
+
+def _texts(layout: Layout, states: Tensor) -> Tensor:
+    """The states of the text, `[B, T, D]`, out of those of the widened rows, `[B, T + P, D]`."""
+    return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def flat_mask(mask: Any, cache: Any, seen: int) -> Tensor | None:

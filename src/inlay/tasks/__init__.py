@@ -2,8 +2,10 @@
 
 from inlay.tasks.base import TASKS, Batch, Prediction, Row, Task
 from inlay.tasks.classify import Classify
+from inlay.tasks.extract import Extract
 from inlay.tasks.generate import Generate
 from inlay.tasks.loss import token_loss
+from inlay.tasks.tag import Tag
 
 from_spec = Task.from_spec
 
@@ -11,9 +13,11 @@ __all__ = [
     "TASKS",
     "Batch",
     "Classify",
+    "Extract",
     "Generate",
     "Prediction",
     "Row",
+    "Tag",
     "Task",
     "from_spec",
     "token_loss",

@@ -12,16 +12,20 @@ from typing import Any, ClassVar, Literal, get_type_hints
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inlay.attach import attached
 from inlay.chart import Chart, resolve
 from inlay.data import Example, Value
 from inlay.errors import DataError, TaskError, nearest
+from inlay.methods.head import Head
+from inlay.readers import kind_of
 
 Batch = dict[str, Tensor]
 
-Prediction = str
-"""A generated text, or the name of a label."""
+Prediction = Any
+"""What a task says to an example: a text, the name of a label, or a list of tags."""
 
 TOGETHER = 1000
 """How many examples the tokenizer gets at once: all its threads have work, and one sees it go."""
@@ -32,10 +36,10 @@ TASKS: dict[str, type[Task]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One encoded example.
+    """One encoded example, or a part of one.
 
     input_ids: the tokens of the input, without padding.
-    labels: the tokens of the target with the end token last, or the one number of a label; None
+    labels: the tokens of the target with the end token last, or the numbers of its labels; None
         where the example has no target.
     index: the example's place in its data set. where: the example's own `where`.
     token_type_ids: which of two texts a token belongs to, where the model wants to know.
@@ -72,7 +76,9 @@ class Bound:
 class Task(ABC):
     """What is taught, as data (the fields, which `describe` writes down) and as arithmetic.
 
-    A task is made, then bound to a model and its tokenizer, then used. It never changes either.
+    A task is made, then bound to a model and its tokenizer, then used. It never changes either. An
+    example is one row, or several where a task says so; then its `whole` makes one prediction of
+    what is said to each.
 
     truncate: shorten the free text of rows that are too long, from its "end" (or True), or from
         its "start". Without it such a row is refused.
@@ -117,7 +123,7 @@ class Task(ABC):
         """
         fields = dict(spec)
         name = fields.pop("task", None)
-        if name not in TASKS:
+        if not isinstance(name, str) or name not in TASKS:
             raise TaskError(f"there is no task {name!r}{nearest(str(name), TASKS)}")
         known = {field.name for field in dataclasses.fields(TASKS[name])}
         for field in fields:
@@ -180,6 +186,13 @@ class Task(ABC):
         """
         raise TaskError(f"{self.name} has no template for {virtual} virtual tokens")
 
+    def head(self) -> Head | None:
+        """The trained head that the task reads, or None. Raises TaskError before `prepare`."""
+        return None
+
+    def adopt(self, head: Head) -> None:  # noqa: B027 - most have nothing to take
+        """Take the labels of a trained head, where the task reads one and knows no labels."""
+
     @property
     @abstractmethod
     def needs(self) -> tuple[str, ...]:
@@ -191,20 +204,26 @@ class Task(ABC):
     # -------------------------------------------------------- its arithmetic
 
     def encode(self, example: Example, index: int) -> Row:
-        """One example as a row. Raises DataError, which names the example."""
-        return self._encode([example], index)[0]
+        """One example as a row. Raises DataError, which names the example.
+
+        Raises TaskError where the example is several rows.
+        """
+        rows = self._encode([example], index)
+        if len(rows) > 1:
+            raise TaskError(f"{example.where}: it is {len(rows)} rows; call encode_all([example])")
+        return rows[0]
 
     def encode_all(
         self, examples: Sequence[Example], report: Callable[[int], None] | None = None
     ) -> list[Row]:
-        """All examples as rows, indexed from 0: `encode`, with many to a call of the tokenizer.
+        """All examples as rows, in order, indexed from 0, with many to a call of the tokenizer.
 
-        report: is told, now and then, how many more are done.
+        report: is told, now and then, how many more examples are done.
         """
         rows: list[Row] = []
         for first in range(0, len(examples), TOGETHER):
-            some = self._encode(examples[first : first + TOGETHER], first)
-            rows += some
+            some = examples[first : first + TOGETHER]
+            rows += self._encode(some, first)
             if report is not None:
                 report(len(some))
         return rows
@@ -221,12 +240,18 @@ class Task(ABC):
         """The loss summed over what counts (a scalar, fp32), and how many count."""
 
     @abstractmethod
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
-        """One prediction a row, without gradients. The model should be in evaluation mode."""
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+        """What is said to each row, without gradients. The model should be in evaluation mode."""
+
+    def whole(
+        self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """One prediction an example, from what `predict` said to all rows of the examples."""
+        return list(said)
 
     def ballot(
         self, model: PreTrainedModel, batch: Batch, members: int
-    ) -> tuple[list[Prediction], list[Prediction]]:
+    ) -> tuple[list[Any], list[Any]]:
         """What every row says, and what wins where each example stands there `members` times.
 
         The most frequent prediction wins, the first of several that are equally frequent.
@@ -264,8 +289,26 @@ def _adapters(task: type[Task]) -> dict[str, TypeAdapter]:
     return {name: TypeAdapter(hints[name], config=loose) for name in names}
 
 
-def field_of(example: Example, name: str) -> Value:
+def field_of(example: Example, name: str) -> str | int | float:
     """A field that the task needs. Raises DataError, which names the example, where it lacks."""
+    value = _value_of(example, name)
+    if isinstance(value, list):
+        raise DataError(f"{example.where}: field {name!r} is a list, not text or a number")
+    return value
+
+
+def list_of(example: Example, name: str) -> list[Any]:
+    """A field that must be a list. Raises DataError, which names the example, where it is not."""
+    value = _value_of(example, name)
+    if not isinstance(value, list):
+        raise DataError(
+            f"{example.where}: field {name!r} is {kind_of(value)}, not a list; csv files cannot "
+            "hold lists, jsonl, json and parquet files can"
+        )
+    return value
+
+
+def _value_of(example: Example, name: str) -> Value:
     try:
         return example.fields[name]
     except KeyError:
@@ -298,6 +341,33 @@ def need_labels(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise DataError("there is nothing to learn from rows without a label or target")
     return batch[name]
+
+
+def majority(logits: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    """What every row says, `[B, …]`, and what wins where `members` rows belong together.
+
+    logits `[B, …, C]`. Of equally many votes the highest mean logit wins: `[B / members, …]`.
+    """
+    said = logits.argmax(-1)
+    votes = one_hot(said, logits.shape[-1]).unflatten(0, (-1, members)).sum(1)
+    means = logits.unflatten(0, (-1, members)).mean(1)
+    tied = votes == votes.amax(-1, keepdim=True)
+    return said, means.masked_fill(~tied, -torch.inf).argmax(-1)
+
+
+def need_head(model: PreTrainedModel, wanted: Head) -> None:
+    """Raise TaskError unless an attached inlay has a head for the same labels in their order.
+
+    It must classify each token where `wanted` does; otherwise any pooling will do.
+    """
+    specs = [inlay.spec for inlay in attached(model).values()]
+    heads = [method for spec in specs for method in spec.methods if isinstance(method, Head)]
+    each = wanted.pool == "each"
+    if not any(tuple(h.labels) == wanted.labels and (h.pool == "each") == each for h in heads):
+        found = f"; its heads: {', '.join(map(repr, heads))}" if heads else ""
+        raise TaskError(
+            f"no attached inlay has a trained head for this task; add {wanted!r} to it{found}"
+        )
 
 
 def need_language_head(model: PreTrainedModel, what: str) -> None:

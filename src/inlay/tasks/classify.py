@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.attach import attached
 from inlay.data import Example, Value
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
@@ -25,7 +24,9 @@ from inlay.tasks.base import (
     Task,
     field_of,
     labelled,
+    majority,
     mask_of,
+    need_head,
     need_labels,
     need_language_head,
     padded,
@@ -102,6 +103,15 @@ class Classify(Task):
             "classify: the labels are not known yet; give labels=[...], or call "
             "prepare(training examples)"
         )
+
+    def head(self) -> Head | None:
+        """See `Task`."""
+        return None if self.verbalizer is not None else Head(labels=self.names)
+
+    def adopt(self, head: Head) -> None:
+        """See `Task`."""
+        if self.labels is None and self.verbalizer is None:
+            self.labels = tuple(head.labels)
 
     @property
     def virtual(self) -> int:
@@ -202,7 +212,7 @@ class Classify(Task):
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: batch[name] for name in names if name in batch}
         if self.verbalizer is None:
-            _check_heads(model, self.names)
+            need_head(model, Head(labels=self.names))
             return classify_by_head(model, *chart.encoded(model, **inputs)).float()
         if self._kind == "encoder-decoder":
             start = model.config.decoder_start_token_id
@@ -229,12 +239,7 @@ class Classify(Task):
         self, model: PreTrainedModel, batch: Batch, members: int
     ) -> tuple[list[Prediction], list[Prediction]]:
         """See `Task`: of labels with equally many votes the one with the highest mean logit."""
-        logits = self.logits(model, batch)
-        said = logits.argmax(1)
-        votes = F.one_hot(said, logits.shape[1]).unflatten(0, (-1, members)).sum(1)
-        means = logits.unflatten(0, (-1, members)).mean(1)
-        tied = votes == votes.amax(1, keepdim=True)
-        won = means.masked_fill(~tied, -torch.inf).argmax(1)
+        said, won = majority(self.logits(model, batch), members)
         return [self.names[i] for i in said.tolist()], [self.names[i] for i in won.tolist()]
 
     def score(
@@ -285,15 +290,3 @@ def _word_ids(words: Sequence[str], bound: Bound) -> Tensor:
             raise TaskError(f"the words {other!r} and {word!r} are the same token")
         ids += tokens
     return torch.tensor(ids)
-
-
-def _check_heads(model: PreTrainedModel, names: tuple[str, ...]) -> None:
-    """Raise TaskError unless an attached inlay has a head for these labels in this order."""
-    specs = [inlay.spec for inlay in attached(model).values()]
-    heads = [method for spec in specs for method in spec.methods if isinstance(method, Head)]
-    if not any(tuple(head.labels) == names for head in heads):
-        found = f"; the labels of its heads: {[list(head.labels) for head in heads]}"
-        raise TaskError(
-            f"no attached inlay has a trained head for these labels; add "
-            f"Head(labels={list(names)}){found if heads else ''}"
-        )

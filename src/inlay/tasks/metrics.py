@@ -1,17 +1,27 @@
 """What predictions are measured by; the arithmetic is sacrebleu's, rouge-score's, scikit-learn's.
 
+Spans of tags are counted as conlleval counts them, and answers as the script of SQuAD 2 does: both
+are definitions of a few lines, and stand here.
+
 BLEU, chrF and ROUGE run from 0 to 100; shares such as accuracy and exact match from 0 to 1.
 """
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from inlay.errors import DataError, TaskError
 
 GenerationMetric = Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"]
 ClassificationMetric = Literal["accuracy", "macro_f1", "matthews"]
+TaggingMetric = Literal["f1", "precision", "recall", "accuracy"]
+ExtractionMetric = Literal["f1", "exact_match"]
+Span = tuple[str, int, int]
+"""A type, the first word of that type, and the last."""
 
 CURE = "pip install 'inlay[metrics]'"
 
@@ -56,6 +66,109 @@ def classification(predictions: Sequence[str], gold: Sequence[str]) -> dict[str,
     }
 
 
+OUTSIDE = "O"
+"""The tag of a word that belongs to nothing."""
+
+LETTERS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+"""What may stand in front of a type, in IOB1, IOB2, IOE, BIOES, BILOU and BMES, as BIOES has it."""
+
+
+def parted(tag: str) -> tuple[str, str] | None:
+    """A tag as its letter in BIOES and its type; None for outside.
+
+    Raises ValueError for a tag that is neither "O" nor a letter of `LETTERS`, with a type or bare.
+    """
+    if tag == OUTSIDE:
+        return None
+    letter, dash, kind = tag.partition("-")
+    if letter not in LETTERS or (dash and not kind):
+        raise ValueError(tag)
+    return LETTERS[letter], kind
+
+
+def spans(tags: Sequence[str]) -> set[Span]:
+    """The spans of one row of tags, in whichever of the schemes, as conlleval finds them.
+
+    A word goes on with the span before it if it is an I or E behind a B or I of the same type;
+    any other word that is not outside begins a span, whatever its letter.
+    """
+    found: list[Span] = []
+    before: tuple[str, str] | None = None
+    for place, tag in enumerate(tags):
+        here = parted(tag)
+        if here is not None:
+            letter, kind = here
+            goes_on = letter in "IE" and before is not None and before[0] in "BI"
+            if goes_on and before is not None and before[1] == kind:
+                found[-1] = (kind, found[-1][1], place)
+            else:
+                found.append((kind, place, place))
+        before = here
+    return set(found)
+
+
+def tagging(
+    predictions: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], *, plain: bool = False
+) -> dict[str, float]:
+    """Every `TaggingMetric` of rows of tags.
+
+    Precision, recall and F1 are over the spans of all rows together, a span being right if its
+    type and both its ends are; with `plain`, over the words that are not outside. Where nothing is
+    said, or nothing is there to find, they are 0. Accuracy is over all words.
+    """
+    _check(predictions, gold)
+    right = said = there = same = words = 0
+    for ours, theirs in zip(predictions, gold, strict=True):
+        if len(ours) != len(theirs):
+            raise DataError(f"{len(ours)} predicted tags for {len(theirs)} words")
+        a, b = (_single(ours), _single(theirs)) if plain else (spans(ours), spans(theirs))
+        right, said, there = right + len(a & b), said + len(a), there + len(b)
+        same += sum(x == y for x, y in zip(ours, theirs, strict=True))
+        words += len(theirs)
+    return {
+        "f1": 2 * right / (said + there) if right else 0.0,
+        "precision": right / said if said else 0.0,
+        "recall": right / there if there else 0.0,
+        "accuracy": same / words if words else 0.0,
+    }
+
+
+def _single(tags: Sequence[str]) -> set[Span]:
+    return {(tag, place, place) for place, tag in enumerate(tags) if tag != OUTSIDE}
+
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(answer: str) -> str:
+    """An answer in lower case, without punctuation (of ASCII), articles and extra white space."""
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def extraction(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Every `ExtractionMetric` of answers, each against the gold answer that suits it best.
+
+    Answers are compared `normalised`; F1 is over their words. A question without gold answers is
+    answered rightly by "" alone.
+    """
+    _check(predictions, gold)
+    exact = f1 = 0.0
+    for said, answers in zip(predictions, gold, strict=True):
+        ours = normalised(said)
+        theirs = [made for answer in answers if (made := normalised(answer))] or [""]
+        exact += max(ours == one for one in theirs)
+        f1 += max(_overlap(ours.split(), one.split()) for one in theirs)
+    return {"f1": f1 / len(gold), "exact_match": exact / len(gold)}
+
+
+def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """F1 of two bags of words; of an empty one, whether both are."""
+    if not ours or not theirs:
+        return float(not ours and not theirs)
+    return 2 * (Counter(ours) & Counter(theirs)).total() / (len(ours) + len(theirs))
+
+
 def confusion(
     predictions: Sequence[str], gold: Sequence[str], labels: Sequence[str]
 ) -> list[list[int]]:
@@ -68,7 +181,7 @@ def confusion(
     return counts
 
 
-def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
+def _check(predictions: Sequence[Any], references: Sequence[Any]) -> None:
     if not predictions:
         raise DataError("there is nothing to score: no predictions")
     if len(predictions) != len(references):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -46,8 +47,8 @@ def vote(
     has one, else for the member that comes first.
     """
     read = task.encode_all(data)
-    said: list[list[Prediction]] = [[] for _ in data]
-    won: list[Prediction] = ["" for _ in data]
+    said: list[list[Any]] = [[] for _ in read]
+    won: list[Any] = ["" for _ in read]
     names = [member.name for member in members]
     with evaluating(model):
         for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
@@ -59,7 +60,9 @@ def vote(
                 said[number] = each[place * len(members) : (place + 1) * len(members)]
                 won[number] = voted[place]
     singles = [
-        task.score([ballots[place] for ballots in said], data) for place in range(len(members))
+        task.score(task.whole(read, [ballots[place] for ballots in said], data), data)
+        for place in range(len(members))
     ]
     mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
-    return Voted(singles, mean, task.score(won, data), won)
+    predictions = task.whole(read, won, data)
+    return Voted(singles, mean, task.score(predictions, data), predictions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from accelerate.utils import gather_object
 from rich.console import Console
@@ -15,8 +16,8 @@ from inlay.training.batches import by_length
 from inlay.training.launch import processes
 from inlay.training.progress import Shown
 
-Predicted = tuple[int, Prediction]
-"""The number of a row, and what is predicted for it."""
+Predicted = tuple[int, Any]
+"""The number of a row, and what is said to it."""
 
 
 def predict(
@@ -42,7 +43,7 @@ def predict(
             for part in predictions(model, task, rows, batch_size, tokens):
                 found += part
                 advance(len(part) * processes().num_processes)
-    return merged(found)
+    return merged(task, rows, found, data)
 
 
 def evaluate(
@@ -81,7 +82,10 @@ def predictions(
         yield list(zip(numbers, said, strict=True))
 
 
-def merged(own: list[Predicted]) -> list[Prediction]:
-    """The predictions of all processes, in the order of the rows."""
+def merged(
+    task: Task, rows: Sequence[Row], own: list[Predicted], data: Sequence[Example]
+) -> list[Prediction]:
+    """One prediction for every example, in order, from the predictions of all processes."""
     everything = gather_object(own) if processes().num_processes > 1 else own
-    return [said for _, said in sorted(everything, key=lambda pair: pair[0])]
+    said = [one for _, one in sorted(everything, key=lambda pair: pair[0])]
+    return task.whole(rows, said, data)

@@ -178,7 +178,8 @@ class Loop:
                 advance(len(part) * world)
                 if world == 1 and self.interrupts.noted:
                     return False
-        scores = {k: float(v) for k, v in self.task.score(merged(found), self.dev).items()}
+        said = merged(self.task, self.dev_rows, found, self.dev)
+        scores = {k: float(v) for k, v in self.task.score(said, self.dev).items()}
         score = scores[self.task.metric]
         seen = Evaluation(at.step, self._epochs(0), self._clock(), score, scores)
         at.evaluations.append(seen)

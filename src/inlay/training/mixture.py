@@ -7,7 +7,7 @@ inlays of its own task.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -119,9 +119,10 @@ class LessonExample(Example):
 
 @dataclass(frozen=True, slots=True)
 class LessonRow(Row):
-    """A row that knows which lesson it belongs to."""
+    """A row that knows which lesson it belongs to, and what it is there."""
 
     lesson: int = 0
+    own: Row | None = None
 
 
 @dataclass(kw_only=True)
@@ -150,19 +151,19 @@ class Mixture(Task):
         """See `Task`: every lesson's task is bound by itself."""
 
     def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
-        made: dict[int, Row] = {}
+        made: list[Row] = []
         for number, places in self._apart(examples).items():
-            read = self.lessons[number].task.encode_all([examples[place] for place in places])
-            for place, row in zip(places, read, strict=True):
+            for row in self.lessons[number].task.encode_all([examples[place] for place in places]):
                 facts = {field.name: getattr(row, field.name) for field in fields(Row)}
-                made[place] = LessonRow(**{**facts, "index": first + place}, lesson=number)
-        return [made[place] for place in range(len(examples))]
+                facts["index"] = first + places[row.index]
+                made.append(LessonRow(**facts, lesson=number, own=row))
+        return sorted(made, key=lambda row: row.index)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """See `Task`: the batches of all lessons, `number/name`, and the places of their rows."""
         batch: Batch = {}
         for number, places in self._apart(rows).items():
-            own = self.lessons[number].task.collate([rows[place] for place in places])
+            own = self.lessons[number].task.collate([_own(rows[place]) for place in places])
             batch |= {f"{number}/{name}": tensor for name, tensor in own.items()}
             batch[f"{number}/{PLACES}"] = torch.tensor(places)
         return batch
@@ -177,13 +178,27 @@ class Mixture(Task):
             count += counted
         return torch.stack(losses).sum(), count
 
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
         """See `Task`."""
-        made: dict[int, Prediction] = {}
+        made: dict[int, Any] = {}
         for lesson, own, places in self._lessons(batch):
             with inlay_rows(model, [[one.name for one in lesson.inlays]]):
                 made |= dict(zip(places, lesson.task.predict(model, own), strict=True))
         return [made[place] for place in range(len(made))]
+
+    def whole(
+        self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """See `Task`: each lesson's task makes its own."""
+        made: dict[int, Prediction] = {}
+        mine = self._apart(rows)
+        for number, places in self._apart(examples).items():
+            at = {place: index for index, place in enumerate(places)}
+            parts = [(rows[p], said[p]) for p in mine[number]]
+            own = [replace(_own(row), index=at[row.index]) for row, _ in parts]
+            task, data = self.lessons[number].task, [examples[place] for place in places]
+            made |= dict(zip(places, task.whole(own, [one for _, one in parts], data), strict=True))
+        return [made[place] for place in range(len(examples))]
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
@@ -209,3 +224,10 @@ class Mixture(Task):
             if own:
                 places = own.pop(PLACES).tolist()
                 yield lesson, own, places
+
+
+def _own(row: Row) -> Row:
+    """The row as its lesson's task made it."""
+    assert isinstance(row, LessonRow)
+    assert row.own is not None
+    return row.own

@@ -18,7 +18,7 @@ from inlay.models import load_base
 from inlay.piece import Tokens
 from inlay.spec import Spec
 from inlay.state import write_whole
-from inlay.tasks import Classify, Task
+from inlay.tasks import Task
 from inlay.training import checkpoint, rng
 from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
@@ -198,8 +198,7 @@ def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
 
 def headed(spec: Spec, task: Task) -> Spec:
     """The spec, with the head that the task reads where it has none yet."""
-    if not isinstance(task, Classify) or task.verbalizer is not None:
-        return spec
     if any(isinstance(method, Head) for method in spec.methods):
         return spec
-    return spec + Head(labels=task.names)
+    head = task.head()
+    return spec if head is None else spec + head
