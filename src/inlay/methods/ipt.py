@@ -20,7 +20,7 @@ from inlay.spec import Method, Shared, only, whole
 
 @dataclass(frozen=True, repr=False)
 class IPT(Method):
-    """A prompt in front of the text that lives in a few dimensions, found from other tasks' prompts.
+    """A prompt in front of the text that lives in few dimensions, those of other tasks' prompts.
 
     length:  P, virtual tokens.
     code:    d_I, the numbers that learn. None: the prompt itself, which is what a file holds.

@@ -75,7 +75,7 @@ def fit_decoder(
                     chosen = torch.randint(len(encoded[number]), (batch_size,)).tolist()
                     made = decoder(encoder(prompts[number].flatten()))
                     values.data.copy_(made.detach().view_as(values))
-                    values.grad = None
+                    scratch.root.sets[NAME].zero_grad()
                     task = lessons[number].task
                     batch = task.collate([encoded[number][place] for place in chosen])
                     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
