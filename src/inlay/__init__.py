@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inlay.methods.prompt import Prompt
     from inlay.methods.ptuning import PTuning
     from inlay.methods.ptuning2 import PTuningV2
+    from inlay.methods.warp import WARP
     from inlay.training import fit
 
 load_strangers()
@@ -39,6 +40,7 @@ __all__ = [
     "IPT",
     "METHODS",
     "ROLES",
+    "WARP",
     "BitFit",
     "Head",
     "Houlsby",

@@ -263,7 +263,9 @@ def _build(chart: Chart, spec: Spec) -> Set:
     made = Set()
     for number, method in enumerate(spec.methods):
         sites = _sites(chart, method)
-        shared = Shared(sites, lambda ids: probe(chart, ids))
+        embed = chart.stacks[0].embed
+        known = 0 if embed is None else len(embed.weight)  # type: ignore[arg-type]
+        shared = Shared(sites, lambda ids: probe(chart, ids), known)
         own: dict[str, Piece] = {}
         for site in sites:
             piece = method.build(site, shared)

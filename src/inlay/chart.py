@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from inlay.charts import FAMILIES
 from inlay.charts.discover import discover
 from inlay.errors import SiteError
-from inlay.layout import Family, Fused, Layout, Place, Sub, child, evaluating, reaches
+from inlay.layout import Family, Fused, Layout, Place, Sub, child, evaluating, output_head, reaches
 from inlay.site import Part, Site, Where, choose, stored_transposed
 
 DOOR = "inlay_door"
@@ -133,6 +133,17 @@ class Chart:
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """hidden `[..., D]` -> logits `[..., V]`, as the model's own forward computes them."""
         return self.family.logits(model, hidden)
+
+    def features(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """hidden `[..., D]` -> what the output embeddings are given for it, `[..., D']`."""
+        seen: list[Tensor] = []
+        head = output_head(model)
+        hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            self.logits(model, hidden)
+        finally:
+            hook.remove()
+        return seen[-1]
 
     def max_length(self, model: PreTrainedModel) -> int | None:
         """The longest text the positions allow, or None where nothing limits it."""

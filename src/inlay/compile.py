@@ -42,7 +42,7 @@ def compile_prompt(handle: Inlay) -> Inlay:
         )
     with evaluating(model):
         pairs = door.front.heard((name,))
-    prefix = Prefix(length=door.slots.length((name,)), mlp=None, shifts=True)
+    prefix = Prefix(length=door.slots.length((name,)), mlp=None, start=None, shifts=True)
     left = [number for number in range(len(handle.spec.methods)) if number not in prompts[1:]]
     methods = [prefix if n == prompts[0] else handle.spec.methods[n] for n in left]
     enabled = handle.enabled

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inlay.attach import attached
+from inlay.chart import Chart
 from inlay.errors import RowsError, TaskError
 from inlay.piece import Head
 
@@ -34,11 +35,12 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
     groups = route.groups(len(hidden), heads)
     if groups is None or any(len(names) != 1 for names in groups.names):
         raise RowsError("every row needs exactly one inlay with a trained head; say which by rows")
+    chart = next(iter(present.values())).root.chart
     if groups.group is None:
-        return heads[groups.names[0][0]](hidden, mask)
+        return _judged(chart, model, heads[groups.names[0][0]], hidden, mask)
     number = groups.index(hidden.device)
     made = [
-        heads[names[0]](hidden[number == i], mask[number == i])
+        _judged(chart, model, heads[names[0]], hidden[number == i], mask[number == i])
         for i, names in enumerate(groups.names)
     ]
     if len({part.dim() for part in made}) > 1:
@@ -47,3 +49,16 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
         raise RowsError("the heads of these rows have different numbers of classes")
     order = torch.argsort(number, stable=True)
     return torch.cat(made)[torch.argsort(order)]
+
+
+def _judged(
+    chart: Chart, model: PreTrainedModel, head: Head, hidden: Tensor, mask: Tensor
+) -> Tensor:
+    """What one head says; one that reads features is given those of each row's last place."""
+    if head.reads == "states":
+        return head(hidden, mask)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask.bool(), places, -1).amax(1).clamp(min=0)
+    at = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
+    features = chart.features(model, at)[:, None]
+    return head(features, mask.new_ones(len(hidden), 1))

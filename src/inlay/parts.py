@@ -46,6 +46,20 @@ def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(value, 0, std, -cut * std, cut * std))
 
 
+COMMON = 5000
+"""How many of the most common tokens a start from "common" draws from (Lester et al., 3.2). The
+vocabularies of today are ordered by frequency."""
+
+
+def common(method: object, vocabulary: int, count: int) -> list[int]:
+    """Different ones of the most common tokens, at random. Raises SpecError for too many."""
+    pool = min(COMMON, vocabulary)
+    if pool < count:
+        kind = type(method).__name__
+        raise SpecError(f"{kind}: {count} positions, but only {pool} tokens to draw")
+    return torch.randperm(pool, device="cpu")[:count].tolist()
+
+
 def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
     """The input embeddings of token ids, one mean a group: `[N, D]`, fp32.
 

@@ -16,7 +16,7 @@ R rank, M bottleneck, C classes, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,9 +111,16 @@ class Tokens(Piece):
 
 
 class Head(Piece):
-    """A trained classifier over the last hidden state."""
+    """A trained classifier over the last hidden state.
+
+    labels: its classes, in order. each: whether it classifies every token by itself. reads:
+    "states", or "features": what the output embeddings are given, at one place a row.
+    """
 
     kind = "head"
+    labels: tuple[str, ...]
+    each: bool = False
+    reads: ClassVar[Literal["states", "features"]] = "states"
 
     @abstractmethod
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inlay.errors import SpecError
+from inlay.parts import common
 from inlay.piece import Keys, Once, Piece
 from inlay.site import Site
 from inlay.spec import Method, Shared, only
@@ -50,9 +52,32 @@ def keys_at(
     return Sliced(made, alike.index(site), site, dropout, shift)
 
 
-def start_from(words: tuple[int, ...], pieces: Mapping[str, Piece], shared: Shared) -> None:
-    """Start from the keys and values that the bare base computes for real words, exactly."""
-    seen = shared.probe(list(words))
+Start = Literal["common"] | tuple[int, ...] | None
+"""Where a prefix starts: at different ones of the most common tokens, at these tokens, or at
+random numbers."""
+
+
+def check_start(method: Method, start: Start, length: int) -> None:
+    """Raise SpecError for a start that does not have `length` tokens."""
+    kind = type(method).__name__
+    if isinstance(start, str):
+        if start != "common":
+            raise SpecError(f"{kind}: start is 'common', token ids or None, not {start!r}")
+    elif start is not None and len(start) != length:
+        raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
+
+
+def start_from(
+    method: Method, start: Start, length: int, pieces: Mapping[str, Piece], shared: Shared
+) -> None:
+    """Start from the keys and values that the bare base computes for real words, exactly.
+
+    A base that reads no words starts at random numbers, unless it is given words.
+    """
+    if start is None or (start == "common" and not shared.vocabulary):
+        return
+    words = common(method, shared.vocabulary, length) if start == "common" else list(start)
+    seen = shared.probe(words)
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
             k, v = seen[name]

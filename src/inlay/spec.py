@@ -31,11 +31,18 @@ class Shared:
 
     sites: every site that the method takes, in order.
     probe: token ids `[T]` -> the base's own (k, v), each `[H, T, K]`, at every `*.kv` site.
+    vocabulary: how many tokens the base knows; 0 where it reads no words.
     """
 
-    def __init__(self, sites: list[Site], probe: Callable[[list[int]], dict[str, Any]]):
+    def __init__(
+        self,
+        sites: list[Site],
+        probe: Callable[[list[int]], dict[str, Any]],
+        vocabulary: int = 0,
+    ):
         self.sites = sites
         self.probe = probe
+        self.vocabulary = vocabulary
         self.modules: dict[str, Once] = {}
 
     def once(self, key: str, stack: str, make: Callable[[], nn.Module]) -> Once:
@@ -69,13 +76,15 @@ class Method(Spec):
 
     examples: tiny instances that the laws run on every family of the zoo.
     identity: whether a model with this method just attached computes exactly what the base does.
-    lr:       the learning rate that training takes for its pieces where none is given.
+    judges:   whether it brings the trained head of a task that reads one.
+    lr:       what `rate` says, where that does not depend on the numbers.
     paper:    the source, for tables.
     """
 
     at: Where
     examples: ClassVar[tuple[Method, ...]] = ()
     identity: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = ""
 
@@ -92,6 +101,10 @@ class Method(Spec):
 
     def check(self) -> None:
         """Raise SpecError for numbers that can never work, whatever the model."""
+
+    def rate(self) -> float:
+        """The learning rate that training takes for it where none is given."""
+        return self.lr
 
     @abstractmethod
     def build(self, site: Site, shared: Shared) -> Piece | None:

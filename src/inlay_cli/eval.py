@@ -130,11 +130,11 @@ def _asked(
 
 def _same_labels(task: Task, handle: Inlay) -> None:
     """A trained head brings its labels along."""
-    from inlay import Head
+    from inlay.heads import head_of
 
-    for method in handle.spec.methods:
-        if isinstance(method, Head):
-            task.adopt(method)
+    head = head_of(handle.model, handle.name)
+    if head is not None:
+        task.adopt(tuple(head.labels))
 
 
 def _write(path: Path, rows: Dataset, said: list[Prediction]) -> None:

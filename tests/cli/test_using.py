@@ -130,7 +130,7 @@ def test_export_writes_an_equal_prefix(inlay, base, tmp_path):
     prompt = handle.save(tmp_path / "p.safetensors", tokenizer=tokenizer)
     ran = inlay("export", base, prompt, tmp_path / "prefix.safetensors")
     assert ran.code == 0, ran.error
-    assert "Prefix(length=3, mlp=None, shifts=True)" in ran.out
+    assert "Prefix(length=3, mlp=None, start=None, shifts=True)" in ran.out
     told = ("--max-new-tokens", "5")
     before = inlay("generate", base, prompt, "the cat sat", *told)
     after = inlay("generate", base, tmp_path / "prefix.safetensors", "the cat sat", *told)

@@ -51,7 +51,7 @@ def test_the_file_is_an_ordinary_prefix(family: str, tmp_path: Path) -> None:
     file = inlay.compile_prompt(model.inlays.handles["default"]).save(tmp_path / "p.safetensors")
     other = zoo.fresh(family)
     handle = inlay.load(other, file)
-    assert handle.spec == inlay.Prefix(length=4, mlp=None, shifts=True)
+    assert handle.spec == inlay.Prefix(length=4, mlp=None, start=None, shifts=True)
     with torch.no_grad():
         assert far(other(**inputs).logits, prompted) < 1e-4
 

@@ -59,7 +59,7 @@ def test_names_and_header(file: Path) -> None:
     header, tensors = parts(file)
     assert "decoder.2.attn.q/0/lora/a" in tensors and "decoder.0.attn.kv/1/prefix/k" in tensors
     assert inlay.spec.from_json(header["spec"]) == inlay.LoRA(rank=2) + inlay.Prefix(
-        length=2, mlp=None
+        length=2, mlp=None, start=None
     )
     assert json.loads(header["base"])["family"] == "llama"
 

@@ -36,6 +36,7 @@ def meta(kind: str) -> Any:
                 intermediate_size=4096,
             )
         ),
+        "roberta-mlm": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(vocab_size=50265)),
         "roberta-base": lambda: hf.RobertaModel(hf.RobertaConfig(vocab_size=50265)),
         "gpt2-medium": lambda: hf.GPT2LMHeadModel(
             hf.GPT2Config(n_embd=1024, n_layer=24, n_head=16)
@@ -116,6 +117,8 @@ D, L, FF = 768, 12, 3072
             9 * D + 2 * 2 * 4 * (D // 2 * D + (D // 2) ** 2 + D) + 2 * (D * D + D),
         ),
         ("bert-base", inlay.PTuning(length=9, encoder="mlp"), 9 * D + 2 * (D * D + D)),
+        # card 14: (K + C)·d + C, the "25K" of RoBERTa-large at K = 20, C = 3
+        ("roberta-mlm", inlay.WARP(length=20, labels=("a", "b", "c")), 23 * D + 3),
         # card 17: a new task learns d_I numbers
         ("bert-base", inlay.IPT(length=100, code=250), 250),
         # card 16: 2·l·L·d, the published 6.29M of RoBERTa-large at l = 128

@@ -306,7 +306,7 @@ def test_a_head_that_pools_is_refused():
     batch = task.collate(task.encode_all(ROWS))
     refused(
         lambda: task.loss(base, batch),
-        "add Head(labels=('O', 'B-a', 'I-a'), pool='each') to it; its heads: Head(labels=",
+        "add Head(labels=('O', 'B-a', 'I-a'), pool='each') to it; its heads: [",
     )
     each = fresh("bert")
     one = Classify(labels=LABELS)
@@ -363,7 +363,7 @@ def test_the_head_that_is_added_is_the_one_that_is_read():
     own = LoRA() + Head(labels=LABELS, pool="each")
     assert headed(own, task) is own
     fresh_task = Tag()
-    fresh_task.adopt(Head(labels=["O", "B-a"], pool="each"))
+    fresh_task.adopt(("O", "B-a"))
     assert fresh_task.names == ("O", "B-a")
     fresh_task.adopt(Head(labels=("x", "y"), pool="each"))
     assert fresh_task.names == ("O", "B-a"), "what is known stays"

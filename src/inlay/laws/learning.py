@@ -20,6 +20,7 @@ from inlay.laws.case import (
     move,
     weigh,
 )
+from inlay.piece import Head
 
 
 def only_pieces_learn(case: Case) -> float:
@@ -32,7 +33,9 @@ def only_pieces_learn(case: Case) -> float:
         for _ in range(2):  # a rectifier may be shut for every token by chance, hardly thrice
             move(handle)
             weigh(answer(case.model, inputs)).backward()
-        pieces = {id(p) for p in handle.parameters()}
+        heads = [piece for _, _, piece in handle.pieces() if isinstance(piece, Head)]
+        apart = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
+        pieces = {id(p) for p in handle.parameters()} - apart
         others = {id(p) for one in attached(case.model).values() for p in one.parameters()}
         for name, parameter in case.model.named_parameters():
             if id(parameter) in pieces:
@@ -40,7 +43,7 @@ def only_pieces_learn(case: Case) -> float:
                     raise Broken(f"{name} gets no gradient")
                 if not parameter.grad.any():
                     raise Broken(f"{name} gets a gradient that is zero everywhere")
-            elif id(parameter) not in others and (
+            elif id(parameter) not in others | apart and (
                 parameter.requires_grad or parameter.grad is not None
             ):
                 raise Broken(f"{name} of the base learns")

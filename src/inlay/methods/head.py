@@ -30,6 +30,7 @@ class Head(Method):
     at: Where = Where(("final",))
 
     identity: ClassVar[bool] = True
+    judges: ClassVar[bool] = True
 
     def check(self) -> None:
         """See `Method`."""
@@ -50,7 +51,8 @@ class Classifier(HeadPiece):
         super().__init__()
         self.weight = normal(len(spec.labels), width, std=0.02)  # [C, D]
         self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
-        self.pool = spec.pool
+        self.labels, self.pool = spec.labels, spec.pool
+        self.each = spec.pool == "each"
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """See `piece.Head`."""

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from inlay.errors import SpecError
 from inlay.piece import Keys, Piece
-from inlay.prefixes import keys_at, start_from
+from inlay.prefixes import Start, check_start, keys_at, start_from
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, share, whole
 
@@ -24,8 +23,10 @@ class Prefix(Method):
     length: P, virtual tokens.
     mlp:    inner width of the MLP that makes the prefix in training, `P' → tanh → 2·L·d`; it is
             dropped in the file. None learns the prefix itself (the embedding option).
-    start:  token ids: the keys and values that the bare base computes for these words are the
-            starting point, and there must be as many ids as `length`. None starts at random.
+    start:  real words, whose keys and values in the bare base are the starting point: "common"
+            (different ones of the 5,000 most common tokens) or token ids, as many as `length`.
+            None starts at random numbers, from which few steps lead nowhere: 0.53 against 0.83
+            of movie reviews after 250 and 150 steps.
     dropout: share of the prefix that is dropped in training.
     shifts: the text's positions begin behind the prefix, as in the paper's code and as behind a
             prompt, not at 0. What `compile_prompt` makes.
@@ -34,7 +35,7 @@ class Prefix(Method):
 
     length: int = 10
     mlp: int | None = 512
-    start: tuple[int, ...] | None = None
+    start: Start = "common"
     dropout: float = 0.0
     shifts: bool = False
     at: Where = Where(("attn.kv", "cross.kv?"))
@@ -46,9 +47,12 @@ class Prefix(Method):
         whole(self, "length")
         if self.mlp is not None:
             whole(self, "mlp")
-        if self.start is not None and len(self.start) != self.length:
-            raise SpecError(f"Prefix: {len(self.start)} token ids for {self.length} positions")
+        check_start(self, self.start, self.length)
         share(self, "dropout")
+
+    def rate(self) -> float:
+        """See `Method`: an MLP moves all layers at once, vectors move one by one."""
+        return 1e-2 if self.mlp is None else 1e-4
 
     def build(self, site: Site, shared: Shared) -> Keys:
         """See `Method`."""
@@ -64,12 +68,11 @@ class Prefix(Method):
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """Start from the activations of real words (section 7.4)."""
-        if self.start is not None:
-            start_from(self.start, pieces, shared)
+        start_from(self, self.start, self.length, pieces, shared)
 
     def served(self) -> Prefix:
         """See `Method`: without the MLP, and not starting anew."""
         return replace(self, mlp=None, start=None)
 
 
-Prefix.examples = (Prefix(length=3, mlp=None), Prefix(length=2, mlp=5))
+Prefix.examples = (Prefix(length=3, mlp=None, start=None), Prefix(length=2, mlp=5))

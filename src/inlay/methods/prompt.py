@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SpecError
-from inlay.parts import embedded
+from inlay.parts import common, embedded
 from inlay.piece import Slots
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
 
 Words = tuple[tuple[int, ...], ...]
-
-COMMON = 5000
-"""How many of the most common tokens `start="common"` draws from (section 3.2)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,11 +60,8 @@ class Prompt(Method):
         if self.start == "uniform":
             return torch.empty(self.length, width).uniform_(-0.5, 0.5)
         words: Words = () if isinstance(self.start, str) else self.start
-        pool = min(COMMON, site.d_in)
-        drawn = torch.randperm(pool)[: self.length - len(words)]
-        if len(drawn) < self.length - len(words):
-            raise SpecError(f"Prompt: {self.length} positions, but only {pool} tokens to draw")
-        return embedded(self, site, [*words, *((int(number),) for number in drawn)])
+        drawn = common(self, site.d_in, self.length - len(words))
+        return embedded(self, site, [*words, *((number,) for number in drawn)])
 
 
 Prompt.examples = (

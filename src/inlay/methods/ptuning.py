@@ -37,7 +37,6 @@ class PTuning(Method):
     start: Words | None = None
     at: Where = Where(("embed",))
 
-    lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = "Liu et al., 2021 (GPT Understands, Too)"
 
     def check(self) -> None:
@@ -48,6 +47,10 @@ class PTuning(Method):
         if self.start is not None and (len(self.start) != self.length or not all(self.start)):
             groups = len(self.start)
             raise SpecError(f"PTuning: {groups} groups of ids for {self.length} positions")
+
+    def rate(self) -> float:
+        """See `Method`."""
+        return {None: 1e-2, "mlp": 1e-3, "lstm": 3e-3}[self.encoder]
 
     def build(self, site: Site, shared: Shared) -> Tokens:
         """See `Method`."""

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from inlay.errors import SpecError
 from inlay.piece import Keys, Piece
-from inlay.prefixes import keys_at, start_from
+from inlay.prefixes import Start, check_start, keys_at, start_from
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, share, whole
 
@@ -22,18 +21,17 @@ class PTuningV2(Method):
     length:  P, virtual tokens; below 20 for simple classification, about 100 for hard tagging
              (section 3.2).
     mlp:     inner width of the MLP that makes the keys and values in training; None as a rule.
-    start:   token ids, as many as `length`: see `Prefix`.
+    start:   "common", token ids, as many as `length`, or None: see `Prefix`.
     dropout: share of the keys and values that is dropped in training.
     at:      'attn.kv'.
     """
 
     length: int = 20
     mlp: int | None = None
-    start: tuple[int, ...] | None = None
-    dropout: float = 0.1
+    start: Start = "common"
+    dropout: float = 0.0
     at: Where = Where(("attn.kv",))
 
-    lr: ClassVar[float] = 1e-2
     paper: ClassVar[str] = "Liu et al., ACL 2022"
 
     def check(self) -> None:
@@ -41,9 +39,12 @@ class PTuningV2(Method):
         whole(self, "length")
         if self.mlp is not None:
             whole(self, "mlp")
-        if self.start is not None and len(self.start) != self.length:
-            raise SpecError(f"PTuningV2: {len(self.start)} token ids for {self.length} positions")
+        check_start(self, self.start, self.length)
         share(self, "dropout")
+
+    def rate(self) -> float:
+        """See `Method`: as for `Prefix`."""
+        return 1e-2 if self.mlp is None else 1e-4
 
     def build(self, site: Site, shared: Shared) -> Keys:
         """See `Method`."""
@@ -53,12 +54,11 @@ class PTuningV2(Method):
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """See `Method`."""
-        if self.start is not None:
-            start_from(self.start, pieces, shared)
+        start_from(self, self.start, self.length, pieces, shared)
 
     def served(self) -> PTuningV2:
         """See `Method`: without the MLP, and not starting anew."""
         return replace(self, mlp=None, start=None)
 
 
-PTuningV2.examples = (PTuningV2(length=3), PTuningV2(length=2, mlp=5, dropout=0.0))
+PTuningV2.examples = (PTuningV2(length=3), PTuningV2(length=2, mlp=5, start=None, dropout=0.1))

@@ -19,6 +19,7 @@ from inlay.attach import attached
 from inlay.chart import Chart, resolve
 from inlay.data import Example, Value
 from inlay.errors import DataError, TaskError, nearest
+from inlay.heads import head_of
 from inlay.methods.head import Head
 from inlay.readers import kind_of
 
@@ -190,8 +191,8 @@ class Task(ABC):
         """The trained head that the task reads, or None. Raises TaskError before `prepare`."""
         return None
 
-    def adopt(self, head: Head) -> None:  # noqa: B027 - most have nothing to take
-        """Take the labels of a trained head, where the task reads one and knows no labels."""
+    def adopt(self, labels: tuple[str, ...]) -> None:  # noqa: B027 - most have nothing to take
+        """Take the labels of a trained head, where the task reads one and knows none itself."""
 
     @property
     @abstractmethod
@@ -360,11 +361,11 @@ def need_head(model: PreTrainedModel, wanted: Head) -> None:
 
     It must classify each token where `wanted` does; otherwise any pooling will do.
     """
-    specs = [inlay.spec for inlay in attached(model).values()]
-    heads = [method for spec in specs for method in spec.methods if isinstance(method, Head)]
+    heads = [head for name in attached(model) if (head := head_of(model, name)) is not None]
     each = wanted.pool == "each"
-    if not any(tuple(h.labels) == wanted.labels and (h.pool == "each") == each for h in heads):
-        found = f"; its heads: {', '.join(map(repr, heads))}" if heads else ""
+    if not any(tuple(h.labels) == wanted.labels and h.each == each for h in heads):
+        told = (f"{list(h.labels)}{' for each token' if h.each else ''}" for h in heads)
+        found = f"; its heads: {', '.join(told)}" if heads else ""
         raise TaskError(
             f"no attached inlay has a trained head for this task; add {wanted!r} to it{found}"
         )

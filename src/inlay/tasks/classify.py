@@ -55,7 +55,8 @@ class Classify(Task):
     With `verbalizer` the language-model head decides: the label wins whose word is the most
     likely token at one position, behind the text in a decoder, at `{mask}` in an encoder, and at
     the beginning of the decoder's text in an encoder–decoder. Without it a trained head decides,
-    a `Head(labels=...)` in the inlay, which must name the same labels in the same order.
+    a `Head(labels=...)` in the inlay, which must name the same labels in the same order. In an
+    encoder it reads the state at `{mask}` where the template has one.
 
     labels: the names of the labels; None takes them from the verbalizer or, sorted, from the
         training data (`prepare`).
@@ -80,15 +81,15 @@ class Classify(Task):
         super().__post_init__()
         if self.template is not None and set(Template(self.template).names) <= {"mask"}:
             raise TaskError(f"classify: template {self.template!r} names no {{column}}")
-        if self.verbalizer is None:
-            if self.template is not None and MASK in self.template:
-                raise TaskError("classify: {mask} in a template needs a verbalizer")
-        elif self.template is None:
-            raise TaskError(
-                "classify: a verbalizer needs a template, such as '{text} All in all, it was'"
-            )
-        elif self.labels is not None and set(self.labels) != set(self.verbalizer):
-            raise TaskError("classify: the verbalizer must have one word for each of the labels")
+        if self.verbalizer is not None:
+            if self.template is None:
+                raise TaskError(
+                    "classify: a verbalizer needs a template, such as '{text} All in all, it was'"
+                )
+            if self.labels is not None and set(self.labels) != set(self.verbalizer):
+                raise TaskError(
+                    "classify: the verbalizer must have one word for each of the labels"
+                )
         if self.labels is not None or self.verbalizer is not None:
             _check_labels(self.names)
 
@@ -108,10 +109,10 @@ class Classify(Task):
         """See `Task`."""
         return None if self.verbalizer is not None else Head(labels=self.names)
 
-    def adopt(self, head: Head) -> None:
+    def adopt(self, labels: tuple[str, ...]) -> None:
         """See `Task`."""
         if self.labels is None and self.verbalizer is None:
-            self.labels = tuple(head.labels)
+            self.labels = labels
 
     @property
     def virtual(self) -> int:
@@ -148,8 +149,14 @@ class Classify(Task):
             need_language_head(model, "a verbalizer")
             if kind == "encoder-decoder" and model.config.decoder_start_token_id is None:
                 raise TaskError("the model's config has no decoder_start_token_id")
-            template = _with_mask(template, bound)
             self._words = _word_ids([self.verbalizer[name] for name in self.names], bound)
+        self._masked = (
+            template is not None
+            and kind == "encoder"
+            and (self.verbalizer is not None or MASK in template)
+        )
+        if template is not None and (self._masked or MASK in template):
+            template = _with_mask(template, bound)
         self._reader = Reader(
             tokenizer=tokenizer,
             template=None if template is None else Template(template),
@@ -183,10 +190,6 @@ class Classify(Task):
         return rows
 
     @property
-    def _masked(self) -> bool:
-        return self.verbalizer is not None and self._kind == "encoder"
-
-    @property
     def _mask_id(self) -> int:
         return self.bound.tokenizer.mask_token_id
 
@@ -213,7 +216,10 @@ class Classify(Task):
         inputs = {name: batch[name] for name in names if name in batch}
         if self.verbalizer is None:
             need_head(model, Head(labels=self.names))
-            return classify_by_head(model, *chart.encoded(model, **inputs)).float()
+            states, mask = chart.encoded(model, **inputs)
+            if self._masked:
+                mask = (inputs["input_ids"] == self._mask_id).long()
+            return classify_by_head(model, states, mask).float()
         if self._kind == "encoder-decoder":
             start = model.config.decoder_start_token_id
             first = batch["input_ids"].new_full((len(batch["input_ids"]), 1), start)
@@ -271,7 +277,7 @@ def _with_mask(template: str, bound: Bound) -> str:
     if masks != 1:
         raise TaskError(f"template {template!r}: an encoder needs {MASK} where the word stands")
     if bound.tokenizer.mask_token is None:
-        raise TaskError("a verbalizer on an encoder needs a tokenizer with a mask token")
+        raise TaskError("{mask} needs a tokenizer with a mask token")
     return template.replace(MASK, bound.tokenizer.mask_token)
 
 

@@ -108,10 +108,10 @@ class Tag(Task):
         """See `Task`."""
         return Head(labels=self.names, pool="each")
 
-    def adopt(self, head: Head) -> None:
+    def adopt(self, labels: tuple[str, ...]) -> None:
         """See `Task`."""
         if self.labels is None:
-            self.labels = tuple(head.labels)
+            self.labels = labels
 
     @property
     def needs(self) -> tuple[str, ...]:

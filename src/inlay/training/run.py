@@ -13,7 +13,6 @@ from rich.console import Console
 
 from inlay.attach import Inlay, attach, rows
 from inlay.data import Dataset, left_out
-from inlay.methods.head import Head
 from inlay.models import load_base
 from inlay.piece import Tokens
 from inlay.spec import Spec
@@ -124,7 +123,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         shown: dict[str, Any] = {"console": console, "what": part}
         return evaluate(model, task, data[part], batch_size=o.rows, tokens=o.tokens, **shown)
 
-    reads = any(isinstance(method, Head) for method in spec.methods) or virtual > 0
+    reads = any(method.judges for method in spec.methods) or virtual > 0
     handle.enabled = reads
     untouched = score("dev")
     handle.enabled = True
@@ -198,7 +197,7 @@ def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
 
 def headed(spec: Spec, task: Task) -> Spec:
     """The spec, with the head that the task reads where it has none yet."""
-    if any(isinstance(method, Head) for method in spec.methods):
+    if any(method.judges for method in spec.methods):
         return spec
     head = task.head()
     return spec if head is None else spec + head

@@ -25,4 +25,4 @@ def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, don
 
 def rates(spec: Spec, chosen: float | None) -> tuple[float, ...]:
     """The highest learning rate of each method: the one chosen for all, or its own `lr`."""
-    return tuple(method.lr if chosen is None else chosen for method in spec.methods)
+    return tuple(method.rate() if chosen is None else chosen for method in spec.methods)

@@ -1,0 +1,119 @@
+"""WARP: trained prompt and label vectors, s_c = v_c · f_MASK + b_c (Hambardzumyan et al., 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inlay.errors import SpecError
+from inlay.parts import embedded, normal
+from inlay.piece import Head, Tokens
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only
+
+Words = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, repr=False)
+class WARP(Method):
+    """Virtual tokens in a template, and a vector for each label, scored where a word would be.
+
+    That is at the template's `{mask}` in an encoder, behind the text in a decoder; what is scored
+    is what the output embeddings read (in BERT: behind the head's dense layer and norm).
+
+    labels: the names of the classes, in order.
+    length: K, virtual tokens; as many as the template has (0: label vectors alone).
+    start:  token ids, one group a virtual token, whose embeddings are averaged, such as the mask
+            token's. None draws from the normal distribution of the embedding table.
+    words:  token ids, one group a label: label vectors begin as these words' output embeddings,
+            with their biases (WARP_init). None starts at random.
+    at:     'embed' and 'head'.
+    """
+
+    labels: tuple[str, ...] = ("0", "1")
+    length: int = 8
+    start: Words | None = None
+    words: Words | None = None
+    at: Where = Where(("embed", "head"))
+
+    judges: ClassVar[bool] = True
+    lr: ClassVar[float] = 1e-3
+    paper: ClassVar[str] = "Hambardzumyan et al., ACL 2021"
+
+    def check(self) -> None:
+        """See `Method`."""
+        if len(self.labels) < 1 or len(set(self.labels)) != len(self.labels):
+            raise SpecError(f"WARP: labels are different names, not {self.labels!r:.80}")
+        if self.length < 0:
+            raise SpecError(f"WARP: length must be 0 or more, not {self.length}")
+        for name, given, count in (
+            ("start", self.start, self.length),
+            ("words", self.words, len(self.labels)),
+        ):
+            if given is not None and (len(given) != count or not all(given)):
+                raise SpecError(f"WARP: {name} has {len(given)} groups of ids where {count} belong")
+
+    def build(self, site: Site, shared: Shared) -> Tokens | Head | None:
+        """See `Method`."""
+        only(self, site, site.role in ("embed", "head"), "'embed' and 'head'")
+        if len({one.stack for one in shared.sites}) > 1:
+            raise SpecError("WARP reads the stack that it prompts, and an encoder–decoder has two")
+        if site.role == "head":
+            return LabelVectors(self, site)
+        return Vectors(self._start(site)) if self.length else None
+
+    def served(self) -> WARP:
+        """See `Method`: not starting anew."""
+        return replace(self, start=None, words=None)
+
+    def _start(self, site: Site) -> Tensor:
+        if self.start is not None:
+            return embedded(self, site, self.start)
+        table = site.weight().float()
+        drawn = torch.randn(self.length, site.d_out).to(table.device)
+        return table.mean(0) + table.std(0) * drawn
+
+
+WARP.examples = (WARP(length=3), WARP(length=2, words=((5,), (6, 7))))
+
+
+class Vectors(Tokens):
+    """The virtual tokens."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [K, D]
+
+    def forward(self) -> Tensor:
+        """See `Tokens`."""
+        return self.values
+
+
+class LabelVectors(Head):
+    """The vectors of the labels, in fp32."""
+
+    reads = "features"
+
+    def __init__(self, spec: WARP, site: Site):
+        super().__init__()
+        self.labels = spec.labels
+        self.weight = normal(len(spec.labels), site.d_in, std=0.02)  # [C, D]
+        self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
+        if spec.words is not None:
+            for number in (number for group in spec.words for number in group):
+                if not 0 <= number < site.d_out:
+                    raise SpecError(f"WARP: token id {number} is outside {site.d_out} tokens")
+            table, bias = site.weight().float(), site.bias()
+            with torch.no_grad():
+                for label, group in enumerate(spec.words):
+                    self.weight[label] = table[list(group)].mean(0)
+                    if bias is not None:
+                        self.bias[label] = bias.float()[list(group)].mean()
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """See `piece.Head`; hidden `[B, 1, D]` is the one place where a word would be read off."""
+        return hidden[:, 0].float() @ self.weight.T + self.bias

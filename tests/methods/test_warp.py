@@ -1,0 +1,113 @@
+"""WARP: label vectors where a word would be read off, and virtual tokens in the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import SpecError, TaskError
+from inlay.laws.case import far, move
+from inlay.tasks import Classify
+from inlay.training import fit
+from tests import zoo
+from tests.tasks.tiny import examples, tokenizer
+
+ROWS = examples(
+    *(
+        {"text": f"the {word} sat", "label": label}
+        for label, words in {"yes": ("cat", "dog"), "no": ("film", "plot")}.items()
+        for word in words
+    )
+)
+VERBALIZER = {"yes": "good", "no": "bad"}
+ENCODERS = ("bert", "roberta", "electra", "distilbert", "modernbert", "deberta")
+
+
+def words() -> Any:
+    known = tokenizer("encoder")
+    return tuple((known.convert_tokens_to_ids(word),) for word in VERBALIZER.values())
+
+
+def bound(family: str, template: str, kind: str = "encoder", **more: Any) -> tuple[Any, Classify]:
+    model = zoo.fresh(family)
+    task = Classify(template=template, **more)
+    task.bind(model, tokenizer(kind))
+    return model, task
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_without_virtual_tokens_it_is_the_verbalizer(family: str) -> None:
+    model, hard = bound(family, "{text} was {mask}", verbalizer=VERBALIZER)
+    soft = Classify(template="{text} was {mask}", labels=("yes", "no"))
+    soft.bind(model, tokenizer("encoder"))
+    batch = hard.collate(hard.encode_all(ROWS))
+    with torch.no_grad():
+        wanted = hard.logits(model, batch)
+        inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=0, words=words()))
+        assert far(soft.logits(model, soft.collate(soft.encode_all(ROWS))), wanted) < 1e-4
+
+
+def test_a_decoder_is_read_behind_its_text() -> None:
+    model, hard = bound("llama", "{text} was", "decoder", verbalizer=VERBALIZER)
+    soft = Classify(template="{text} was", labels=("yes", "no"))
+    soft.bind(model, tokenizer("decoder"))
+    known = tokenizer("decoder")
+    ids = tuple((known.convert_tokens_to_ids(word),) for word in VERBALIZER.values())
+    with torch.no_grad():
+        wanted = hard.logits(model, hard.collate(hard.encode_all(ROWS)))
+        inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=0, words=ids))
+        assert far(soft.logits(model, soft.collate(soft.encode_all(ROWS))), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_it_learns_prompts_and_labels_and_nothing_else(family: str, tmp_path: Path) -> None:
+    model, task = bound(family, "{p*2} {text} {p} {mask}", labels=("yes", "no"))
+    handle = inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=3))
+    assert handle.count() == (3 + 2) * 32 + 2
+    base = {n: p.clone() for n, p in model.named_parameters() if not n.startswith("inlays")}
+    before = [p.clone() for p in handle.parameters()]
+    batch = task.collate(task.encode_all(ROWS))
+    with torch.no_grad():
+        start = task.loss(model, batch)[0]
+    fit(model, handle, task, ROWS, steps=60, batch_size=4, lr=0.3)
+    assert all(not torch.equal(a, b) for a, b in zip(before, handle.parameters(), strict=True))
+    for name, parameter in base.items():
+        assert torch.equal(parameter, model.get_parameter(name)), name
+    with torch.no_grad():
+        assert task.loss(model, batch)[0] < 0.9 * start
+        logits = task.logits(model, batch)
+        path = handle.save(tmp_path / "w.safetensors")
+        handle.detach()
+        inlay.load(model, path)
+        assert torch.equal(task.logits(model, batch), logits)
+
+
+def test_rows_of_one_batch_have_their_own_labels() -> None:
+    model, task = bound("bert", "{p} {text} {mask}", labels=("yes", "no"))
+    for number, name in enumerate("ab"):
+        torch.manual_seed(number)
+        move(inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=1), name=name))
+    batch = task.collate(task.encode_all(ROWS))
+    with torch.no_grad():
+        with inlay.rows(model, ["a", "b", "a", "b"]):
+            mixed = task.logits(model, batch)
+        for name, start in (("a", 0), ("b", 1)):
+            with inlay.rows(model, [name]):
+                assert far(task.logits(model, batch)[start::2], mixed[start::2]) < 1e-4
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(SpecError, match="2 belong"):
+        inlay.WARP(words=((1,),))
+    with pytest.raises(SpecError, match="encoder–decoder"):
+        inlay.attach(zoo.fresh("t5"), inlay.WARP())
+    model, task = bound("bert", "{text} {mask}", labels=("yes", "no"))
+    inlay.attach(model, inlay.WARP(labels=("no", "yes"), length=0))
+    with pytest.raises(TaskError, match="'no', 'yes'"):
+        task.logits(model, task.collate(task.encode_all(ROWS)))
+    with pytest.raises(TaskError, match="encoders"):
+        bound("llama", "{text} {mask}", "decoder", labels=("yes", "no"))
