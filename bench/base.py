@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from inlay.models import fetch_model, load_base
 MODEL = "smollm2"
 DTYPE = torch.bfloat16
 ROWS, LENGTH, LABELLED = 8, 128, 64
+PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
 
 def quiet() -> None:
@@ -76,7 +78,7 @@ def batch(rows: int = ROWS) -> Batch:
     return Batch(*(tensor.to(device()) for tensor in made))
 
 
-def machine() -> dict[str, object]:
+def machine(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     """What the numbers depend on, without anything that says whose machine it is."""
     here = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
@@ -87,7 +89,6 @@ def machine() -> dict[str, object]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
-    packages = ("torch", "transformers", "accelerate", "peft")
     return {**here, **{name: version(name) for name in packages}}
 
 

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inlay_cli import check, demo, export, generate, inspect, merge, methods, sites, train
+from inlay_cli import (
+    check,
+    demo,
+    export,
+    generate,
+    inspect,
+    merge,
+    methods,
+    reproduce,
+    sites,
+    train,
+)
 from inlay_cli import eval as evaluation
 from inlay_cli.console import err, fail, out
 from inlay_cli.shared import examples
@@ -49,7 +60,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, train, evaluation, generate, check, inspect, methods, sites, merge, export):
+for module in (
+    demo,
+    train,
+    evaluation,
+    generate,
+    check,
+    inspect,
+    methods,
+    sites,
+    merge,
+    export,
+    reproduce,
+):
     module.register(app)
 
 
