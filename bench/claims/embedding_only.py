@@ -32,7 +32,7 @@ def measure(run: Run) -> Numbers:
     test = restaurants(run.folder("e2e"), "test", s["test"], 0)
     specs = {
         "prompt": (Prompt(length=s["length"]), s["lr_prompt"]),
-        "prefix": (Prefix(length=s["length"]), s["lr_prefix"]),
+        "prefix": (Prefix(length=s["length"], start=None), s["lr_prefix"]),
     }
     found: Numbers = {}
     for name, (spec, lr) in specs.items():

@@ -39,7 +39,7 @@ def measure(run: Run) -> Numbers:
         for rate in s["rates"]:
             handle = bench.teach(
                 f"{name} MLP, rate {rate:g}",
-                Prefix(length=s["length"], mlp=mlp),
+                Prefix(length=s["length"], mlp=mlp, start=None),
                 task,
                 train,
                 steps=s["steps"],

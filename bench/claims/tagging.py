@@ -52,7 +52,7 @@ def measure(run: Run) -> Numbers:
 
     for name, method in (
         ("prompt", Prompt(length=s["length"])),
-        ("v2", PTuningV2(length=s["length"])),
+        ("v2", PTuningV2(length=s["length"], start=None, dropout=0.1)),
     ):
         bench, task = ready()
         options = {"steps": s["steps"], "lr": s[f"lr_{name}"], "batch_size": s["batch_size"]}
