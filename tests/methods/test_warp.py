@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import inlay
-from inlay.errors import SpecError, TaskError
+from inlay.errors import SiteError, SpecError, TaskError
 from inlay.laws.case import far, move
 from inlay.tasks import Classify
 from inlay.training import fit
@@ -103,7 +103,7 @@ def test_rows_of_one_batch_have_their_own_labels() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(SpecError, match="2 belong"):
         inlay.WARP(words=((1,),))
-    with pytest.raises(SpecError, match="encoder–decoder"):
+    with pytest.raises(SiteError, match="encoder–decoder"):
         inlay.attach(zoo.fresh("t5"), inlay.WARP())
     model, task = bound("bert", "{text} {mask}", labels=("yes", "no"))
     inlay.attach(model, inlay.WARP(labels=("no", "yes"), length=0))

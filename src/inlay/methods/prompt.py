@@ -33,7 +33,7 @@ class Prompt(Method):
     start: Literal["common", "uniform"] | Words = "common"
     at: Where = Where(("embed",))
 
-    lr: ClassVar[float] = 3e-2
+    lr: ClassVar[float] = 1e-2
     paper: ClassVar[str] = "Lester et al., EMNLP 2021"
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from inlay.errors import SpecError
+from inlay.errors import SiteError, SpecError
 from inlay.parts import embedded, normal
 from inlay.piece import Head, Tokens
 from inlay.site import Site, Where
@@ -60,7 +60,7 @@ class WARP(Method):
         """See `Method`."""
         only(self, site, site.role in ("embed", "head"), "'embed' and 'head'")
         if len({one.stack for one in shared.sites}) > 1:
-            raise SpecError("WARP reads the stack that it prompts, and an encoder–decoder has two")
+            raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
         if site.role == "head":
             return LabelVectors(self, site)
         return Vectors(self._start(site)) if self.length else None
