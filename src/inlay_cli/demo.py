@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BASE = "smollm2"
 RECIPE = {
     "base": BASE,
-    "method": "Prompt(length=20)",
+    "method": "Prompt(length=20, start=((3309,), (1109,)))",  # from " bad" and " great", then others
     "name": "reviews",
     "task.kind": "classify",
     "task.template": "{text} All in all, it was",
