@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BASE = "smollm2"
 RECIPE = {
     "base": BASE,
-    "method": "Prompt(length=20, start=((3309,), (1109,)))",  # from " bad" and " great", then others
+    "method": "Prompt(length=20)",
     "name": "reviews",
     "task.kind": "classify",
     "task.template": "{text} All in all, it was",
@@ -32,7 +32,7 @@ RECIPE = {
 }
 """The run, as flags of `inlay train`; the rows and the time come on top."""
 
-HELD_OUT = {"movie": 300, "amazon": 200, "tweets": 200}
+HELD_OUT = {"movie": 1000, "amazon": 200, "tweets": 200}
 """Rows to measure on, none of which is trained on; of the last two kinds nothing is."""
 
 TITLES = {
