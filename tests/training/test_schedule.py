@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from inlay import Head, LoRA, Prompt
+from inlay import Head, LoRA, Prefix, Prompt
 from inlay.training.schedule import factor, rates
 
 
@@ -35,5 +35,6 @@ def test_shapes():
 
 def test_each_method_has_its_own_rate_unless_one_is_given():
     assert rates(Prompt() + LoRA() + Head(), None) == (Prompt.lr, LoRA.lr, Head.lr)
-    assert Prompt.lr > 10 * LoRA.lr
+    assert Prompt.lr >= 10 * LoRA.lr
+    assert rates(Prefix(mlp=None) + Prefix(mlp=8), None) == (1e-2, 1e-4)
     assert rates(Prompt() + LoRA(), 1e-4) == (1e-4, 1e-4)

@@ -18,7 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class Training(BaseModel):
     """How pieces are trained. Give `epochs`, `steps`, `minutes` or several: the first one ends it.
 
-    lr: the highest learning rate, for all methods; None for each method's own (`Method.lr`).
+    lr: the highest learning rate, for all methods; None for each method's own (`Method.rate`).
     schedule: how the rate falls to 0 at the end, or "constant". warmup: the share of the run in
         which it rises from 0.
     epochs: passes over the data, 3 where no end is given. steps: of the optimiser. minutes: of
