@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from inlay.chart import Chart, resolve
 from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
 from inlay.piece import Head, Keys, Piece, Slots, Tap, TapIn, Tokens
-from inlay.ports import keys
+from inlay.ports import attention
 from inlay.ports.tap import TapPort
 from inlay.probe import probe
 from inlay.root import CHILD, Root, Set, root_of
@@ -150,8 +150,6 @@ class Inlay:
         root.route.forget(self.name)
         if not root.handles:
             _uproot(self.model, root)
-        elif not any(door.adds_keys for door in root.doors):
-            keys.close_port(self.model)
         self._root = None
         return self.model
 
@@ -207,8 +205,6 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
         root.door(once.stack).shared.setdefault(name, []).append(once)
     for _, site, piece in pieces.items():
         _install(root, name, site, piece)
-    if any(door.adds_keys for door in root.doors):
-        keys.open_port(model)
     return handle
 
 
@@ -299,12 +295,12 @@ def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
             raise PortError(
                 f"{who} adds keys, and {site.role!r} is not an attention: use 'attn.kv'"
             )
-        if not keys.has_port(site.host):
+        if not attention.has_port(site.host):
             raise PortError(
                 f"{who} adds keys, but {type(site.host).__name__} does not go through "
                 "transformers' attention interface; taps (LoRA, adapters) and prompts work here"
             )
-        keys.check_open(chart.base)
+        attention.check_way_in(attention.configs(chart.base))
         if piece.shift and not chart.stack(site.stack).takes("position_ids"):
             raise PortError(
                 f"{who} moves the text's positions, and {type(chart.base).__name__} is not given "
@@ -328,13 +324,14 @@ def _plant(model: PreTrainedModel, chart: Chart) -> Root:
     model.add_module(CHILD, root)
     for frame in root.frames:
         frame.hang()
+    attention.enter(attention.configs(model))
     return root
 
 
 def _uproot(model: PreTrainedModel, root: Root) -> None:
     for frame in root.frames:
         frame.unhang()
-    keys.close_port(model)
+    attention.leave(attention.configs(model))
     del model._modules[CHILD]
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inlay.charts import FAMILIES
 from inlay.charts.discover import discover
@@ -49,6 +50,15 @@ class Stack:
     def keeps_state(self) -> bool:
         """Whether it goes on from a state of its own, where others have a cache of keys."""
         return self.takes("use_cache") and not self.takes("past_key_values")
+
+    @property
+    def checkpointed(self) -> list[GradientCheckpointingLayer]:
+        """The blocks that are run again in backward, because they keep nothing for it."""
+        return [
+            layer
+            for layer in self.layers
+            if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
+        ]
 
     def states(self, **inputs: Any) -> Tensor:
         """The last hidden states, `[B, T, D]`."""

@@ -11,8 +11,10 @@ from torch import Tensor
 from inlay.chart import Chart
 from inlay.errors import PortError, SpecError
 from inlay.layout import evaluating
-from inlay.ports import keys
+from inlay.ports import attention
+from inlay.ports.keys import KeysPort, Passing
 from inlay.root import root_of
+from inlay.route import Route
 
 
 def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -28,19 +30,22 @@ def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
     for number in ids:
         if not 0 <= number < rows:
             raise SpecError(f"token id {number} is outside the vocabulary of {rows}")
-    sites = [site for site in chart.sites if site.heads and keys.has_port(site.host)]
-    before = {site.name: vars(site.host).get(keys.PORT) for site in sites}
-    recorders = {site.name: keys.Recorder() for site in sites}
+    sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
+    before = {site.name: vars(site.host).get(attention.PORT) for site in sites}
+    heard: dict[str, tuple[Tensor, Tensor]] = {}
+    passing = Passing(heard=heard)
     text = torch.tensor([list(ids)], device=model.device)
     inputs: dict[str, Any] = {"input_ids": text}
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text
     root = root_of(model)
     asked = None if root is None else root.route.asked
+    configs = attention.configs(model)
     try:
-        keys.open_port(model)
+        attention.check_way_in(configs)
+        attention.enter(configs)
         for site in sites:
-            setattr(site.host, keys.PORT, recorders[site.name])
+            setattr(site.host, attention.PORT, KeysPort(site.name, Route(), passing))
         if root is not None:
             root.route.ask([None])
         with evaluating(model):
@@ -51,9 +56,9 @@ def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
             root.route.bind()
         for site in sites:
             if before[site.name] is None:
-                delattr(site.host, keys.PORT)
+                delattr(site.host, attention.PORT)
             else:
-                setattr(site.host, keys.PORT, before[site.name])
-        if root is None or not any(door.adds_keys for door in root.doors):
-            keys.close_port(model)
-    return {name: one.seen for name, one in recorders.items() if one.seen is not None}
+                setattr(site.host, attention.PORT, before[site.name])
+        if root is None:
+            attention.leave(configs)
+    return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in heard.items()}

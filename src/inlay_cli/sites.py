@@ -104,7 +104,7 @@ def _widths(site: Site) -> str:
 
 def _ports(site: Site) -> str:
     """The ways in that exist at a site."""
-    from inlay.ports.keys import has_port
+    from inlay.ports.attention import has_port
 
     if site.heads:
         return "keys" if has_port(site.host) else "[dim]none[/]"

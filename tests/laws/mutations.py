@@ -21,7 +21,7 @@ from inlay import prefixes
 from inlay import state as state_file
 from inlay.methods import ia3
 from inlay.piece import Piece
-from inlay.ports import door, front, keys, slots, tap
+from inlay.ports import attention, door, front, keys, slots, tap
 from inlay.route import Groups, Route
 from inlay.site import Part, Site
 
@@ -51,7 +51,7 @@ def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
 def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
     def attend(inner: Any, module: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
         queries = q.shape[2]
-        port = vars(module).get(keys.PORT)
+        port = vars(module).get(attention.PORT)
         if port is not None:
             q, k, v, mask, more = port.extend(module, q, k, v, mask, more, True)
         output, weights = sdpa_attention_forward(module, q, k, v, mask, **more)
@@ -110,7 +110,7 @@ def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keys, "close_port", lambda model: None)
+    patch.setattr(attention, "leave", lambda configs: None)
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from inlay.attach import Inlay, rows
 from inlay.chart import Chart
 from inlay.errors import DataError, PortError
 from inlay.layout import evaluating
-from inlay.ports import keys
+from inlay.ports.attention import eagerly
 from inlay.site import Site
 
 LONGEST = 256
@@ -121,7 +121,12 @@ def attention(handle: Inlay, batches: Iterable[Mapping[str, Tensor]]) -> list[Sh
     if chart.kind == "vision":
         raise PortError(f"{type(chart.base).__name__} reads no words, so texts cannot be run")
     watch = _Watch(handle)
-    with evaluating(handle.model), _alone(handle), keys.eagerly(handle.model), _told(handle, watch):
+    with (
+        evaluating(handle.model),
+        _alone(handle),
+        eagerly(handle.model),
+        _told(handle, watch),
+    ):
         for batch in batches:
             watch.begin(batch)
             chart.hidden(handle.model, **batch)

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from inlay.chart import DOOR, Chart, Stack
 from inlay.errors import DataError
 from inlay.piece import Once
-from inlay.ports import keys
+from inlay.ports import attention, keys
 from inlay.ports.front import FrontPort
 from inlay.ports.slots import NOTE, SlotsPort
 from inlay.ports.tokens import TokensPort
@@ -45,7 +45,9 @@ class Door:
         self.slots = SlotsPort(stack, route, self.tokens, limit)
         self.passing = keys.Passing()
         self.sites = [
-            s for s in chart.sites if s.heads and s.stack == stack.name and keys.has_port(s.host)
+            s
+            for s in chart.sites
+            if s.heads and s.stack == stack.name and attention.has_port(s.host)
         ]
         self.keys = {s.name: keys.KeysPort(s.name, route, self.passing) for s in self.sites}
         ahead = chart.family.ahead and chart.kind == "decoder"
@@ -56,7 +58,7 @@ class Door:
         )
         self.upstream: Door | None = None
         self.shared: dict[str, list[Once]] = {}
-        self._configs = keys.configs(stack.module)
+        self._configs = attention.configs(stack.module)
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -73,7 +75,7 @@ class Door:
         ]
         setattr(module, DOOR, self)
         for site in self.sites:
-            setattr(site.host, keys.PORT, self.keys[site.name])
+            setattr(site.host, attention.PORT, self.keys[site.name])
 
     def unhang(self) -> None:
         """Take the hooks off."""
@@ -81,12 +83,16 @@ class Door:
             handle.remove()
         delattr(self.stack.module, DOOR)
         for site in self.sites:
-            delattr(site.host, keys.PORT)
+            delattr(site.host, attention.PORT)
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self.route.bind()
+        if self.adds_keys:
+            attention.check_way_in(self._configs)
+        attention.enter(self._configs)
+        self.passing.checkpointed = bool(self.stack.checkpointed)
         for name in {name for row in self.route.bound for name in row}:
             for once in self.shared.get(name, ()):
                 once.renew()
@@ -100,8 +106,6 @@ class Door:
         apart = self.front is not None and self.front.takes(inputs)
         if not (adds_keys or adds_slots or names_tokens or widens or apart):
             return None
-        if adds_keys:
-            keys.reopen(self._configs)
         if adds_keys or names_tokens:
             inputs = self._counted(inputs)
         moved = self.front.enter(inputs) if apart and self.front is not None else None
@@ -169,11 +173,13 @@ class Door:
         """What puts the rows and shared values of this pass back when its gradient arrives."""
         route, bound = self.route, self.route.bound
         passing, beside = self.passing, self.passing.beside
+        checkpointed = passing.checkpointed
         values = [(once, once.value) for ones in self.shared.values() for once in ones]
 
         def rebind(grad: Tensor) -> None:
             route.bound = bound
             passing.beside = beside
+            passing.checkpointed = checkpointed
             for once, value in values:
                 once.value = value
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inlay.errors import DataError, RowsError
-from inlay.ports import keys
+from inlay.ports import attention
 from inlay.ports.slots import ANOTHER, NOTE
 from inlay.route import Groups, Names
 
@@ -115,7 +114,7 @@ class FrontPort:
         self.slots = door.slots
         self.passing = door.passing
         self.absolute = absolute
-        self.configs = keys.configs(stack.module)
+        self.configs = attention.configs(stack.module)
         self.enabled = True
         self.beside: Beside | None = None
         self._back: Tensor | None = None
@@ -127,7 +126,7 @@ class FrontPort:
     def takes(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass with these inputs can have its front run apart."""
         given = _given(inputs)
-        if not self.enabled or given is None or not keys.opened(self.configs):
+        if not self.enabled or given is None or not attention.has_way_in(self.configs):
             return False
         window = self.stack.window
         if window is None:
@@ -212,7 +211,7 @@ class FrontPort:
         try:
             self.route.bound = tuple(names)
             self.passing.heard = heard
-            keys.reopen(self.configs)
+            attention.enter(self.configs)
             with _not_checkpointed(self.stack):
                 states = self.stack.alone(
                     inputs_embeds=embeds,
@@ -344,11 +343,7 @@ def _kept(length: int, lead: Tensor, opening: int) -> Tensor:
 @contextmanager
 def _not_checkpointed(stack: Stack) -> Iterator[None]:
     """A front is short: what its blocks keep for backward is not worth computing twice."""
-    layers = [
-        layer
-        for layer in stack.layers
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
-    ]
+    layers = stack.checkpointed
     try:
         for layer in layers:
             layer.gradient_checkpointing = False

@@ -1,36 +1,22 @@
-"""The keys port: more keys and values in the same softmax, through the attention interface.
+"""The keys port: more keys and values in the same softmax (see `ports.attention` for the way in).
 
-The function below receives q, k, v after rotary embedding and after the cache was updated. Keys
-added here never enter the cache, need no position, take no context length, and work in encoders,
-in cross-attention, with gradient checkpointing, static caches and beams. Every query sees them,
-sliding window or not.
+Keys added here never enter the cache, need no position, take no context length, and work in
+encoders, in cross-attention, with gradient checkpointing, static caches and beams. Every query sees
+them, sliding window or not.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
 
-from inlay.errors import PortError
 from inlay.piece import Keys
 from inlay.route import Groups, Route
-
-PORT = "inlay_keys"
-"""The attribute under which an attention module keeps its port, while it has one."""
-
-OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
-THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
 class Ahead(Protocol):
@@ -61,12 +47,14 @@ class Passing:
     """What the keys ports of one stack give and take in the pass that is under way.
 
     beside: what they add to the pieces'. heard: where they note what they are given, by site.
-    told: what they tell the weights that come out (see `eagerly`).
+    told: what they tell the weights that come out (see `attention.eagerly`). checkpointed: whether
+    the blocks are run again in backward, and keep nothing for it.
     """
 
     beside: Ahead | None = None
     heard: dict[str, tuple[Tensor, Tensor]] | None = None
     told: Told | None = None
+    checkpointed: bool = False
 
 
 class KeysPort:
@@ -136,30 +124,6 @@ class KeysPort:
             return None
         keys, values = zip(*made, strict=True)
         return torch.cat(keys, 1), torch.cat(values, 1)
-
-
-class Recorder:
-    """Stands in a port's place and notes the keys and values that pass."""
-
-    def __init__(self) -> None:
-        self.seen: tuple[Tensor, Tensor] | None = None
-
-    def extend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        more: dict,
-        maskless: bool,
-    ) -> Inputs:
-        """Notes, changes nothing."""
-        self.seen = (key[0].detach().clone(), value[0].detach().clone())
-        return query, key, value, mask, more
-
-    def tell(self, weights: Tensor, mask: Tensor | None) -> None:
-        """Not wanted here."""
 
 
 def _joined(added: list[Added]) -> Added:
@@ -252,98 +216,3 @@ def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) ->
     rows = max(mask.shape[0], front.shape[0])
     front = front.expand(rows, *mask.shape[1:3], -1)
     return torch.cat((front, mask.expand(rows, -1, -1, -1)), -1)
-
-
-def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-               mask: Any, **more: Any) -> Any:  # fmt: skip
-    port = vars(module).get(PORT)
-    queries = q.shape[2]
-    if port is not None:
-        q, k, v, mask, more = port.extend(module, q, k, v, mask, more, inner is not None)
-    if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
-    if port is not None and weights is not None:
-        port.tell(weights, mask)
-    return output[:, -queries:], weights
-
-
-def _eager(module: nn.Module) -> Callable:
-    """The eager attention of the file that the module's class comes from."""
-    for kind in type(module).__mro__:
-        found = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
-        if found is not None:
-            return found
-    raise PortError(f"{type(module).__name__} has no eager attention function")
-
-
-AttentionInterface.register(OURS["sdpa"], partial(_attention, sdpa_attention_forward))
-AttentionInterface.register(OURS["eager"], partial(_attention, None))
-AttentionMaskInterface.register(OURS["sdpa"], sdpa_mask)
-AttentionMaskInterface.register(OURS["eager"], eager_mask)
-
-
-def has_port(core: nn.Module) -> bool:
-    """Whether an attention module goes through transformers' attention interface."""
-    return "ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[type(core).__module__])
-
-
-def check_open(model: PreTrainedModel) -> None:
-    """Raise PortError where the base runs an attention that has no keys port."""
-    _check(configs(model))
-
-
-def opened(configs: list[Any]) -> bool:
-    """Whether attention passes through this file, or can be made to."""
-    known = (config._attn_implementation for config in configs)
-    return all(name in OURS or name in THEIRS for name in known)
-
-
-def open_port(model: PreTrainedModel) -> None:
-    """Make the base's attention pass through this file. Raises PortError where it cannot."""
-    reopen(configs(model))
-
-
-def reopen(configs: list[Any]) -> None:
-    """`open_port` for configs that were looked up before: cheap enough for every pass."""
-    _check(configs)
-    for config in configs:
-        theirs = config._attn_implementation
-        config._attn_implementation_internal = OURS.get(theirs, theirs)
-
-
-def close_port(model: PreTrainedModel) -> None:
-    """Give the base's attention back as it was."""
-    for config in configs(model):
-        ours = config._attn_implementation
-        if ours in THEIRS:
-            config._attn_implementation_internal = THEIRS[ours]
-
-
-@contextmanager
-def eagerly(model: PreTrainedModel) -> Iterator[None]:
-    """All attention inside is eager and passes through this file, whatever the base runs else."""
-    before = [(config, config._attn_implementation) for config in configs(model)]
-    try:
-        for config, _ in before:
-            config._attn_implementation_internal = OURS["eager"]
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
-
-
-def configs(model: PreTrainedModel) -> list[Any]:
-    """Every config that some part of the base reads its attention implementation from."""
-    found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return list(found.values())
-
-
-def _check(configs: list[Any]) -> None:
-    for config in configs:
-        theirs = config._attn_implementation
-        if theirs not in OURS and theirs not in THEIRS:
-            raise PortError(
-                f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
-                "call model.set_attn_implementation('sdpa') first"
-            )
