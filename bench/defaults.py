@@ -53,7 +53,7 @@ def measure(
     handle = inlay.attach(base, spec)
     virtual = sum(getattr(m, "length", 0) for m in spec.methods if method == "PTuning")
     if virtual:
-        task.place(virtual, train)
+        task.place(virtual, virtual // 2, train)
     task.bind(base, tokenizer())
     begun, spent = time.perf_counter(), time.process_time()
     end = {"minutes": minutes} if steps is None else {"steps": steps}

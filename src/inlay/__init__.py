@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inlay.methods.head import Head
     from inlay.methods.houlsby import Houlsby
     from inlay.methods.ia3 import IA3
+    from inlay.methods.infix import Infix
     from inlay.methods.ipt import IPT
     from inlay.methods.lora import LoRA
     from inlay.methods.parallel import Parallel
@@ -44,6 +45,7 @@ __all__ = [
     "BitFit",
     "Head",
     "Houlsby",
+    "Infix",
     "Inlay",
     "InlayError",
     "LoRA",

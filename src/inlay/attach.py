@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from inlay.chart import Chart, resolve
 from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
-from inlay.piece import Head, Keys, Piece, Slots, Tap, TapIn, Tokens
+from inlay.piece import Deep, Head, Keys, Piece, Slots, Tap, TapIn, Tokens
 from inlay.ports import attention
 from inlay.ports.tap import TapPort
 from inlay.probe import probe
@@ -313,7 +313,7 @@ def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
             f"{who} stands in front of a text once, and {type(chart.base).__name__} does not say "
             "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the template"
         )
-    elif isinstance(piece, (Tap, TapIn)) and (site.heads or site.role == "final"):
+    elif isinstance(piece, (Tap, TapIn, Deep)) and (site.heads or site.role == "final"):
         raise PortError(f"{who} changes the output of a module, and {site.role!r} is none")
 
 
@@ -350,5 +350,5 @@ def _install(root: Root, name: str, site: Site, piece: Piece) -> None:
     elif not isinstance(piece, Head):
         port = root.taps.get(site.name)
         if port is None:
-            port = root.taps[site.name] = TapPort(site, root.route)
+            port = root.taps[site.name] = TapPort(site, root.route, door.tokens)
         port.add(name, piece)

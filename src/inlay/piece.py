@@ -1,12 +1,13 @@
 """What a method builds: pieces. A piece knows its numbers and its arithmetic, nothing else.
 
-Six kinds, by where their output goes:
+Seven kinds, by where their output goes:
 
     Tap    sees x and y of a module, returns the new y
     TapIn  sees x before the module does, returns the new x
     Keys   more keys and values for one attention
     Slots  more positions for the backbone's input
     Tokens vectors for virtual tokens, anywhere in the text
+    Deep   sees y of a module where virtual tokens stand, returns the new y
     Head   a classifier over the last hidden state; the task calls it, nothing is hooked
 
 Letters in shapes: B batch, T positions, P extra positions, D width, H heads, K head width,
@@ -105,9 +106,36 @@ class Tokens(Piece):
     kind = "tokens"
     length: int
 
+    @property
+    def front(self) -> int:
+        """How many stand in front of the text where no template places them: half of them."""
+        return self.length // 2
+
     @abstractmethod
     def forward(self) -> Tensor:
         """-> `[N, D]`, in the space of the input embeddings."""
+
+
+class Deep(Piece):
+    """y' = f(y, number), at the exit of a module, where virtual tokens of one piece stand.
+
+    The method tells it which piece that is, when all of them stand.
+    """
+
+    kind = "tap"
+
+    def belong(self, tokens: Tokens) -> None:
+        """From now on it is about the virtual tokens of this piece."""
+        self._tokens = (tokens,)  # in a tuple, so that it is no part of this one
+
+    @property
+    def tokens(self) -> Tokens:
+        """The piece whose virtual tokens it is about."""
+        return self._tokens[0]
+
+    @abstractmethod
+    def forward(self, y: Tensor, number: Tensor) -> Tensor:
+        """y `[B, T, d_out]`, number `[B, T]` (n = the n-th virtual token, 0 = none) -> like y."""
 
 
 class Head(Piece):

@@ -166,10 +166,11 @@ class Look:
         from inlay.template import Template
 
         pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]
-        count = sum(piece.length for piece in pieces if isinstance(piece, Tokens))
-        if not count or Template(self.template).virtual:
+        tokens = [piece for piece in pieces if isinstance(piece, Tokens)]
+        if not tokens or Template(self.template).virtual:
             return self.template
-        return with_virtual(self.template, count)
+        count, front = (sum(getattr(p, name) for p in tokens) for name in ("length", "front"))
+        return with_virtual(self.template, count, front)
 
     def _sources(self, handle: Inlay) -> list[list[int]]:
         from inlay.inspect import room

@@ -31,7 +31,10 @@ def dtypes(monkeypatch):
     return seen
 
 
-def adapted(dtype=torch.bfloat16, spec=LoRA(rank=2), family="llama"):
+SPEC = LoRA(rank=2)
+
+
+def adapted(dtype=torch.bfloat16, spec=SPEC, family="llama"):
     model = fresh(family).to(dtype).train()
     torch.manual_seed(0)
     handle = inlay.attach(model, spec)

@@ -135,14 +135,14 @@ def test_another_number_than_the_inlay_has_is_refused() -> None:
 def test_virtual_tokens_find_a_place(template: str | None, count: int, placed: str) -> None:
     words = None if template is None else WORDS
     task = Classify(template=template, verbalizer=words)
-    task.place(count, examples({"text": "a", "label": "b"}))
+    task.place(count, count // 2, examples({"text": "a", "label": "b"}))
     assert task.template == placed
     assert task.virtual == count
 
 
 def test_a_pair_is_placed_whole() -> None:
     task = Classify()
-    task.place(2, examples({"text": "a", "text_pair": "c", "label": "b"}))
+    task.place(2, 1, examples({"text": "a", "text_pair": "c", "label": "b"}))
     assert task.template == "{p} {text} {text_pair} {p}"
 
 

@@ -96,6 +96,7 @@ class Door:
         for name in {name for row in self.route.bound for name in row}:
             for once in self.shared.get(name, ()):
                 once.renew()
+        self.tokens.asked = None
         if self.front is not None:
             self.front.forget()
         upstream = self.upstream
@@ -174,12 +175,14 @@ class Door:
         route, bound = self.route, self.route.bound
         passing, beside = self.passing, self.passing.beside
         checkpointed = passing.checkpointed
+        tokens, asked = self.tokens, self.tokens.asked
         values = [(once, once.value) for ones in self.shared.values() for once in ones]
 
         def rebind(grad: Tensor) -> None:
             route.bound = bound
             passing.beside = beside
             passing.checkpointed = checkpointed
+            tokens.asked = asked
             for once, value in values:
                 once.value = value
 

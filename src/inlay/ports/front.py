@@ -193,6 +193,8 @@ class FrontPort:
                 f"than the {limit} positions of this model; shorten the text or the prompt"
             )
         words = self._words(inputs, opening)
+        if words is not None and self.door.tokens.pieces:
+            self.door.tokens.ask_for(names, words, [self.slots.length(n) for n in names])
         heard, states = self._alone(names, [self._embeds(n, words) for n in names])
         return Front(groups.names, tuple(names), tuple(lengths), opening, heard, states)
 
@@ -220,6 +222,7 @@ class FrontPort:
                 )
         finally:
             self.passing.heard = None
+            self.door.tokens.asked = None
             self.route.bound = before
         return heard, states
 

@@ -105,6 +105,7 @@ class SlotsPort:
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = self.tokens.embed(inputs["input_ids"])
+        self.tokens.move(layout.source, layout.extra)
         prompts = self._prompts(groups, layout.extra, batch).to(embeds.dtype)
         index = layout.source[..., None].expand(-1, -1, embeds.shape[-1])
         changed = {

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inlay.errors import RowsError
-from inlay.piece import Piece, Tap, TapIn
+from inlay.piece import Deep, Piece, Tap, TapIn
+from inlay.ports.tokens import TokensPort
 from inlay.route import Groups, Route
 from inlay.site import Site
 
 
 class TapPort:
-    """All pieces of all inlays at one site."""
+    """All pieces of all inlays at one site. tokens: the virtual tokens of its stack."""
 
-    def __init__(self, site: Site, route: Route):
+    def __init__(self, site: Site, route: Route, tokens: TokensPort):
         self.site = site
         self.route = route
+        self.tokens = tokens
         self.at_exit: dict[str, list[Tap]] = {}
         self.at_entry: dict[str, list[TapIn]] = {}
+        self.at_tokens: dict[str, list[Deep]] = {}
         self._x: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -34,6 +37,8 @@ class TapPort:
         """Let a piece of inlay `name` in, behind those that are there."""
         if isinstance(piece, TapIn):
             self.at_entry.setdefault(name, []).append(piece)
+        elif isinstance(piece, Deep):
+            self.at_tokens.setdefault(name, []).append(piece)
         else:
             assert isinstance(piece, Tap)
             self.at_exit.setdefault(name, []).append(piece)
@@ -43,8 +48,9 @@ class TapPort:
         """Take out an inlay's pieces. Returns whether the port is empty now."""
         self.at_entry.pop(name, None)
         self.at_exit.pop(name, None)
+        self.at_tokens.pop(name, None)
         self._hook()
-        return not self.at_entry and not self.at_exit
+        return not self.at_entry and not self.at_exit and not self.at_tokens
 
     def _hook(self) -> None:
         for handle in self._hooks:
@@ -53,7 +59,7 @@ class TapPort:
         host, enter = self.site.host, self.site.enter
         if self.at_entry:
             self._hooks.append(host.register_forward_pre_hook(self._before, prepend=True))
-        if self.at_exit:
+        if self.at_exit or self.at_tokens:
             self._hooks.append(host.register_forward_hook(self._after, prepend=True))
             if enter is not None:
                 self._hooks.append(enter.register_forward_pre_hook(self._entered, prepend=True))
@@ -85,13 +91,23 @@ class TapPort:
                 "give every row the same inlay, or pass the head whole rows"
             )
         groups = self.route.groups(whole.shape[0], self.at_exit)
-        if groups is None:
+        placed = self._placed()
+        if groups is None and not placed:
             return output
         part = self.site.part
         y = whole if part is None else part.take(whole)
-        y = mixed(groups, (x, y), lambda names, x, y: self._exit(names, x, y))
+        if groups is not None:
+            y = mixed(groups, (x, y), lambda names, x, y: self._exit(names, x, y))
+        for piece, number in placed:
+            y = piece(y, number)
         y = y if part is None else part.put(whole, y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
+
+    def _placed(self) -> list[tuple[Deep, Tensor]]:
+        """The pieces whose virtual tokens stand in the pass under way, and where these are."""
+        deep = [piece for pieces in self.at_tokens.values() for piece in pieces]
+        found = [(piece, self.tokens.numbers(piece.tokens)) for piece in deep]
+        return [(piece, number) for piece, number in found if number is not None]
 
     def _exit(self, names: tuple[str, ...], x: Tensor, y: Tensor) -> Tensor:
         for name in names:

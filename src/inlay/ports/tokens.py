@@ -7,6 +7,8 @@ with positions, masks and a place in the cache; so templates work with any paddi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +21,28 @@ from inlay.piece import Tokens
 from inlay.route import Groups, Names, Route
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The virtual tokens of a pass.
+
+    numbers `[B, T]`: which of its row's virtual tokens stands at a position, from 1; 0 for none.
+    groups: which inlays with virtual tokens serve the rows. of: the numbers of single pieces, as
+    far as they were asked for.
+    """
+
+    numbers: Tensor
+    groups: Groups
+    of: dict[Tokens, Tensor | None] = field(default_factory=dict)
+
+
 class TokensPort:
-    """The virtual tokens of all inlays in one stack."""
+    """The virtual tokens of all inlays in one stack. asked: those of the pass under way."""
 
     def __init__(self, stack: Stack, route: Route):
         self.stack = stack
         self.route = route
         self.pieces: dict[str, list[Tokens]] = {}
+        self.asked: Asked | None = None
 
     @property
     def first(self) -> int:
@@ -43,12 +60,61 @@ class TokensPort:
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
         groups = self.route.groups(len(ids), self.pieces) if self.pieces else None
-        return self._embed(ids, groups or Groups(((),), None))
+        groups = groups or Groups(((),), None)
+        self.asked = Asked(self._numbers(ids), groups) if self.pieces else None
+        return self._embed(ids, groups)
 
     def embed_for(self, names: Names, ids: Tensor) -> Tensor:
         """Vectors for ids `[T]` that these inlays serve: `[T, D]`."""
-        here = tuple(name for name in names if name in self.pieces)
-        return self._embed(ids[None], Groups((here,), None))[0]
+        return self._embed(ids[None], Groups((self._here(names),), None))[0]
+
+    def ask_for(self, names: Sequence[Names], ids: Tensor, before: Sequence[int]) -> None:
+        """A pass of one row a group begins: so many other positions, and then `ids` `[T]`."""
+        longest = max(before)
+        rows = [F.pad(self._numbers(ids), (n, longest - n)) for n in before]
+        groups = Groups(tuple(self._here(one) for one in names), tuple(range(len(names))))
+        self.asked = Asked(torch.stack(rows), groups)
+
+    def move(self, source: Tensor, extra: int) -> None:
+        """The rows have been laid out anew, with `extra` others: `source` `[B, T + extra]`."""
+        if self.asked is not None:
+            wide = F.pad(self.asked.numbers, (0, extra))
+            self.asked = Asked(wide.gather(1, source), self.asked.groups)
+
+    def numbers(self, piece: Tokens) -> Tensor | None:
+        """Where one piece's virtual tokens stand in the pass under way, `[B, T]`: the n-th is n,
+        all else is 0. None where there are none."""
+        if self.asked is None:
+            return None
+        if piece not in self.asked.of:
+            self.asked.of[piece] = self._own(piece, self.asked.numbers, self.asked.groups)
+        return self.asked.of[piece]
+
+    def _own(self, piece: Tokens, numbers: Tensor, groups: Groups) -> Tensor | None:
+        starts = [self._start(names, piece) for names in groups.names]
+        if all(start is None for start in starts):
+            return None
+        own = torch.tensor([-1 if start is None else start for start in starts])
+        own = own.to(numbers.device)
+        rows = own if groups.group is None else own[groups.index(numbers.device)]
+        moved = numbers - rows[:, None]
+        return moved.where((rows[:, None] >= 0) & (moved > 0) & (moved <= piece.length), 0)
+
+    def _start(self, names: Names, piece: Tokens) -> int | None:
+        """How many virtual tokens of a row come before a piece's; None where it has none of it."""
+        start = 0
+        for name in names:
+            for one in self.pieces[name]:
+                if one is piece:
+                    return start
+                start += one.length
+        return None
+
+    def _here(self, names: Names) -> Names:
+        return tuple(name for name in names if name in self.pieces)
+
+    def _numbers(self, ids: Tensor) -> Tensor:
+        return torch.where(ids >= self.first, ids - self.first + 1, 0)
 
     def _embed(self, ids: Tensor, groups: Groups) -> Tensor:
         assert self.stack.embed is not None
@@ -66,7 +132,7 @@ class TokensPort:
         counts = [0 if table is None else len(table) for table in tables]
         number = torch.zeros(1, dtype=torch.long, device=ids.device)
         number = number if groups.group is None else groups.index(ids.device)
-        asked = torch.where(virtual, ids - first + 1, 0)
+        asked = self._numbers(ids)
         known = torch.tensor(counts, device=ids.device)[number]
         if bool((asked > known[:, None]).any()):
             raise RowsError(

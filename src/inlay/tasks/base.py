@@ -180,8 +180,8 @@ class Task(ABC):
         """How many virtual tokens its template has, for a method such as `PTuning` to fill."""
         return 0
 
-    def place(self, virtual: int, examples: Sequence[Example]) -> None:
-        """Write so many virtual tokens into a template without any: half in front, half behind.
+    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
+        """Write so many virtual tokens into a template without any, `front` of them in front.
 
         Raises TaskError where the task has no template. To be called before `bind`.
         """
@@ -268,12 +268,11 @@ class Task(ABC):
         """Metrics by name, `metric` among them; higher is better."""
 
 
-def with_virtual(template: str, virtual: int) -> str:
-    """The template with virtual tokens at its beginning and behind its last column.
+def with_virtual(template: str, virtual: int, front: int) -> str:
+    """The template with virtual tokens: `front` at its beginning, the rest behind its last column.
 
     In front of a mask or an answer they are nearest to where the base decides.
     """
-    front = virtual // 2
     cut = template.rfind("{mask}")
     cut = template.rindex("}") + 1 if cut < 0 else cut
     ends = [f"{{p*{n}}}".replace("*1}", "}") if n else "" for n in (front, virtual - front)]

@@ -119,11 +119,11 @@ class Classify(Task):
         """See `Task`."""
         return 0 if self.template is None else Template(self.template).virtual
 
-    def place(self, virtual: int, examples: Sequence[Example]) -> None:
+    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
         pairs = any("text_pair" in example.fields for example in examples)
         own = "{text} {text_pair}" if pairs else "{text}"
-        self.template = with_virtual(self.template or own, virtual)
+        self.template = with_virtual(self.template or own, virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -89,9 +89,9 @@ class Generate(Task):
         """See `Task`."""
         return 0 if self.template is None else Template(self.template).virtual
 
-    def place(self, virtual: int, examples: Sequence[Example]) -> None:
+    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
-        self.template = with_virtual(self.template or "{source}", virtual)
+        self.template = with_virtual(self.template or "{source}", virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:

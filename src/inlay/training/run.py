@@ -109,9 +109,10 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     with rng.kept():
         rng.seed(recipe.seed)
         handle = attach(model, spec, name=recipe.name)
-    virtual = sum(piece.length for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
+    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, Tokens)]
+    virtual = sum(piece.length for piece in tokens)
     if virtual and not task.virtual:
-        task.place(virtual, data["train"])
+        task.place(virtual, sum(piece.front for piece in tokens), data["train"])
         recipe = recipe.with_task(task)
         say(f"template: {recipe.task['template']}")
     task.bind(model, tokenizer)

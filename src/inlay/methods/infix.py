@@ -1,0 +1,167 @@
+"""Infix tuning: [x; INFIX; y], where activations learn (Li & Liang, ACL 2021, section 7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inlay.errors import SpecError
+from inlay.parts import common, embedded
+from inlay.piece import Deep, Once, Piece, Tokens
+from inlay.site import Site, Where
+from inlay.spec import Method, Shared, only, whole
+
+
+@dataclass(frozen=True, repr=False)
+class Infix(Method):
+    """Virtual tokens behind the text, whose keys and values learn in every layer.
+
+    In a causal base only what is written next sees them, and the text before does not; they stand
+    where a template says `{p*10}`, behind its last column where it says nothing. As in the paper's
+    code each layer adds trained offsets to the keys and values that the base computes for them.
+
+    length: N, virtual tokens; as many as the template has.
+    mlp:    inner width of the MLP that makes the offsets of all layers in training, `P' → tanh →
+            L·2·d`; it is dropped in the file. None learns the offsets themselves.
+    start:  "common" (different ones of the 5,000 most common tokens) or token ids, as many as
+            `length`: what the tokens begin as. The offsets begin at 0.
+    at:     'embed' and, in the same stack, 'attn.k' and 'attn.v'.
+    """
+
+    length: int = 10
+    mlp: int | None = 512
+    start: str | tuple[int, ...] = "common"
+    at: Where = Where(("embed", "attn.k", "attn.v"))
+
+    paper: ClassVar[str] = "Li & Liang, ACL 2021"
+
+    def check(self) -> None:
+        """See `Method`."""
+        whole(self, "length")
+        if self.mlp is not None:
+            whole(self, "mlp")
+        if isinstance(self.start, str):
+            if self.start != "common":
+                raise SpecError(f"Infix: start is 'common' or token ids, not {self.start!r}")
+        elif len(self.start) != self.length:
+            raise SpecError(f"Infix: {len(self.start)} token ids for {self.length} positions")
+
+    def rate(self) -> float:
+        """See `Method`: as for `Prefix`."""
+        return 1e-2 if self.mlp is None else 1e-4
+
+    def build(self, site: Site, shared: Shared) -> Piece | None:
+        """See `Method`."""
+        fits = site.role in ("embed", "attn.k", "attn.v")
+        only(self, site, fits, "'embed', 'attn.k' and 'attn.v'")
+        home = next((s for s in shared.sites if s.role == "embed"), None)
+        if home is None:
+            raise SpecError("Infix: its tokens stand at 'embed', which `at` leaves out")
+        if site is home:
+            return Vectors(self._start(site))
+        if site.stack != home.stack:
+            return None
+        if self.mlp is None:
+            return Offsets(self.length, site.d_out)
+        deep = [s for s in shared.sites if s.stack == home.stack and s is not home]
+        widths = [s.d_out for s in deep]
+        made = shared.once(
+            home.stack,
+            home.stack,
+            lambda: Maker(self.length, home.d_out, self.mlp or 0, sum(widths)),
+        )
+        number = deep.index(site)
+        return Made(made, sum(widths[:number]), widths[number])
+
+    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
+        """See `Method`: every layer's offsets belong to the tokens."""
+        tokens = next(piece for piece in pieces.values() if isinstance(piece, Tokens))
+        for piece in pieces.values():
+            if isinstance(piece, Deep):
+                piece.belong(tokens)
+
+    def served(self) -> Infix:
+        """See `Method`: without the MLP."""
+        return replace(self, mlp=None, start="common")
+
+    def _start(self, site: Site) -> Tensor:
+        drawn = common(self, site.d_in, self.length) if self.start == "common" else self.start
+        return embedded(self, site, [(int(number),) for number in drawn])
+
+
+Infix.examples = (Infix(length=3, mlp=None), Infix(length=2, mlp=5))
+
+
+class Vectors(Tokens):
+    """What the virtual tokens are in the embedding layer."""
+
+    front = 0  # all stand behind the text
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [N, D]
+
+    def forward(self) -> Tensor:
+        """See `Tokens`."""
+        return self.values
+
+
+class Offsets(Deep):
+    """What one layer adds to their keys, or to their values."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(length, width))  # [N, d_out]
+
+    def forward(self, y: Tensor, number: Tensor) -> Tensor:
+        """See `Deep`."""
+        return _added(y, number, self.values)
+
+
+class Maker(nn.Module):
+    """`P' → linear → tanh → linear`, keys and values of all layers at once; begins at 0."""
+
+    def __init__(self, length: int, width: int, inner: int, out: int):
+        super().__init__()
+        self.seed = nn.Parameter(torch.randn(length, width))  # [N, D]
+        self.inner = nn.Linear(width, inner)
+        self.outer = nn.Linear(inner, out)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self) -> Tensor:
+        """-> `[N, L·2·H·K]`."""
+        made: Tensor = self.outer(torch.tanh(self.inner(self.seed)))
+        return made
+
+
+class Made(Deep):
+    """One layer's part of what the MLP makes."""
+
+    def __init__(self, made: Once, begin: int, width: int):
+        super().__init__()
+        self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
+        self.begin = begin
+        self.width = width
+
+    def forward(self, y: Tensor, number: Tensor) -> Tensor:
+        """See `Deep`."""
+        return _added(y, number, self._made[0]().narrow(1, self.begin, self.width))
+
+    def served(self) -> dict[str, Tensor]:
+        """The offsets alone, as `Offsets` reads them."""
+        with torch.no_grad():
+            values = self._made[0].net().narrow(1, self.begin, self.width)
+        return {"values": values.contiguous()}
+
+
+def _added(y: Tensor, number: Tensor, values: Tensor) -> Tensor:
+    """y `[B, T, d]` with the `number`-th row of values `[N, d]` where it is not 0."""
+    table = F.pad(values.to(y.dtype), (0, 0, 1, 0))
+    return y + F.embedding(number, table)
