@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from inlay.methods.ptuning import PTuning
     from inlay.methods.ptuning2 import PTuningV2
     from inlay.methods.warp import WARP
-    from inlay.training import fit
+    from inlay.training import fit, tune
 
 load_strangers()
 
@@ -69,6 +69,7 @@ __all__ = [
     "load",
     "parse",
     "rows",
+    "tune",
     "words",
 ]
 
@@ -76,10 +77,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in METHODS:
         return METHODS[name]
-    if name == "fit":  # accelerate is slow to import, and not everybody trains
-        from inlay.training import fit
+    if name in ("fit", "tune"):  # accelerate is slow to import, and not everybody trains
+        from inlay import training
 
-        return fit
+        return getattr(training, name)
     raise AttributeError(f"module 'inlay' has no attribute {name!r}")
 
 

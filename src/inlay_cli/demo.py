@@ -102,6 +102,7 @@ def demo(
 
     _step(2, f"{minutes * 60:.0f} seconds of training, on movie reviews only")
     outcome = run(recipe, err(), resume=False)
+    assert outcome.path is not None
 
     _step(3, "the same model, with what was saved")
     handle = open_inlay(model, tokenizer, outcome.path)

@@ -96,15 +96,17 @@ def _told(outcome: Outcome) -> None:
         f"{outcome.parameters:,} numbers learned ({share:.3%} of the base)",
         soft_wrap=True,
     )
-    size = outcome.path.stat().st_size / 1024
-    console.print(f"saved in {outcome.path} ({size:,.0f} kB)", markup=False, soft_wrap=True)
-    command = "generate" if outcome.recipe.task["kind"] == "generate" else "eval"
-    rest = '"…"' if command == "generate" else "--data …"
-    console.print(
-        f"next: inlay {command} {outcome.recipe.base} {outcome.path} {rest}",
-        markup=False,
-        soft_wrap=True,
-    )
+    if outcome.path is not None:
+        size = outcome.path.stat().st_size / 1024
+        console.print(f"saved in {outcome.path} ({size:,.0f} kB)", markup=False, soft_wrap=True)
+    base = outcome.base or outcome.recipe.base
+    if outcome.path is None:
+        following = f"eval {base} --recipe {Path(outcome.recipe.out) / 'recipe.yaml'} --data …"
+    elif outcome.recipe.task["kind"] == "generate":
+        following = f'generate {base} {outcome.path} "…"'
+    else:
+        following = f"eval {base} {outcome.path} --data …"
+    console.print(f"next: inlay {following}", markup=False, soft_wrap=True)
 
 
 def _votes(voted: Voted, metric: str) -> Table:

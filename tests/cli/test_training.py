@@ -80,6 +80,67 @@ def test_every_training_flag_is_explained():
             assert flag.about, flag.name
 
 
+def test_a_base_that_learns_too_is_saved_whole_and_used_with_its_inlay(
+    inlay, recipe, base, tmp_path
+):
+    ran = inlay("train", recipe, "--base-lr", "1e-2")
+    assert ran.code == 0, ran.err
+    folder, file = tmp_path / "run" / "base", tmp_path / "run" / "default.safetensors"
+    assert (
+        f"the base has learned too, so all of it is saved, in {folder}; {file} fits only that base"
+        in ran.err.splitlines()
+    )
+    assert f"next: inlay generate {folder} {file}" in ran.out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["base"], result["path"]) == (str(folder), str(file))
+    assert result["parameters"] > result["of"]
+    measured = inlay("eval", folder, file, "--json")
+    assert measured.code == 0, measured.err
+    scores = json.loads(measured.out)
+    assert {name: scores[name] for name in result["dev"]} == result["dev"]
+    assert inlay("generate", folder, file, "the").code == 0
+    assert "was made for another base" in inlay("eval", base, file).error
+    again = inlay("train", recipe, "--base-lr", "1e-2")  # the run is over, and the folder stays
+    assert again.code == 0 and folder.is_dir()
+
+
+def test_a_base_learns_without_any_method(inlay, recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("method: LoRA(rank=2)\n", ""))
+    assert "nothing would learn; give a method" in inlay("train", recipe).error
+    ran = inlay("train", recipe, "--base-lr", "1e-2")
+    assert ran.code == 0, ran.err
+    folder, written = tmp_path / "run" / "base", tmp_path / "run" / "recipe.yaml"
+    assert f"the base has learned too, so all of it is saved, in {folder}" in ran.err.splitlines()
+    assert f"next: inlay eval {folder} --recipe {written}" in ran.out
+    assert not (tmp_path / "run" / "default.safetensors").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["path"] is None and result["parameters"] == result["of"]
+    measured = inlay("eval", folder, "--recipe", written, "--json")
+    assert measured.code == 0, measured.err
+    scores = json.loads(measured.out)
+    assert {name: scores[name] for name in result["dev"]} == result["dev"]
+
+
+def test_a_base_learns_below_a_trained_head(inlay, encoder, reviews, tmp_path):
+    ran = inlay(
+        *("train", "--base", encoder, "--task", "classify", "--train", reviews, "--dev", reviews),
+        *("--base-lr", "1e-3", "--steps", "2", "--batch-size", "4", "--out", tmp_path / "run"),
+    )
+    assert ran.code == 0, ran.err
+    file = tmp_path / "run" / "default.safetensors"
+    measured = inlay("eval", tmp_path / "run" / "base", file, "--json")
+    assert measured.code == 0, measured.err
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert json.loads(measured.out)["accuracy"] == result["dev"]["accuracy"]
+
+
+def test_a_base_cannot_learn_in_an_ensemble_or_in_half_precision(inlay, recipe):
+    said = inlay("train", recipe, "--base-lr", "1e-2", "--ensemble", "2").error
+    assert "leave training.base_lr or ensemble out" in said
+    said = inlay("train", recipe, "--base-lr", "1e-2", "--dtype", "bfloat16").error
+    assert "load the base with dtype float32" in said
+
+
 def test_a_wrong_field_gets_the_nearest_name(inlay, recipe):
     assert "did you mean 'patience'?" in inlay("train", recipe, "--set", "training.patence=1").error
     assert "did you mean 'LoRA'?" in inlay("train", recipe, "--method", "lora").error

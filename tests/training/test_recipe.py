@@ -161,7 +161,7 @@ def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, 
         ("? [1]\n: 2\n", "r.yaml:1: not usable YAML: a key is a word"),
         ("- x\n", "r.yaml: a recipe is a mapping"),
         ("", "r.yaml: a recipe is a mapping"),
-        ("base: x\n", "method is missing"),
+        ("base: x\n", "task is missing"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, monkeypatch, written, said):

@@ -1,7 +1,7 @@
 """Training: `fit`, and recipes that say what to fit."""
 
 from inlay.training.ensemble import Voted, vote
-from inlay.training.entry import fit
+from inlay.training.entry import fit, tune
 from inlay.training.evaluation import evaluate, predict
 from inlay.training.intrinsic import fit_decoder
 from inlay.training.mixture import Lesson, fit_mixture
@@ -24,5 +24,6 @@ __all__ = [
     "fit_mixture",
     "predict",
     "run",
+    "tune",
     "vote",
 ]

@@ -1,19 +1,20 @@
-"""fit: train the pieces of one inlay on one task."""
+"""fit and tune: train the pieces of one inlay on one task, the base with it, or the base alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, attached
+from inlay.attach import Inlay, attach, attached
 from inlay.data import Example
 from inlay.errors import TrainingError
 from inlay.piece import Tokens
+from inlay.spec import Sum
 from inlay.tasks import Task
 from inlay.training import rng
 from inlay.training.launch import accelerator_for
@@ -21,6 +22,7 @@ from inlay.training.learner import Learner
 from inlay.training.loop import Loop
 from inlay.training.options import options
 from inlay.training.results import Result
+from inlay.training.whole import Whole, thawed
 
 
 def fit(
@@ -35,7 +37,7 @@ def fit(
     console: Console | None = None,
     **given: Any,
 ) -> Result:
-    """Train the pieces of an inlay; the base is not touched, and other inlays do not learn.
+    """Train the pieces of an inlay, and the base with `base_lr`; other inlays do not learn.
 
     Args:
         model: the base, on its device. Under `accelerate launch` or `torchrun` every process has
@@ -48,7 +50,8 @@ def fit(
         resume: go on from the folder's checkpoint, if there is one: a run that was killed at any
             instant ends with the same numbers as one that was not. False starts anew.
         console: where progress is shown; None for the error stream.
-        **given: the fields of `Options`.
+        **given: the fields of `Options`. Without `base_lr` the base is not touched. With it a
+            checkpoint holds the base too, and is gone on from with the base as it was at first.
 
     Ctrl-C ends the step, writes a checkpoint where there is a folder, and raises
     KeyboardInterrupt. The mode of the model and the random generators are afterwards as they were
@@ -56,7 +59,8 @@ def fit(
     `torch.use_deterministic_algorithms(True)`.
 
     Raises TrainingError: an unknown or impossible option, a checkpoint of another run, a loss that
-    is not finite (then the pieces are as before that step).
+    is not finite (then the pieces are as before that step), or `base_lr` for a base in half
+    precision.
     """
     if not handle.attached or handle.model is not model:
         raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
@@ -66,18 +70,34 @@ def fit(
             f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay {have}; "
             "they must be as many"
         )
-    return train(
-        model,
-        handle,
-        [handle.name],
-        task,
-        data,
-        dev=dev,
-        folder=folder,
-        resume=resume,
-        console=console,
-        **given,
-    )
+    joint = options(given).base_lr is not None
+    with thawed(model) if joint else nullcontext():
+        return train(
+            model,
+            Whole(handle) if joint else handle,
+            [handle.name],
+            task,
+            data,
+            dev=dev,
+            folder=folder,
+            resume=resume,
+            console=console,
+            **given,
+        )
+
+
+def tune(
+    model: PreTrainedModel, task: Task, data: Sequence[Example], *, base_lr: float, **given: Any
+) -> Result:
+    """Train the whole base and set nothing in: full fine-tuning, which methods are measured by.
+
+    given: what `fit` takes by name. Raises TrainingError as `fit` does.
+    """
+    nothing = attach(model, Sum(()), name="tune")
+    try:
+        return fit(model, nothing, task, data, base_lr=base_lr, **given)
+    finally:
+        nothing.detach()
 
 
 def train(

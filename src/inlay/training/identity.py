@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from inlay.chart import resolve
 from inlay.spec import to_json
 from inlay.state import fingerprint
 from inlay.tasks import Row, Task
@@ -28,7 +29,7 @@ def identity(
 ) -> dict[str, Any]:
     """Everything that a run's numbers depend on, by name, as JSON."""
     model = handle.model
-    base = json.dumps(fingerprint(handle.root.chart), sort_keys=True)
+    base = json.dumps(fingerprint(resolve(model)), sort_keys=True)
     said = {
         "base": f"{type(model).__name__} {model.dtype} {_digest(base)}",
         "method": to_json(handle.spec),

@@ -59,7 +59,7 @@ class Loop:
             self.rows = encoded(task, data, "train", shown)
             self.dev_rows = [] if dev is None else encoded(task, dev, "dev", shown)
         self.costs = [len(row) for row in self.rows]
-        self.rates = schedule.rates(handle.spec, chosen.lr)
+        self.rates = schedule.rates(handle.spec, chosen.lr, chosen.base_lr)
         self.stepper = Stepper(model, handle, task, chosen, self.rates, accelerator)
         self.at = Counters()
         self.best: dict[str, Tensor] = {}

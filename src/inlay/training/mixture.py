@@ -18,7 +18,6 @@ from inlay.attach import Inlay
 from inlay.attach import rows as inlay_rows
 from inlay.data import Example
 from inlay.errors import TrainingError
-from inlay.root import Root
 from inlay.spec import Method, Spec, Sum
 from inlay.tasks import Prediction, Row, Task
 from inlay.tasks.base import Batch, Bound
@@ -49,8 +48,11 @@ def fit_mixture(model: PreTrainedModel, lessons: Sequence[Lesson], **given: Any)
     given: what `fit` takes by name, except `dev`, which every lesson brings. The score is the mean
     of the tasks' own metrics.
 
-    Raises TrainingError as `fit` does, and where the lessons' inlays are not of this model.
+    Raises TrainingError as `fit` does, for `base_lr`, and where the lessons' inlays are not of this
+    model.
     """
+    if given.get("base_lr") is not None:
+        raise TrainingError("a mixture leaves the base frozen; leave base_lr out, or fit one task")
     handles = tuple(dict.fromkeys(one for lesson in lessons for one in lesson.inlays))
     if not lessons or not all(lesson.inlays for lesson in lessons):
         raise TrainingError("a mixture needs at least one lesson, and each at least one inlay")
@@ -77,11 +79,6 @@ class Several:
         self.handles = {handle.name: handle for handle in handles}
         self.name = "+".join(self.handles)
         self.model = handles[0].model
-
-    @property
-    def root(self) -> Root:
-        """Of all."""
-        return next(iter(self.handles.values())).root
 
     @property
     def spec(self) -> Spec:

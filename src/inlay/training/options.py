@@ -19,6 +19,8 @@ class Training(BaseModel):
     """How pieces are trained. Give `epochs`, `steps`, `minutes` or several: the first one ends it.
 
     lr: the highest learning rate, for all methods; None for each method's own (`Method.rate`).
+    base_lr: the highest rate of all of the base's own numbers, which then learn too; None leaves
+        the base frozen. The whole base is then what is saved.
     schedule: how the rate falls to 0 at the end, or "constant". warmup: the share of the run in
         which it rises from 0.
     epochs: passes over the data, 3 where no end is given. steps: of the optimiser. minutes: of
@@ -28,7 +30,7 @@ class Training(BaseModel):
     accumulate: batches a step: the same as one batch as large as all of them.
     clip: the largest norm of the gradient; None for no limit.
     weight_decay, betas: of AdamW.
-    dropout: whether the dropout of the frozen base is on. Dropout of the pieces always is.
+    dropout: whether the dropout of the base is on. Dropout of the pieces always is.
     eval_every: steps between evaluations on `dev`; None for one after every epoch. One comes at
         the end in any case.
     patience: stop after so many evaluations without a new best one.
@@ -40,6 +42,7 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lr: Positive | None = None
+    base_lr: Positive | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
     epochs: Positive | None = None

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inlay.data import FIELDS, Dataset, load
 from inlay.errors import InlayError, RecipeError, nearest
-from inlay.spec import Spec, parse
+from inlay.spec import Spec, Sum, parse
 from inlay.tasks import Task, from_spec
 from inlay.template import Template
 from inlay.training import text
@@ -78,7 +78,8 @@ class Recipe(BaseModel):
 
     base: a bundled name, a folder, or what `from_pretrained` takes. dtype: of its weights; None
         keeps the one they are stored in.
-    method: what to set in, written as in Python. name: of the inlay.
+    method: what to set in, written as in Python; None for nothing, where the base learns
+        (`training.base_lr`). name: of the inlay.
     task: its `kind` and fields.
     data: `train`, `dev`, `test`.
     training: the fields of `Training`.
@@ -91,7 +92,7 @@ class Recipe(BaseModel):
 
     base: str
     dtype: Literal["float32", "bfloat16"] | None = None
-    method: str
+    method: str | None = None
     name: str = "default"
     task: dict[str, Any]
     data: Data
@@ -102,8 +103,9 @@ class Recipe(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _method(cls, value: str) -> str:
-        _sound(parse, value)
+    def _method(cls, value: str | None) -> str | None:
+        if value is not None:
+            _sound(parse, value)
         return value
 
     @field_validator("name")
@@ -120,6 +122,19 @@ class Recipe(BaseModel):
             raise ValueError("the kind of task is missing, as in {kind: generate}")
         _sound(_task_of, value)
         return value
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Recipe:
+        if self.method is None and self.training.base_lr is None:
+            raise ValueError(
+                "nothing would learn; give a method, such as LoRA, or training.base_lr, at which "
+                "the base itself learns"
+            )
+        if self.ensemble > 1 and self.training.base_lr is not None:
+            raise ValueError(
+                "an ensemble shares one frozen base; leave training.base_lr or ensemble out"
+            )
+        return self
 
     @staticmethod
     def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -151,8 +166,8 @@ class Recipe(BaseModel):
         return text.write(self.model_dump(mode="json"))
 
     def make_spec(self) -> Spec:
-        """What to set in."""
-        return parse(self.method)
+        """What to set in; an empty sum for nothing."""
+        return Sum(()) if self.method is None else parse(self.method)
 
     def with_task(self, task: Task) -> Recipe:
         """The same recipe with another template, one that was made for its method."""

@@ -28,13 +28,15 @@ from inlay.training.loop import LOG
 from inlay.training.progress import Shown
 from inlay.training.recipe import Recipe
 from inlay.training.results import Result
+from inlay.training.whole import BASE, need_fine, save_base
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a recipe led to.
 
-    path: the inlay's file. parameters: how many numbers learned; of: how many the base has.
+    path: the inlay's file, None where nothing was set in. base: the folder of the base, where it
+    learned too. parameters: how many numbers learned; of: how many the base has.
     untouched, dev, test: scores by metric, of the base before and with the inlay after; None where
     the recipe has no such data. metric: the task's own. training: how it went.
     voted: what the members of an ensemble score, on `test` where there is one, else on `dev`; all
@@ -42,7 +44,8 @@ class Outcome:
     """
 
     recipe: Recipe
-    path: Path
+    path: Path | None
+    base: Path | None
     parameters: int
     of: int
     metric: str
@@ -59,7 +62,8 @@ class Outcome:
         return {
             **facts,
             "recipe": recipe,
-            "path": str(self.path),
+            "path": None if self.path is None else str(self.path),
+            "base": None if self.base is None else str(self.base),
             "training": asdict(self.training),
             "voted": None if self.voted is None else asdict(self.voted),
         }
@@ -72,8 +76,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
     anew). Where the task reads a trained head, one is added to the method, and virtual tokens that
     no template places are placed around the text; the untouched score is then that of pieces that
-    have learned nothing, else that of the bare base. Rows that `skip_bad` leaves out are named at
-    the end, the first of them on the console and all in the log.
+    have learned nothing, else that of the bare base. A base that has learned is written to the
+    folder `base`, whole or not at all, and the inlay's file then fits only that base. Rows that
+    `skip_bad` leaves out are named at the end, the first of them on the console and all in the log.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError.
@@ -105,6 +110,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
             device=state.device,
             report=say,
         )
+    joint = recipe.training.base_lr is not None
+    if joint:
+        need_fine(model)
     size = sum(p.numel() for p in model.parameters())
     with rng.kept():
         rng.seed(recipe.seed)
@@ -165,8 +173,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         voted = vote(model, members, task, asked, batch_size=recipe.training.rows or 8)
     outcome = Outcome(
         recipe=recipe,
-        path=out / f"{recipe.name}.safetensors",
-        parameters=handle.count(),
+        path=out / f"{recipe.name}.safetensors" if spec.methods else None,
+        base=out / BASE if joint else None,
+        parameters=handle.count() + (size if joint else 0),
         of=size,
         metric=task.metric,
         untouched=untouched,
@@ -176,11 +185,16 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         voted=voted,
     )
     if state.is_main_process:
-        for member in members:
+        if outcome.base is not None:
+            save_base(model, tokenizer, outcome.base)
+        for member in members if spec.methods else []:
             member.save(out / f"{member.name}.safetensors", tokenizer=tokenizer)
         write_whole(out / "recipe.yaml", recipe.dump().encode())
         write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
         _log_skipped(out / LOG, data)
+    if outcome.base is not None:
+        fits = "" if outcome.path is None else f"; {outcome.path} fits only that base"
+        say(f"the base has learned too, so all of it is saved, in {outcome.base}{fits}")
     for part, found in data.items():
         for line in left_out(found.skipped, part):
             say(line)

@@ -23,6 +23,10 @@ def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, don
     return 1.0
 
 
-def rates(spec: Spec, chosen: float | None) -> tuple[float, ...]:
-    """The highest learning rate of each method: the one chosen for all, or its own `lr`."""
-    return tuple(method.rate() if chosen is None else chosen for method in spec.methods)
+def rates(spec: Spec, chosen: float | None, base: float | None = None) -> tuple[float, ...]:
+    """The highest learning rate of each method: the one chosen for all, or its own `lr`.
+
+    base: that of the base, which comes last; None where it does not learn.
+    """
+    own = tuple(method.rate() if chosen is None else chosen for method in spec.methods)
+    return own if base is None else (*own, base)

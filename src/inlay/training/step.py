@@ -34,7 +34,7 @@ class Taken:
 
 
 class Stepper:
-    """The optimiser, and how gradients come about. Only the pieces are given to it.
+    """The optimiser, and how gradients come about. Only what learns is given to it.
 
     Losses are sums, so gradients add up over batches and over processes; one division by all that
     counts makes them those of one large batch.
