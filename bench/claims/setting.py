@@ -70,48 +70,6 @@ def loss(model: Any, task: Task, rows: Sequence[Example]) -> float:
     return total / count
 
 
-def finetune(
-    run: Run,
-    model: Any,
-    task: Task,
-    rows: Sequence[Example],
-    groups: Sequence[tuple[Sequence[torch.nn.Parameter], float]],
-    *,
-    steps: int,
-    batch: int = 8,
-) -> None:
-    """Full fine-tuning: a plain loop of AdamW, with a linear schedule.
-
-    groups: all weights, each with its highest rate.
-    """
-    run.say("full fine-tuning")
-    draw = torch.Generator().manual_seed(run.seed)
-    torch.manual_seed(run.seed)
-    read = task.encode_all(rows)
-    parameters = [parameter for own, _ in groups for parameter in own]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    rates = [{"params": list(own), "lr": lr} for own, lr in groups]
-    optimizer = torch.optim.AdamW(rates, weight_decay=0.0)
-    warm = max(1, round(0.06 * steps))
-    factor = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
-    )
-    order: list[int] = []
-    model.train()
-    for _ in range(steps):
-        while len(order) < batch:
-            order += torch.randperm(len(read), generator=draw).tolist()
-        picked, order = order[:batch], order[batch:]
-        total, count = task.loss(model, task.collate([read[number] for number in picked]))
-        (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        factor.step()
-        optimizer.zero_grad(set_to_none=True)
-    model.eval()
-
-
 def sentiment(domain: str, split: str, limit: int, seed: int, longest: int = 90) -> list[Example]:
     """Short sentences of one domain, a sample of so many drawn with the seed."""
     rows = load(fetch_sentiment() / domain / f"{split}.jsonl", need=("text", "label"))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
-import inlay
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import Bench, finetune, sample
+from bench.claims.setting import Bench, sample
 from inlay import Prompt, PTuningV2
 from inlay.data import load
 from inlay.tasks import Tag
@@ -59,11 +56,8 @@ def measure(run: Run) -> Numbers:
         bench.teach(name, method + task.head(), task, train, **options)
         ask(name, bench, task)
     bench, task = ready()
-    torch.manual_seed(run.seed)
-    every = list(bench.model.parameters())
-    head = inlay.attach(bench.model, task.head())
-    groups = [(every, s["lr_full"]), (list(head.parameters()), s["lr_head"])]
-    finetune(run, bench.model, task, train, groups, steps=s["steps"], batch=s["batch_size"])
+    options = {"steps": s["steps"], "lr": s["lr_head"], "batch_size": s["batch_size"]}
+    bench.teach("full fine-tuning", task.head(), task, train, base_lr=s["lr_full"], **options)
     ask("full", bench, task)
     return found
 

@@ -6,8 +6,9 @@ from statistics import fmean
 
 import torch
 
+import inlay
 from bench.claims.base import Claim, Numbers, Run
-from bench.claims.setting import LABELS, Bench, finetune, sentiment
+from bench.claims.setting import LABELS, Bench, sentiment
 from inlay import Prompt, labels
 from inlay.tasks import Classify
 
@@ -53,8 +54,15 @@ def measure(run: Run) -> Numbers:
     )
     ask("prompt")
     handle.detach()
-    groups = [(list(bench.model.parameters()), s["lr_full"])]
-    finetune(run, bench.model, task, train, groups, steps=s["steps"], batch=s["batch_size"])
+    run.say("full fine-tuning")
+    inlay.tune(
+        *(bench.model, task, train),
+        base_lr=s["lr_full"],
+        steps=s["steps"],
+        batch_size=s["batch_size"],
+        seed=run.seed,
+        console=run.console,
+    )
     ask("full")
     return found
 

@@ -10,15 +10,11 @@ import torch
 from bench import claims
 from bench.claims import neighbours, results, setting
 from bench.claims.base import Claim, Run, held
-from rich.console import Console
 
 from inlay.errors import DataError, SpecError
-from inlay.tasks import Classify
 from inlay_cli import docs
 from inlay_cli import reproduce as command
 from inlay_cli.app import main
-from tests import zoo
-from tests.tasks import tiny
 
 FAKE = Claim(
     name="fake",
@@ -300,26 +296,6 @@ def test_a_sample_is_drawn_with_its_seed():
     assert setting.sample(rows, 5, 1) == setting.sample(rows, 5, 1)
     assert setting.sample(rows, 5, 1) != setting.sample(rows, 5, 2)
     assert sorted(setting.sample(rows, 99, 1)) == rows
-
-
-def test_full_fine_tuning_moves_all_weights_and_learns():
-    model = zoo.fresh("llama")
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    task = Classify(template="{text} was", verbalizer={"yes": "good", "no": "bad"})
-    task.bind(model, tiny.tokenizer("decoder"))
-    rows = tiny.examples(
-        *(
-            {"text": f"the {word}", "label": label}
-            for word, label in (("cat", "yes"), ("dog", "no"))
-        )
-    )
-    run = Run(0, {}, None, Console(quiet=True))
-    first = setting.loss(model, task, rows)
-    groups = [(list(model.parameters()), 1e-2)]
-    setting.finetune(run, model, task, rows, groups, steps=10, batch=2)
-    assert setting.loss(model, task, rows) < first / 2
-    moved = [not torch.equal(before[name], value) for name, value in model.named_parameters()]
-    assert sum(moved) > 0.9 * len(moved)
 
 
 def test_a_run_names_the_data_it_lacks(tmp_path):
