@@ -283,7 +283,7 @@ def with_virtual(template: str, virtual: int, front: int) -> str:
 
 @cache
 def _adapters(task: type[Task]) -> dict[str, TypeAdapter]:
-    hints = get_type_hints(task)
+    hints = get_type_hints(task, include_extras=True)
     loose = ConfigDict(arbitrary_types_allowed=True)
     names = [field.name for field in dataclasses.fields(task)]
     return {name: TypeAdapter(hints[name], config=loose) for name in names}

@@ -15,7 +15,8 @@ from inlay.data import Example, Value
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
-from inlay.tasks import metrics
+from inlay.tasks import auxiliary, metrics
+from inlay.tasks.auxiliary import Share
 from inlay.tasks.base import (
     Batch,
     Bound,
@@ -64,6 +65,8 @@ class Classify(Task):
     template: how the fields are written, such as "{text} All in all, it was". None, without a
         verbalizer, for `text` alone or with `text_pair`.
     metric: the primary metric.
+    auxiliary: with a verbalizer, the share of the loss, in training, that is for predicting the
+        text itself: in a decoder token by token, in an encoder 15 % of it, hidden from the base.
     """
 
     name: ClassVar[str] = "classify"
@@ -72,6 +75,7 @@ class Classify(Task):
     verbalizer: dict[str, str] | None = None
     template: str | None = None
     metric: metrics.ClassificationMetric = "accuracy"
+    auxiliary: Share = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, list | tuple):
@@ -90,6 +94,8 @@ class Classify(Task):
                 raise TaskError(
                     "classify: the verbalizer must have one word for each of the labels"
                 )
+        elif self.auxiliary:
+            raise TaskError("classify: auxiliary needs a verbalizer; a trained head reads no words")
         if self.labels is not None or self.verbalizer is not None:
             _check_labels(self.names)
 
@@ -147,6 +153,7 @@ class Classify(Task):
         if self.verbalizer is not None:
             assert template is not None
             need_language_head(model, "a verbalizer")
+            auxiliary.check(self.auxiliary, bound)
             if kind == "encoder-decoder" and model.config.decoder_start_token_id is None:
                 raise TaskError("the model's config has no decoder_start_token_id")
             self._words = _word_ids([self.verbalizer[name] for name in self.names], bound)
@@ -211,29 +218,40 @@ class Classify(Task):
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The scores of the labels in the order of `names`, `[B, C]`, fp32."""
-        chart = self.chart(model)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        inputs = {name: batch[name] for name in names if name in batch}
-        if self.verbalizer is None:
-            need_head(model, Head(labels=self.names))
-            states, mask = chart.encoded(model, **inputs)
-            if self._masked:
-                mask = (inputs["input_ids"] == self._mask_id).long()
-            return classify_by_head(model, states, mask).float()
+        if self.verbalizer is not None:
+            return self._worded(model, self._hidden(model, batch), batch)
+        need_head(model, Head(labels=self.names))
+        inputs = _inputs(batch)
+        states, mask = self.chart(model).encoded(model, **inputs)
+        if self._masked:
+            mask = (inputs["input_ids"] == self._mask_id).long()
+        return classify_by_head(model, states, mask).float()
+
+    def _hidden(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The last states that the language-model head may read, `[B·T, D]`."""
+        inputs = _inputs(batch)
         if self._kind == "encoder-decoder":
-            start = model.config.decoder_start_token_id
-            first = batch["input_ids"].new_full((len(batch["input_ids"]), 1), start)
-            hidden = chart.hidden(model, **inputs, decoder_input_ids=first)[:, 0]
-        else:
-            hidden = chart.hidden(model, **inputs).flatten(0, 1)
+            ids, start = batch["input_ids"], model.config.decoder_start_token_id
+            inputs["decoder_input_ids"] = ids.new_full((len(ids), 1), start)
+        return self.chart(model).hidden(model, **inputs).flatten(0, 1)
+
+    def _worded(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """The scores of the labels' words, `[B, C]`, fp32, from states `[B·T, D]`."""
+        if self._kind != "encoder-decoder":  # which writes one word and nothing else
             hidden = hidden.index_select(0, batch["positions"])
-        logits = chart.logits(model, hidden)
+        logits = self.chart(model).logits(model, hidden)
         return logits.index_select(1, self._words.to(logits.device)).float()
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
         """See `Task`: cross entropy over the labels, and how many rows there are."""
         labels = need_labels(batch, "labels")
-        return F.cross_entropy(self.logits(model, batch), labels, reduction="sum"), len(labels)
+        batch, asked = auxiliary.ask(self.auxiliary, self.bound, batch)
+        if asked is None:
+            return F.cross_entropy(self.logits(model, batch), labels, reduction="sum"), len(labels)
+        hidden = self._hidden(model, batch)
+        loss = F.cross_entropy(self._worded(model, hidden, batch), labels, reduction="sum")
+        chart = self.chart(model)
+        return auxiliary.joined(self.auxiliary, loss, asked, chart, model, hidden), len(labels)
 
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
@@ -254,6 +272,12 @@ class Classify(Task):
         """See `Task`."""
         gold = [label_name(field_of(example, "label")) for example in examples]
         return metrics.classification(predictions, gold)
+
+
+def _inputs(batch: Batch) -> Batch:
+    """What of a batch the model reads."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: batch[name] for name in names if name in batch}
 
 
 def _check_labels(names: Sequence[str]) -> None:

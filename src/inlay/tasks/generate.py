@@ -14,7 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from inlay.data import Example
 from inlay.errors import DataError, TaskError, nearest
-from inlay.tasks import metrics
+from inlay.tasks import auxiliary, metrics
+from inlay.tasks.auxiliary import Share
 from inlay.tasks.base import (
     Batch,
     Bound,
@@ -62,6 +63,8 @@ class Generate(Task):
     metric: the primary metric.
     generation: options of `model.generate`. Without any, decoding is greedy and ends after 64
         tokens at the latest, or where a decoder's context is full.
+    auxiliary: the share of the loss, in training, that is for predicting all that a decoder reads,
+        source and target, token by token.
     """
 
     name: ClassVar[str] = "generate"
@@ -71,6 +74,7 @@ class Generate(Task):
     system: str | None = None
     metric: metrics.GenerationMetric = "bleu"
     generation: dict[str, Any] = field(default_factory=dict)
+    auxiliary: Share = 0.0
 
     def __post_init__(self) -> None:
         self.generation = _plain(self.generation)
@@ -107,6 +111,7 @@ class Generate(Task):
             raise TaskError(f"{type(model).__name__} is an encoder and cannot generate text")
         self._decoder = kind == "decoder"
         need_language_head(model, "generating text")
+        auxiliary.check(self.auxiliary, bound)
         if tokenizer.eos_token_id is None:
             raise TaskError("generate needs an end token; set tokenizer.eos_token")
         if self.chat and not self._decoder:
@@ -245,9 +250,12 @@ class Generate(Task):
         """See `Task`: cross entropy of the target's tokens, and how many they are."""
         targets, chart = need_labels(batch, "targets"), self.chart(model)
         names = ("input_ids", "attention_mask", "decoder_input_ids")
+        batch, asked = auxiliary.ask(self.auxiliary, self.bound, batch)
         hidden = chart.hidden(model, **{name: batch[name] for name in names if name in batch})
-        hidden = hidden.flatten(0, 1).index_select(0, batch["positions"])
-        return token_loss(chart, model, hidden, targets), len(targets)
+        hidden = hidden.flatten(0, 1)
+        loss = token_loss(chart, model, hidden.index_select(0, batch["positions"]), targets)
+        loss = auxiliary.joined(self.auxiliary, loss, asked, chart, model, hidden)
+        return loss, len(targets)
 
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:

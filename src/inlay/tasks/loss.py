@@ -10,6 +10,7 @@ made again in backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def token_loss(
     hidden: Tensor,
     targets: Tensor,
     *,
+    weights: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """The summed cross entropy (a scalar, fp32) of `hidden` against `targets`.
@@ -39,6 +41,7 @@ def token_loss(
         model: the base.
         hidden: final states at the labelled positions only, `[N, D]`.
         targets: the token that each should predict, `[N]`.
+        weights: how much each counts, `[N]`; None for 1.
         chunk: the most positions to make logits for at once; None for as many as 64 MiB hold. A
             head that is not plain is always applied to all positions at once.
     """
@@ -51,16 +54,17 @@ def token_loss(
         chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
     parts = -(-len(targets) // chunk)
     aims = targets.tensor_split(parts)  # sizes differ by one at most
+    worth = [None] * parts if weights is None else weights.tensor_split(parts)
     wanted = torch.is_grad_enabled() and hidden.requires_grad
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     grads: list[Tensor] = []
-    for states, aim in zip(hidden.detach().tensor_split(parts), aims, strict=True):
+    for states, aim, each in zip(hidden.detach().tensor_split(parts), aims, worth, strict=True):
         states.requires_grad_(wanted)
         logits = chart.logits(model, states)
         if not grads and _learns(logits, states):
             del logits
-            return _through_autograd(chart, model, hidden.tensor_split(parts), aims)
-        loss, grad = _known(logits, states, aim, wanted)
+            return _through_autograd(chart, model, hidden.tensor_split(parts), aims, worth)
+        loss, grad = _known(logits, states, aim, each, wanted)
         total += loss
         grads += [grad] if grad is not None else []
     if not wanted:
@@ -70,7 +74,7 @@ def token_loss(
 
 
 def _known(
-    logits: Tensor, states: Tensor, aim: Tensor, wanted: bool
+    logits: Tensor, states: Tensor, aim: Tensor, each: Tensor | None, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The loss of one chunk and, where wanted, its gradient with respect to `states`."""
     aim = aim.unsqueeze(1)
@@ -79,11 +83,14 @@ def _known(
     reached = scores.gather(1, aim)
     parts = scores.sub_(top).exp_()  # in place from here on: one pass of exp, one [n, V] of fp32
     total = parts.sum(1, keepdim=True)
-    loss = (total.log() + top - reached).sum()
+    losses = total.log() + top - reached
+    loss = (losses if each is None else losses * each.unsqueeze(1)).sum()
     if not wanted:
         return loss, None
     slope = parts.div_(total)
     slope.scatter_add_(1, aim, slope.new_full((1, 1), -1.0).expand_as(aim))
+    if each is not None:
+        slope.mul_(each.unsqueeze(1))
     return loss, torch.autograd.grad(logits, states, slope.to(logits.dtype))[0]
 
 
@@ -103,16 +110,23 @@ class _Given(torch.autograd.Function):
 
 
 def _through_autograd(
-    chart: Chart, model: PreTrainedModel, hidden: tuple[Tensor, ...], aims: tuple[Tensor, ...]
+    chart: Chart,
+    model: PreTrainedModel,
+    hidden: Sequence[Tensor],
+    aims: Sequence[Tensor],
+    worth: Sequence[Tensor | None],
 ) -> Tensor:
-    def one(states: Tensor, aim: Tensor) -> Tensor:
-        return F.cross_entropy(chart.logits(model, states).float(), aim, reduction="sum")
+    def one(states: Tensor, aim: Tensor, each: Tensor | None) -> Tensor:
+        logits = chart.logits(model, states).float()
+        if each is None:
+            return F.cross_entropy(logits, aim, reduction="sum")
+        return F.cross_entropy(logits, aim, reduction="none") @ each
 
     if len(hidden) == 1:
-        return one(hidden[0], aims[0])
+        return one(hidden[0], aims[0], worth[0])
     losses = [
-        checkpoint(one, states, aim, use_reentrant=False)
-        for states, aim in zip(hidden, aims, strict=True)
+        checkpoint(one, states, aim, each, use_reentrant=False)
+        for states, aim, each in zip(hidden, aims, worth, strict=True)
     ]
     return torch.stack(losses).sum()
 
