@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import inlay
@@ -237,6 +238,8 @@ def test_a_saved_base_and_its_inlay_compute_the_same(family, kind, tmp_path):
         folder = save_base(model, words, tmp_path / "base")
     file = handle.save(tmp_path / "default.safetensors", tokenizer=words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "default.safetensors"]
+    assert not any(key.startswith("inlays.") for key in load_file(folder / "model.safetensors"))
+    assert "inlay" not in (folder / "config.json").read_text()
     again = type(model).from_pretrained(folder)
     assert tiny.same(numbers(model), numbers(again))
     with pytest.raises(inlay.errors.BaseError):
