@@ -228,7 +228,7 @@ def test_a_stopped_run_draws_the_same_as_one_in_one_piece(tmp_path):
 
         task.loss = counted  # type: ignore[method-assign]
         result = fit(model, handle, task, REVIEWS, steps=5, batch_size=2, folder=folder,
-                     console=tiny.quiet())  # fmt: skip
+                     base_lr=1e-3, console=tiny.quiet())  # fmt: skip
         return tiny.numbers(result), tiny.state(handle)
 
     whole, unbroken = train(tmp_path / "a")

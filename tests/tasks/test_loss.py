@@ -55,6 +55,23 @@ def test_a_head_that_learns(family, chunk):
     )
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("chunk", [7, N])
+def test_weights_say_how_much_each_token_counts(chunk, learns):
+    base = fresh("llama").requires_grad_(False)
+    weight = base.get_output_embeddings().weight.requires_grad_(learns)
+    hidden, targets = states()
+    weights = torch.rand(N)
+    each = F.cross_entropy(resolve(base).logits(base, hidden).float(), targets, reduction="none")
+    expected = (each * weights).sum()
+    found = token_loss(resolve(base), base, hidden, targets, weights=weights, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    asked = (hidden, weight) if learns else (hidden,)
+    torch.testing.assert_close(
+        gradient(found, *asked), gradient(expected, *asked), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("chunk", [7, N])
 def test_a_piece_on_the_head_learns(chunk):
     base = fresh("llama")

@@ -51,7 +51,8 @@ def fit(
             instant ends with the same numbers as one that was not. False starts anew.
         console: where progress is shown; None for the error stream.
         **given: the fields of `Options`. Without `base_lr` the base is not touched. With it a
-            checkpoint holds the base too, and is gone on from with the base as it was at first.
+            checkpoint holds the base too, up to four times over (the best one, the optimiser's two
+            averages), and one goes on from it with the base as it was at first.
 
     Ctrl-C ends the step, writes a checkpoint where there is a folder, and raises
     KeyboardInterrupt. The mode of the model and the random generators are afterwards as they were
@@ -91,7 +92,9 @@ def tune(
 ) -> Result:
     """Train the whole base and set nothing in: full fine-tuning, which methods are measured by.
 
-    given: what `fit` takes by name. Raises TrainingError as `fit` does.
+    given: what `fit` takes by name. A task that reads a trained head is for `fit`, with that head.
+
+    Raises TrainingError as `fit` does.
     """
     nothing = attach(model, Sum(()), name="tune")
     try:
