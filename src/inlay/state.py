@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ from inlay.site import Site
 from inlay.spec import Spec, from_json, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -81,6 +82,31 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         _sync_names(path.parent)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> Path:
+    """Write a folder so that it is there whole or not at all, in place of one of that name.
+
+    fill: writes everything into the folder that it is given, beside the final one.
+
+    Raises FileError where that cannot be written.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        new = partial / "new"
+        new.mkdir()
+        fill(new)
+        if path.exists():
+            os.rename(path, partial / "old")
+        os.rename(new, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

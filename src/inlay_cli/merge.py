@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,6 +38,7 @@ def merge(
 ) -> None:
     """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all."""
     from inlay.errors import FileError
+    from inlay.state import write_folder
 
     if folder.exists():
         raise FileError(f"{folder} is there already; give a folder that does not exist yet")
@@ -50,25 +48,6 @@ def merge(
         spec = handle.spec
         handle.merge()
     with busy(f"writing {folder}"):
-        _write(folder, model, tokenizer)
+        write_folder(folder, lambda new: [part.save_pretrained(new) for part in (model, tokenizer)])
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
     out().print(f"{spec!r} is folded in: {folder} ({size:,.0f} MB)", markup=False, soft_wrap=True)
-
-
-def _write(folder: Path, *parts: Any) -> None:
-    """Save model and tokenizer beside the folder, then give them its name. Raises FileError."""
-    from inlay.errors import FileError
-
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
-        for part in parts:
-            part.save_pretrained(partial)
-        os.chmod(partial, 0o755)
-        os.rename(partial, folder)
-    except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)

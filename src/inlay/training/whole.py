@@ -6,9 +6,6 @@ With an inlay that sets nothing in it is full fine-tuning, which every method is
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.attach import Inlay
-from inlay.errors import FileError, TrainingError
+from inlay.errors import TrainingError
 from inlay.root import CHILD
 from inlay.spec import Method, Spec
+from inlay.state import write_folder
 
 BASE = "base"
 """The folder, in that of a run, of a base that has learned."""
@@ -104,19 +102,9 @@ def save_base(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
     The folder replaces its predecessor, and is there whole or not at all. Raises FileError.
     """
     own = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{CHILD}.")}
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        new, old = partial / "new", partial / "old"
+
+    def fill(new: Path) -> None:
         model.save_pretrained(new, state_dict=own)
         tokenizer.save_pretrained(new)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    except OSError as error:
-        raise FileError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+    return write_folder(folder, fill)
