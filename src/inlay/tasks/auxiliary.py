@@ -4,9 +4,9 @@
 
 n_row is how much the row counts in the task's loss: 1 where it is classified, the length of its
 target where that is generated. So a row's two losses are both means, weighed alike, and the sum
-over batches is that over one large batch. PET mixes so, with a = 1e-4 (Schick & Schütze, EACL
-2021, section 3.2), there with unlabelled text; here the text is the row's own, read once for both,
-as in Su Jianlin's variants of P-tuning (https://kexue.fm/archives/8295, 2021).
+over batches is that over one large batch. PET mixes so, with a = 1e-4 ("auxiliary language
+modeling", Schick & Schütze, EACL 2021), there with unlabelled text; here the text is the row's
+own, read once for both, as in Su Jianlin's variants of P-tuning (github.com/bojone/P-tuning).
 
 A decoder predicts every token of what it reads from those before. An encoder has 15 % of its
 tokens hidden, but for special ones: 80 % of these by the mask, 10 % by any token, and 10 % stand
