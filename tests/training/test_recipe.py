@@ -274,6 +274,29 @@ def test_a_task_with_a_trained_head_gets_one(recipe_file):
     assert set(inlay.state.read(outcome.path)[1]) == {"final/0/head/weight", "final/0/head/bias"}
 
 
+@pytest.mark.parametrize("by", ["head", "mean"])
+def test_choices_are_learned(recipe_file, tmp_path, by):
+    rows = [
+        {
+            "premise": f"the {one}",
+            "a": "a cat",
+            "b": "a dog",
+            "gold": "a cat" if at % 2 else "a dog",
+        }
+        for at, one in enumerate(words.WORDS[:20])
+    ]
+    path = tmp_path / "copa.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"kind": "choose", "by": by, "template": "{premise} sat", "choices": ["a", "b"]}
+    source = {"source": str(path), "columns": {"label": "gold"}}
+    asked = {"task": task, "data": {"train": source, "dev": source}, "method": "LoRA(rank=2)"}
+    flags = {name: json.dumps(value) for name, value in asked.items()} | {"method": "LoRA(rank=2)"}
+    outcome = run(Recipe.load(recipe_file, flags), tiny.quiet())
+    assert outcome.dev is not None
+    assert outcome.training.steps == 12
+    assert ("final/1/head/weight" in inlay.state.read(outcome.path)[1]) == (by == "head")
+
+
 def test_text_is_generated_without_dev_or_test(recipe_file):
     flags = {"task": '{"kind": "generate", "generation": {"max_new_tokens": 3}}'}
     flags |= {"data.dev": "null", "data.test": "null", "training.eval_every": "null"}

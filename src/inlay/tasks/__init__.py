@@ -1,6 +1,7 @@
 """What can be taught: one file per task."""
 
 from inlay.tasks.base import TASKS, Batch, Prediction, Row, Task
+from inlay.tasks.choose import Choose
 from inlay.tasks.classify import Classify
 from inlay.tasks.extract import Extract
 from inlay.tasks.generate import Generate
@@ -12,6 +13,7 @@ from_spec = Task.from_spec
 __all__ = [
     "TASKS",
     "Batch",
+    "Choose",
     "Classify",
     "Extract",
     "Generate",

@@ -26,14 +26,12 @@ from inlay.tasks.base import (
     field_of,
     labelled,
     majority,
-    mask_of,
     need_head,
     need_labels,
     need_language_head,
-    padded,
     with_virtual,
 )
-from inlay.tasks.reader import Reader, trailing
+from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
 from inlay.template import Template
 
 MOST_LABELS = 1000
@@ -148,7 +146,7 @@ class Classify(Task):
 
     def check(self, bound: Bound, model: PreTrainedModel) -> None:
         """See `Task`."""
-        kind, tokenizer, template = bound.chart.kind, bound.tokenizer, self.template
+        kind, template = bound.chart.kind, self.template
         self._kind = kind
         if self.verbalizer is not None:
             assert template is not None
@@ -164,17 +162,7 @@ class Classify(Task):
         )
         if template is not None and (self._masked or MASK in template):
             template = _with_mask(template, bound)
-        self._reader = Reader(
-            tokenizer=tokenizer,
-            template=None if template is None else Template(template),
-            joint="\n" if kind == "decoder" else None,
-            frame=None,
-            special=True,
-            ends=trailing(tokenizer) if kind == "decoder" else 0,
-            types=bound.chart.stacks[0].takes("token_type_ids"),
-            truncate=self.truncate,
-            first=bound.first,
-        )
+        self._reader = Reader.of(bound, template, self.truncate)
 
     # ---------------------------------------------------------------- arithmetic
 
@@ -203,10 +191,8 @@ class Classify(Task):
     def collate(self, rows: Sequence[Row]) -> Batch:
         """See `Task`."""
         texts = [row.input_ids for row in rows]
-        batch = {"input_ids": padded(texts, self.bound.pad), "attention_mask": mask_of(texts)}
-        if any(row.token_type_ids for row in rows):
-            types = [row.token_type_ids or [0] * len(row.input_ids) for row in rows]
-            batch["token_type_ids"] = padded(types, 0)
+        read = [Encoded(row.input_ids, row.token_type_ids) for row in rows]
+        batch = stacked(read, self.bound.pad)
         if self.verbalizer is not None and self._kind != "encoder-decoder":
             # Where in the flat [B·T] the word is read off.
             width = batch["input_ids"].shape[1]
@@ -276,8 +262,7 @@ class Classify(Task):
 
 def _inputs(batch: Batch) -> Batch:
     """What of a batch the model reads."""
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: batch[name] for name in names if name in batch}
+    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 def _check_labels(names: Sequence[str]) -> None:

@@ -47,12 +47,7 @@ def token_loss(
     """
     if not len(targets):
         return hidden.float().sum()  # 0, and still part of the graph
-    if not chart.plain_head:
-        chunk = len(targets)
-    elif chunk is None:
-        vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
-    parts = -(-len(targets) // chunk)
+    parts = _parts(chart, model, len(targets), chunk)
     aims = targets.tensor_split(parts)  # sizes differ by one at most
     worth = [None] * parts if weights is None else weights.tensor_split(parts)
     wanted = torch.is_grad_enabled() and hidden.requires_grad
@@ -71,6 +66,40 @@ def token_loss(
         return total
     result: Tensor = _Given.apply(hidden, total, torch.cat(grads))
     return result
+
+
+def token_likelihoods(
+    chart: Chart,
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int | None = None,
+) -> Tensor:
+    """The log likelihood of each target, `[N]`, fp32; arguments as in `token_loss`.
+
+    A chunk's logits are made again in backward, for what is done with them is not known here.
+    """
+
+    def one(states: Tensor, aim: Tensor) -> Tensor:
+        logits = chart.logits(model, states).float()
+        return -F.cross_entropy(logits, aim, reduction="none")
+
+    parts = _parts(chart, model, len(targets), chunk)
+    pairs = list(zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True))
+    if parts == 1 or not torch.is_grad_enabled():
+        return torch.cat([one(*pair) for pair in pairs])
+    return torch.cat([checkpoint(one, *pair, use_reentrant=False) for pair in pairs])
+
+
+def _parts(chart: Chart, model: PreTrainedModel, count: int, chunk: int | None) -> int:
+    """Into how many parts so many positions are split; see `token_loss`."""
+    if not chart.plain_head:
+        return 1
+    if chunk is None:
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return -(-count // chunk)
 
 
 def _known(

@@ -66,6 +66,12 @@ def classification(predictions: Sequence[str], gold: Sequence[str]) -> dict[str,
     }
 
 
+def accuracy(predictions: Sequence[Any], gold: Sequence[Any]) -> float:
+    """The share of predictions that are right."""
+    _check(predictions, gold)
+    return sum(a == b for a, b in zip(predictions, gold, strict=True)) / len(gold)
+
+
 OUTSIDE = "O"
 """The tag of a word that belongs to nothing."""
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inlay.data import Example
 from inlay.errors import DataError
-from inlay.tasks.base import field_of
+from inlay.tasks.base import Batch, Bound, field_of, mask_of, padded
 from inlay.template import VIRTUAL, Template
 
 Texts = Mapping[str, str]
@@ -49,6 +49,22 @@ class Reader:
     types: bool
     truncate: bool | Literal["end", "start"]
     first: int
+
+    @staticmethod
+    def of(bound: Bound, template: str | None, truncate: bool | Literal["end", "start"]) -> Reader:
+        """The reader of whole texts, or pairs of them, as a trained head or a word judges them."""
+        kind, tokenizer = bound.chart.kind, bound.tokenizer
+        return Reader(
+            tokenizer=tokenizer,
+            template=None if template is None else Template(template),
+            joint="\n" if kind == "decoder" else None,
+            frame=None,
+            special=True,
+            ends=trailing(tokenizer) if kind == "decoder" else 0,
+            types=bound.chart.stacks[0].takes("token_type_ids"),
+            truncate=truncate,
+            first=bound.first,
+        )
 
     def read(self, examples: Sequence[Example], rooms: Sequence[int | None]) -> list[Encoded]:
         """The examples as tokens, each no longer than its room.
@@ -155,6 +171,19 @@ class Reader:
         if self.truncate == "start":
             return text[max(1, spans[len(spans) - level - 1][1]) :]
         return text[: min(len(text) - 1, spans[level][0])]
+
+
+def stacked(texts: Sequence[Encoded], pad: int) -> Batch:
+    """Texts as one batch, padded on the right: what a model takes."""
+    ids = [text.ids for text in texts]
+    batch = {"input_ids": padded(ids, pad), "attention_mask": mask_of(ids)}
+    if any(text.types for text in texts):
+        batch["token_type_ids"] = padded([text.types or [0] * len(text.ids) for text in texts], 0)
+    return batch
+
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What `stacked` writes."""
 
 
 def _level(lengths: Sequence[int], excess: int) -> int:
