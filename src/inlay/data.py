@@ -17,7 +17,7 @@ from inlay.template import Template
 Value = str | int | float | list[Any]
 """What a field may hold. A JSON or Arrow truth value stays a `bool`; only `LISTS` hold lists."""
 
-LISTS = ("tokens", "tags", "answers", "choices")
+LISTS = ("tokens", "tags", "answers", "choices", "labels")
 """The fields that are lists: of texts, numbers, lists and objects of these."""
 
 STRICT = ("text", "text_pair", "source", "target", "label", "predicate")
@@ -28,6 +28,15 @@ FIELDS = (*STRICT, "context", "question", *LISTS)
 
 TOLD = 10
 """How many of the rows that were left out are named, where not all of them are."""
+
+
+def label_name(value: Value) -> str:
+    """A label as text: 1, 1.0 and "1" are one label, and so are true and "true"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,9 @@ def load(
         seed: which sample `limit` draws.
 
     A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
-    text or a finite number; `tokens`, `tags`, `answers` and `choices` may be lists of these
-    instead, or of lists and objects of them. Other columns that are neither are left out of the
-    example.
+    text or a finite number; `tokens`, `tags`, `answers`, `choices` and `labels` may be lists of
+    these instead, or of lists and objects of them. Other columns that are neither are left out of
+    the example.
 
     Raises:
         DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a

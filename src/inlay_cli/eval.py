@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 
+SHOWN = 10
+"""The most labels whose confusion is shown as a table; JSON has that of any number."""
+
 NO_TRAINING = {"method": "LoRA", "out": ".", "data.train.source": "."}
 """What a recipe must say and measuring does not read."""
 
@@ -86,10 +89,14 @@ def evaluate(
     scores = task.score(said, rows)
     if predictions is not None:
         _write(predictions, rows, said)
+    confusion = task.confusion(said, rows)
     if as_json:
-        sys.stdout.write(json.dumps({"rows": len(rows), **scores}) + "\n")
+        told = {"rows": len(rows), **scores, **({"confusion": confusion} if confusion else {})}
+        sys.stdout.write(json.dumps(told) + "\n")
     else:
         _show(scores, task.metric, rows, file)
+        if 0 < len(confusion) <= SHOWN:
+            _show_confusion(confusion)
     for line in left_out(rows.skipped, rows.source):
         err().print(line, markup=False, soft_wrap=True)
 
@@ -151,4 +158,17 @@ def _show(scores: dict[str, float], metric: str, rows: Dataset, file: Path | Non
     shown.add_column("the base alone" if file is None else file.stem, justify="right")
     for name, value in scores.items():
         shown.add_row(name, f"{value:.4f}", style="bold" if name == metric else "")
+    out().print(shown)
+
+
+def _show_confusion(confusion: dict[str, dict[str, int]]) -> None:
+    """How often each label (a row) was taken for each label (a column)."""
+    from rich.text import Text
+
+    shown = table("Rows by label, and by what was predicted")
+    shown.add_column("label")
+    for name in confusion:
+        shown.add_column(Text(name), justify="right")
+    for name, counts in confusion.items():
+        shown.add_row(Text(name), *map(str, counts.values()))
     out().print(shown)

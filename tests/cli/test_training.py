@@ -238,7 +238,50 @@ def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
     file = tmp_path / "head" / "default.safetensors"
     ran = inlay("eval", encoder, file, "--data", reviews, "--json")
     assert ran.code == 0, ran.err
-    assert 0 <= json.loads(ran.out)["accuracy"] <= 1
+    told = json.loads(ran.out)
+    assert 0 <= told["accuracy"] <= 1
+    right = told["confusion"]["no"]["no"] + told["confusion"]["yes"]["yes"]
+    assert right == 12 * told["accuracy"]
+    assert sum(told["confusion"]["yes"].values()) == 6
+    ran = inlay("eval", encoder, file, "--data", reviews)
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["label", "no", "yes"] in lines
+    assert ["no", *map(str, told["confusion"]["no"].values())] in lines
+
+
+CHOICES = [
+    {"text": f"the {word}", "choices": ["sat", "was good"], "label": 0}
+    for word in ("cat", "dog", "mat")
+]
+VALUES = [{"text": word, "label": value} for word, value in [("cat", 0.5), ("dog", 2), ("mat", 1)]]
+TOPICS = [{"text": word, "labels": [word, "all"]} for word in ("cat", "dog", "mat")]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "metric", "said"),
+    [
+        ("choose --task.by mean", CHOICES, "accuracy", int),
+        ("choose", CHOICES, "accuracy", int),
+        ("regress", VALUES, "pearson", float),
+        ("classify --task.multi_label true", TOPICS, "micro_f1", list),
+    ],
+)
+def test_other_tasks_are_trained_and_measured(inlay, base, tmp_path, task, rows, metric, said):
+    data, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = inlay(
+        *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", *task.split()),
+        *("--task.metric", metric, "--train", data, "--dev", data, "--steps", "2", "--out", out),
+    )
+    assert ran.code == 0, ran.err
+    made, file = tmp_path / "said.jsonl", out / "default.safetensors"
+    ran = inlay("eval", base, file, "--data", data, "--json", "--predictions", made)
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told[metric] == json.loads((out / "result.json").read_text())["dev"][metric]
+    assert "confusion" not in told
+    written = [json.loads(line) for line in made.read_text().splitlines()]
+    assert {type(row["said"]) for row in written} == {said}
 
 
 NAMES = [

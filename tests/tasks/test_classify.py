@@ -245,7 +245,14 @@ def test_label_sets_that_make_no_sense():
         "one word for each of the labels",
     )
     refused(lambda: Classify(labels="ab"), "labels='ab' is impossible")
-    refused(lambda: Classify(metric="f1"), "metric='f1' is impossible")
+    refused(lambda: Classify(metric="f2"), "metric='f2' is impossible")
+    refused(lambda: Classify(metric="f1", labels=["a", "b", "c"]), "'f1' is for two labels, not 3")
+    refused(lambda: Classify(metric="micro_f1"), "metric='micro_f1' is for multi_label")
+    refused(
+        lambda: Classify(metric="matthews", multi_label=True), "'matthews' is for one label a row"
+    )
+    f1 = Classify(metric="f1")
+    refused(lambda: f1.prepare(examples(*({"label": n} for n in range(3)))), "two labels, not 3")
 
 
 def test_the_order_of_labels_may_differ_from_the_words():
@@ -313,6 +320,149 @@ def test_rows_without_a_label():
 def test_score():
     scores = by_word("llama").score(["yes", "no", "no"], ROWS)
     assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_scores_of_two_labels_and_their_confusion():
+    task = by_word("llama")
+    rows = examples(*({"label": label} for label in ("yes", "yes", "yes", "no")))
+    said = ["yes", "no", "yes", "yes"]
+    scores = task.score(said, rows)
+    assert scores["f1"] == pytest.approx(2 * 2 / (3 + 3)), "that of 'yes', the second label"
+    assert task.confusion(said, rows) == {"no": {"no": 0, "yes": 1}, "yes": {"no": 1, "yes": 2}}
+    three = Classify(labels=["no", "yes", "maybe"])
+    assert "f1" not in three.score(said, rows)
+    assert three.confusion(said, rows)["yes"] == {"no": 1, "yes": 2, "maybe": 0}
+    odd = examples({"label": "ja"})
+    refused(lambda: task.confusion(["yes"], odd), "no label 'ja'", error=DataError)
+
+
+# ------------------------------------------------------------------- any number of labels
+
+TOPICS = ("cat", "dog", "film")
+MANY = examples(
+    {"text": "the cat sat on a mat", "labels": ["cat", "film"]},
+    {"text": "dull", "labels": []},
+    {"text": "very bright film", "labels": ["dog", "dog"]},
+)
+
+
+@pytest.mark.parametrize("family", KINDS)
+@torch.no_grad()
+def test_many_labels_are_decided_each_by_itself(family):
+    base, task = by_head(family, labels=TOPICS, multi_label=True)
+    rows = task.encode_all(MANY)
+    assert [row.labels for row in rows] == [[0, 2], [], [1]]
+    batch = task.collate(rows)
+    logits = task.logits(base, batch)
+    gold = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    chances = logits.sigmoid()
+    by_hand = -(gold * chances.log() + (1 - gold) * (1 - chances).log()).sum() / 3
+    loss, count = task.loss(base, batch)
+    torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=1e-4)
+    assert count == 3
+    said = task.predict(base, batch)
+    for row, names in zip(logits, said, strict=True):
+        assert names == [name for name, z in zip(TOPICS, row, strict=True) if z > 0]
+
+
+def test_a_vote_on_every_label(monkeypatch):
+    task = Classify(labels=TOPICS, multi_label=True)
+    table = torch.tensor([[1.0, -1, 2], [1, -1, -5], [-9, -1, 1], [-1, -1, 0]])
+    monkeypatch.setattr(task, "logits", lambda model, batch: table)
+    said, won = task.ballot(None, {}, 2)
+    assert said == [["cat", "film"], ["cat"], ["film"], []]
+    assert won == [["cat"], ["film"]]  # one vote each, and means of -1.5 and 0.5
+
+
+def test_many_labels_come_from_a_list():
+    task = Classify(multi_label=True)
+    assert task.needs == ("text", "labels")
+    task.prepare(MANY)
+    assert task.names == TOPICS
+    task.bind(model("bert"), words("bert"))
+    assert from_spec(task.describe()) == task
+    plain = examples({"text": "a", "labels": "cat"})[0]
+    refused(lambda: task.encode(plain, 0), "'labels' is a text, not a list", error=DataError)
+    nested = examples({"text": "a", "labels": [["cat"]]})[0]
+    refused(lambda: task.encode(nested, 0), "rows#1: a label is a list", error=DataError)
+    odd = examples({"text": "a", "labels": ["cat", "films"]})[0]
+    refused(lambda: task.encode(odd, 0), "no label 'films'; did you mean 'film'", error=DataError)
+    refused(
+        lambda: Classify(multi_label=True, verbalizer=WORDS, template="{text} it was"),
+        "multi_label takes a trained head",
+    )
+    assert task.confusion([["cat"]], MANY[:1]) == {}
+
+
+def test_scores_of_many_labels():
+    task = Classify(labels=TOPICS, multi_label=True)
+    said = [["cat"], [], ["dog"]]
+    assert task.score(said, MANY) == pytest.approx(
+        {"accuracy": 2 / 3, "micro_f1": 2 * 2 / (2 + 3), "macro_f1": 2 / 3}
+    )
+
+
+# ------------------------------------------------------------------- names and weights
+
+
+def test_labels_are_renamed():
+    named = {0: "bad", "1": "good"}
+    task = Classify(label_names=named, verbalizer={"bad": "bad", "good": "good"}, template="{text}")
+    assert task.label_names == {"0": "bad", "1": "good"}
+    task.bind(model("llama"), words("llama"))
+    rows = examples(*({"text": "a", "label": label} for label in (1, 0.0, "1", "bad")))
+    assert [row.labels for row in task.encode_all(rows)] == [[1], [0], [1], [0]]
+    assert task.score(["good", "bad", "good", "bad"], rows)["accuracy"] == 1
+    assert task.confusion(["good"], rows[:1])["good"]["good"] == 1
+    assert Classify(label_names=named).names == ("bad", "good")
+    merged = Classify(label_names={"1": "bad", "2": "bad", "3": "good"})
+    assert merged.names == ("bad", "good")
+    merged.prepare(examples({"label": 2}))
+    assert merged.names == ("bad", "good")
+    odd = examples({"text": "a", "label": 7})[0]
+    refused(lambda: task.encode(odd, 0), "there is no label '7'", error=DataError)
+    refused(
+        lambda: Classify(label_names={"0": "bat"}, labels=["bad", "good"]),
+        "label_names makes a label 'bat', which is none of the labels; did you mean 'bad'?",
+    )
+    assert from_spec(task.describe()) == task
+
+
+@pytest.mark.parametrize("way", ["word", "head"])
+@torch.no_grad()
+def test_rare_labels_can_weigh_more(way):
+    weights = {"class_weight": {"no": 3}}
+    base, task = (model("llama"), by_word("llama", **weights)) if way == "word" else by_head("llama", **weights)  # fmt: skip
+    batch = task.collate(task.encode_all(ROWS))
+    logits, gold = task.logits(base, batch), torch.tensor([1, 0, 1])
+    each = F.cross_entropy(logits, gold, reduction="none")
+    loss, count = task.loss(base, batch)
+    torch.testing.assert_close(loss, each[0] + 3 * each[1] + each[2])
+    assert count == 3
+    balanced = by_word("llama", class_weight="balanced")
+    batch = balanced.collate(balanced.encode_all(ROWS))
+    refused(lambda: balanced.loss(model("llama"), batch), "call prepare(training examples)")
+    balanced.prepare(ROWS)
+    each = F.cross_entropy(balanced.logits(model("llama"), batch), gold, reduction="none")
+    expected = 0.75 * each[0] + 1.5 * each[1] + 0.75 * each[2]
+    torch.testing.assert_close(balanced.loss(model("llama"), batch)[0], expected)
+    joint = by_word("llama", class_weight="balanced", auxiliary=1e-9)
+    joint.prepare(ROWS)
+    with torch.enable_grad():
+        torch.testing.assert_close(joint.loss(model("llama"), batch)[0].detach(), expected)
+    assert from_spec(task.describe()) == task
+
+
+def test_weights_that_make_no_sense():
+    refused(
+        lambda: by_word("llama", class_weight={"nos": 2.0}),
+        "class_weight has a label 'nos', which is none of the labels; did you mean 'no'?",
+    )
+    refused(lambda: by_word("llama", class_weight={"no": 0}), "of 'no' is 0, not above 0")
+    refused(lambda: Classify(class_weight="even"), "class_weight='even' is impossible")
+    refused(lambda: Classify(class_weight="balanced", multi_label=True), "for one label a row")
+    later = Classify(class_weight={"nos": 2.0})
+    refused(lambda: later.prepare(ROWS), "class_weight has a label 'nos'")
 
 
 def test_round_trip():

@@ -62,12 +62,41 @@ def test_one_class_only_is_no_error():
     assert found["matthews"] == 0
 
 
+def test_f1_of_one_label():
+    found = metrics.classification(["a", "b", "b"], ["b", "b", "a"], positive="b")
+    assert found["f1"] == pytest.approx(1 / 2)
+    assert "f1" not in metrics.classification(["a"], ["a"])
+    assert metrics.classification(["a"], ["a"], positive="b")["f1"] == 0
+
+
+def test_many_labels_by_hand():
+    gold = [["a", "b"], [], ["c"], ["a"]]
+    found = metrics.multi_label([["b", "a"], [], ["b"], []], gold, ["a", "b", "c", "d"])
+    assert found["accuracy"] == 2 / 4
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
+
+
+def test_numbers_by_hand():
+    found = metrics.regression([1.0, 2.0, 6.0], [1.0, 3.0, 5.0])
+    assert found["pearson"] == pytest.approx(10 / math.sqrt(14 * 8))
+    assert found["spearman"] == pytest.approx(1)
+    assert found["r2"] == pytest.approx(1 - 2 / 8)
+    assert metrics.regression([3.0, 2.0], [1.0, 2.0])["spearman"] == pytest.approx(-1)
+
+
+def test_numbers_that_are_all_alike_are_no_error():
+    assert set(metrics.regression([1.0, 1.0], [1.0, 2.0]).values()) == {0.0, -1.0}
+    assert set(metrics.regression([1.0, 2.0], [3.0, 3.0]).values()) == {0.0}
+    assert set(metrics.regression([1.0], [3.0]).values()) == {0.0}
+
+
 def test_confusion():
     counts = metrics.confusion(["a", "b", "b"], ["a", "a", "c"], ["a", "b", "c"])
     assert counts == [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
 
 
-@pytest.mark.parametrize("score", [metrics.generation, metrics.classification])
+@pytest.mark.parametrize("score", [metrics.generation, metrics.classification, metrics.regression])
 def test_nothing_to_score(score):
     with pytest.raises(DataError, match="nothing to score"):
         score([], [])
@@ -77,7 +106,11 @@ def test_nothing_to_score(score):
 
 @pytest.mark.parametrize(
     ("score", "module"),
-    [(metrics.generation, "sacrebleu"), (metrics.classification, "sklearn.metrics")],
+    [
+        (metrics.generation, "sacrebleu"),
+        (metrics.classification, "sklearn.metrics"),
+        (metrics.regression, "scipy.stats"),
+    ],
 )
 def test_a_missing_extra_is_named(score, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

@@ -6,6 +6,7 @@ from inlay.tasks.classify import Classify
 from inlay.tasks.extract import Extract
 from inlay.tasks.generate import Generate
 from inlay.tasks.loss import token_loss
+from inlay.tasks.regress import Regress
 from inlay.tasks.tag import Tag
 
 from_spec = Task.from_spec
@@ -18,6 +19,7 @@ __all__ = [
     "Extract",
     "Generate",
     "Prediction",
+    "Regress",
     "Row",
     "Tag",
     "Task",

@@ -40,15 +40,15 @@ class Row:
     """One encoded example, or a part of one.
 
     input_ids: the tokens of the input, without padding.
-    labels: the tokens of the target with the end token last, or the numbers of its labels; None
-        where the example has no target.
+    labels: the tokens of the target with the end token last, the numbers of its labels, or its
+        value; None where the example has no target.
     index: the example's place in its data set. where: the example's own `where`.
     token_type_ids: which of two texts a token belongs to, where the model wants to know.
     cost: how many tokens the row puts through the model.
     """
 
     input_ids: list[int]
-    labels: list[int] | None
+    labels: list[Any] | None
     index: int
     where: str
     cost: int
@@ -266,6 +266,15 @@ class Task(ABC):
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """Metrics by name, `metric` among them; higher is better."""
+
+    def confusion(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, dict[str, int]]:
+        """How often each gold label was predicted as each label: gold -> predicted -> count.
+
+        Empty where a prediction is not one of a set of labels.
+        """
+        return {}
 
 
 def with_virtual(template: str, virtual: int, front: int) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example, Value
+from inlay.data import Example, Value, label_name
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
+from inlay.readers import kind_of
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.auxiliary import Share
 from inlay.tasks.base import (
@@ -25,6 +27,7 @@ from inlay.tasks.base import (
     Task,
     field_of,
     labelled,
+    list_of,
     majority,
     need_head,
     need_labels,
@@ -37,14 +40,11 @@ from inlay.template import Template
 MOST_LABELS = 1000
 MASK = "{mask}"
 
+SINGLE = ("accuracy", "macro_f1", "f1", "matthews")
+"""Metrics of one label a row."""
 
-def label_name(value: Value) -> str:
-    """A label as text: 1, 1.0 and "1" are one label, and so are true and "true"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+MULTI = ("accuracy", "macro_f1", "micro_f1")
+"""Metrics of any number of labels a row."""
 
 
 @dataclass(kw_only=True)
@@ -57,12 +57,19 @@ class Classify(Task):
     a `Head(labels=...)` in the inlay, which must name the same labels in the same order. In an
     encoder it reads the state at `{mask}` where the template has one.
 
-    labels: the names of the labels; None takes them from the verbalizer or, sorted, from the
-        training data (`prepare`).
+    labels: the names of the labels; None takes them from the verbalizer, from `label_names` or,
+        sorted, from the training data (`prepare`).
+    label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`; any
+        other label keeps its name.
     verbalizer: label -> its word, one token as it stands in the text: `{"good": " great"}`.
     template: how the fields are written, such as "{text} All in all, it was". None, without a
         verbalizer, for `text` alone or with `text_pair`.
-    metric: the primary metric.
+    multi_label: any number of labels a row, the list `labels`, instead of the one `label`; each is
+        decided by itself (a sigmoid), by a trained head.
+    class_weight: label -> the weight of its rows in the loss, 1 for a label left out; or
+        "balanced", n / (C · n_label) with the counts of the training data (`prepare`).
+    metric: the primary metric. "f1" is that of the second of two labels, "micro_f1" is for
+        `multi_label`, where "accuracy" counts rows of which every label is right.
     auxiliary: with a verbalizer, the share of the loss, in training, that is for predicting the
         text itself: in a decoder token by token, in an encoder 15 % of it, hidden from the base.
     """
@@ -70,8 +77,11 @@ class Classify(Task):
     name: ClassVar[str] = "classify"
 
     labels: tuple[str, ...] | None = None
+    label_names: dict[str, str] | None = None
     verbalizer: dict[str, str] | None = None
     template: str | None = None
+    multi_label: bool = False
+    class_weight: Literal["balanced"] | dict[str, float] | None = None
     metric: metrics.ClassificationMetric = "accuracy"
     auxiliary: Share = 0.0
 
@@ -80,7 +90,12 @@ class Classify(Task):
             self.labels = tuple(map(label_name, self.labels))
         if isinstance(self.verbalizer, Mapping):
             self.verbalizer = {label_name(key): word for key, word in self.verbalizer.items()}
+        if isinstance(self.label_names, Mapping):
+            self.label_names = {label_name(key): name for key, name in self.label_names.items()}
+        if isinstance(self.class_weight, Mapping):
+            self.class_weight = {label_name(key): w for key, w in self.class_weight.items()}
         super().__post_init__()
+        self._weight: Tensor | None = None
         if self.template is not None and set(Template(self.template).names) <= {"mask"}:
             raise TaskError(f"classify: template {self.template!r} names no {{column}}")
         if self.verbalizer is not None:
@@ -94,16 +109,60 @@ class Classify(Task):
                 )
         elif self.auxiliary:
             raise TaskError("classify: auxiliary needs a verbalizer; a trained head reads no words")
-        if self.labels is not None or self.verbalizer is not None:
-            _check_labels(self.names)
+        if self.multi_label and self.verbalizer is not None:
+            raise TaskError("classify: multi_label takes a trained head; leave the verbalizer out")
+        if self.multi_label and self.class_weight is not None:
+            raise TaskError("classify: class_weight is for one label a row, not for multi_label")
+        if self.metric not in (MULTI if self.multi_label else SINGLE):
+            raise TaskError(
+                f"classify: metric={self.metric!r} is for "
+                f"{'one label a row' if self.multi_label else 'multi_label'}"
+            )
+        if self._given is not None:
+            self._check_labels(self._given)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The labels in their order. Raises TaskError while they are not known."""
+    def _given(self) -> tuple[str, ...] | None:
+        """The labels in their order, where the fields say them."""
         if self.labels is not None:
             return self.labels
         if self.verbalizer is not None:
             return tuple(self.verbalizer)
+        return None if self.label_names is None else tuple(dict.fromkeys(self.label_names.values()))
+
+    def _check_labels(self, names: Sequence[str]) -> None:
+        """Raise TaskError unless these can be the labels; fix the weights that are given."""
+        for name in names:
+            if names.count(name) > 1:
+                raise TaskError(f"classify: label {name!r} is there twice")
+        if not 2 <= len(names) <= MOST_LABELS:
+            raise TaskError(f"classify takes from 2 to {MOST_LABELS} labels, not {len(names)}")
+        if self.metric == "f1" and len(names) > 2:
+            raise TaskError(
+                f"classify: metric='f1' is for two labels, not {len(names)}; take 'macro_f1'"
+            )
+        for name in (self.label_names or {}).values():
+            if name not in names:
+                raise TaskError(
+                    f"classify: label_names makes a label {name!r}, which is none of the labels"
+                    f"{nearest(name, names)}"
+                )
+        if isinstance(self.class_weight, dict):
+            for name, weight in self.class_weight.items():
+                if name not in names:
+                    raise TaskError(
+                        f"classify: class_weight has a label {name!r}, which is none of the labels"
+                        f"{nearest(name, names)}"
+                    )
+                if not 0 < weight < float("inf"):
+                    raise TaskError(f"classify: class_weight of {name!r} is {weight}, not above 0")
+            self._weight = torch.tensor([float(self.class_weight.get(name, 1)) for name in names])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels in their order. Raises TaskError while they are not known."""
+        if self._given is not None:
+            return self._given
         raise TaskError(
             "classify: the labels are not known yet; give labels=[...], or call "
             "prepare(training examples)"
@@ -115,7 +174,7 @@ class Classify(Task):
 
     def adopt(self, labels: tuple[str, ...]) -> None:
         """See `Task`."""
-        if self.labels is None and self.verbalizer is None:
+        if self._given is None:
             self.labels = labels
 
     @property
@@ -133,14 +192,49 @@ class Classify(Task):
     def needs(self) -> tuple[str, ...]:
         """See `Task`."""
         names = Template(self.template or "{text}").names
-        return (*(name for name in names if name != "mask"), "label")
+        return (*(name for name in names if name != "mask"), self._field)
+
+    @property
+    def _field(self) -> str:
+        """The field that holds what is right."""
+        return "labels" if self.multi_label else "label"
 
     def prepare(self, examples: Iterable[Example]) -> None:
-        """Take the label set from the training examples, unless it was given."""
-        if self.labels is None and self.verbalizer is None:
-            found = {label_name(field_of(example, "label")) for example in examples}
-            _check_labels(tuple(found))
-            self.labels = tuple(sorted(found))
+        """Take the label set from the training examples, unless it was given; count the labels."""
+        if self._given is not None and self.class_weight != "balanced":
+            return
+        counts = Counter(name for example in examples for name in self._gold(example))
+        if self._given is None:
+            self._check_labels(tuple(counts))
+            self.labels = tuple(sorted(counts))
+        if self.class_weight == "balanced":
+            share = counts.total() / max(1, len(counts))
+            self._weight = torch.tensor(
+                [share / counts[name] if counts[name] else 1.0 for name in self.names]
+            )
+
+    def _gold(self, example: Example) -> list[str]:
+        """The names of the labels that an example has. Raises DataError."""
+        given: list[Value] = (
+            list_of(example, "labels") if self.multi_label else [field_of(example, "label")]
+        )
+        for value in given:
+            if not isinstance(value, str | int | float):
+                raise DataError(
+                    f"{example.where}: a label is {kind_of(value)}, not text or a number"
+                )
+        names = [label_name(value) for value in given]
+        renamed = self.label_names or {}
+        return list(dict.fromkeys(renamed.get(name, name) for name in names))
+
+    def _numbers(self, example: Example, numbers: Mapping[str, int]) -> list[int]:
+        """The numbers of the labels that an example has. Raises DataError for an unknown one."""
+        gold = self._gold(example)
+        for name in gold:
+            if name not in numbers:
+                known = nearest(name, numbers)
+                raise DataError(f"{example.where}: there is no label {name!r}{known}")
+        return [numbers[name] for name in gold]
 
     # ----------------------------------------------------------------- its model
 
@@ -171,13 +265,7 @@ class Classify(Task):
         read = self._reader.read(examples, [self.bound.limit] * len(examples))
         rows = []
         for place, (example, encoded) in enumerate(zip(examples, read, strict=True)):
-            labels = None
-            if "label" in example.fields:
-                label = label_name(example.fields["label"])
-                if label not in numbers:
-                    known = nearest(label, numbers)
-                    raise DataError(f"{example.where}: there is no label {label!r}{known}")
-                labels = [numbers[label]]
+            labels = self._numbers(example, numbers) if self._field in example.fields else None
             if self._masked and encoded.ids.count(self._mask_id) != 1:
                 raise DataError(f"{example.where}: its text holds a mask token of its own")
             ids = encoded.ids
@@ -199,7 +287,13 @@ class Classify(Task):
             at = [ids.index(self._mask_id) if self._masked else len(ids) - 1 for ids in texts]
             batch["positions"] = torch.tensor(at) + torch.arange(len(rows)) * width
         if labelled(rows):
-            batch["labels"] = torch.tensor([row.labels[0] for row in rows if row.labels])
+            given = [row.labels or [] for row in rows]
+            if self.multi_label:
+                batch["labels"] = torch.zeros(len(rows), len(self.names))
+                for place, labels in enumerate(given):
+                    batch["labels"][place, labels] = 1
+            else:
+                batch["labels"] = torch.tensor([labels[0] for labels in given])
         return batch
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -229,35 +323,82 @@ class Classify(Task):
         return logits.index_select(1, self._words.to(logits.device)).float()
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """See `Task`: cross entropy over the labels, and how many rows there are."""
+        """See `Task`: cross entropy over the labels, and how many rows there are.
+
+        Of `multi_label`, the mean of the labels' binary cross entropies. Weights are not divided
+        out: "balanced" ones have a mean of 1 over the training data.
+        """
         labels = need_labels(batch, "labels")
         batch, asked = auxiliary.ask(self.auxiliary, self.bound, batch)
         if asked is None:
-            return F.cross_entropy(self.logits(model, batch), labels, reduction="sum"), len(labels)
+            return self._off(self.logits(model, batch), labels), len(labels)
         hidden = self._hidden(model, batch)
-        loss = F.cross_entropy(self._worded(model, hidden, batch), labels, reduction="sum")
+        loss = self._off(self._worded(model, hidden, batch), labels)
         chart = self.chart(model)
         return auxiliary.joined(self.auxiliary, loss, asked, chart, model, hidden), len(labels)
 
+    def _off(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How far the scores `[B, C]` are off the labels, summed."""
+        if self.multi_label:
+            each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            return each.mean(1).sum()
+        if self.class_weight is not None and self._weight is None:
+            raise TaskError(
+                "classify: class_weight='balanced' needs counts; call prepare(training examples)"
+            )
+        weight = None if self._weight is None else self._weight.to(logits.device)
+        return F.cross_entropy(logits, labels, weight, reduction="sum")
+
     @torch.no_grad()
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
-        """See `Task`: the name of the most likely label."""
-        return [self.names[best] for best in self.logits(model, batch).argmax(1).tolist()]
+        """See `Task`: the name of the most likely label, or those likelier than not."""
+        logits = self.logits(model, batch)
+        return self._named(_either(logits).argmax(-1) if self.multi_label else logits.argmax(1))
 
     @torch.no_grad()
     def ballot(
         self, model: PreTrainedModel, batch: Batch, members: int
     ) -> tuple[list[Prediction], list[Prediction]]:
-        """See `Task`: of labels with equally many votes the one with the highest mean logit."""
-        said, won = majority(self.logits(model, batch), members)
-        return [self.names[i] for i in said.tolist()], [self.names[i] for i in won.tolist()]
+        """See `Task`: of labels with equally many votes the one with the highest mean logit.
+
+        Of `multi_label`, a vote on every label.
+        """
+        logits = self.logits(model, batch)
+        said, won = majority(_either(logits) if self.multi_label else logits, members)
+        return self._named(said), self._named(won)
+
+    def _named(self, said: Tensor) -> list[Prediction]:
+        """The name of each label `[B]`, or the names of those that are 1 `[B, C]`."""
+        if not self.multi_label:
+            return [self.names[best] for best in said.tolist()]
+        return [
+            [name for name, yes in zip(self.names, row, strict=True) if yes]
+            for row in said.tolist()
+        ]
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """See `Task`."""
-        gold = [label_name(field_of(example, "label")) for example in examples]
-        return metrics.classification(predictions, gold)
+        gold = [self._gold(example) for example in examples]
+        if self.multi_label:
+            return metrics.multi_label(predictions, gold, self.names)
+        positive = self.names[1] if len(self.names) == 2 else None
+        return metrics.classification(predictions, [name for (name,) in gold], positive=positive)
+
+    def confusion(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, dict[str, int]]:
+        """See `Task`."""
+        if self.multi_label:
+            return {}
+        numbers = {name: number for number, name in enumerate(self.names)}
+        gold = [self.names[self._numbers(example, numbers)[0]] for example in examples]
+        counts = metrics.confusion(predictions, gold, self.names)
+        return {
+            name: dict(zip(self.names, row, strict=True))
+            for name, row in zip(self.names, counts, strict=True)
+        }
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -265,12 +406,9 @@ def _inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
-def _check_labels(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise TaskError(f"classify: label {name!r} is there twice")
-    if not 2 <= len(names) <= MOST_LABELS:
-        raise TaskError(f"classify takes from 2 to {MOST_LABELS} labels, not {len(names)}")
+def _either(logits: Tensor) -> Tensor:
+    """Logits `[B, C]` of yes, as logits of no and yes, `[B, C, 2]`."""
+    return torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def _with_mask(template: str, bound: Bound) -> str:

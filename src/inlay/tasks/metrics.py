@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from inlay.errors import DataError, TaskError
 
 GenerationMetric = Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match"]
-ClassificationMetric = Literal["accuracy", "macro_f1", "matthews"]
+ClassificationMetric = Literal["accuracy", "macro_f1", "micro_f1", "f1", "matthews"]
+RegressionMetric = Literal["pearson", "spearman", "r2"]
 TaggingMetric = Literal["f1", "precision", "recall", "accuracy"]
 ExtractionMetric = Literal["f1", "exact_match"]
 Span = tuple[str, int, int]
@@ -51,19 +53,73 @@ def generation(predictions: Sequence[str], references: Sequence[str]) -> dict[st
     }
 
 
-def classification(predictions: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """Every `ClassificationMetric` of labels; macro F1 is over the labels that occur."""
+def classification(
+    predictions: Sequence[str], gold: Sequence[str], *, positive: str | None = None
+) -> dict[str, float]:
+    """Accuracy, macro F1 over the labels that occur, and Matthews' coefficient of labels.
+
+    Also the F1 of the label `positive`, where one is given: 0 where it never occurs.
+    """
     _check(predictions, gold)
-    try:
+    with _scikit():
         from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-    except ImportError:
-        raise TaskError(f"scoring labels needs scikit-learn: {CURE}") from None
     one = len({*gold, *predictions}) == 1  # the coefficient is 0/0 there, and 0 by convention
-    return {
+    scores = {
         "accuracy": float(accuracy_score(gold, predictions)),
         "macro_f1": float(f1_score(gold, predictions, average="macro", zero_division=0)),
         "matthews": 0.0 if one else float(matthews_corrcoef(gold, predictions)),
     }
+    if positive is not None:
+        ours, theirs = ([name == positive for name in names] for names in (predictions, gold))
+        scores["f1"] = float(f1_score(theirs, ours, zero_division=0))
+    return scores
+
+
+def multi_label(
+    predictions: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """Of any number of labels a row: accuracy of whole rows, macro and micro F1 over `labels`.
+
+    The F1 of a label that neither occurs nor is predicted is 0.
+    """
+    _check(predictions, gold)
+    with _scikit():
+        from sklearn.metrics import accuracy_score, f1_score
+    ours, theirs = (
+        [[int(label in row) for label in labels] for row in rows] for rows in (predictions, gold)
+    )
+    return {
+        "accuracy": float(accuracy_score(theirs, ours)),
+        "macro_f1": float(f1_score(theirs, ours, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(theirs, ours, average="micro", zero_division=0)),
+    }
+
+
+def regression(predictions: Sequence[float], gold: Sequence[float]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of numbers, and R², the share of variance explained.
+
+    Where the predictions or the gold numbers are all alike, correlations are 0/0, and 0 here by
+    convention; so is R² where the gold ones are.
+    """
+    _check(predictions, gold)
+    with _scikit():
+        from scipy.stats import pearsonr, spearmanr
+        from sklearn.metrics import r2_score
+    varied, related = len(set(gold)) > 1, len(set(gold)) > 1 and len(set(predictions)) > 1
+    return {
+        "pearson": float(pearsonr(predictions, gold).statistic) if related else 0.0,
+        "spearman": float(spearmanr(predictions, gold).statistic) if related else 0.0,
+        "r2": float(r2_score(gold, predictions)) if varied else 0.0,
+    }
+
+
+@contextmanager
+def _scikit() -> Iterator[None]:
+    """Say what an import of scikit-learn, or of scipy below it, is missing."""
+    try:
+        yield
+    except ImportError:
+        raise TaskError(f"scoring labels needs scikit-learn: {CURE}") from None
 
 
 def accuracy(predictions: Sequence[Any], gold: Sequence[Any]) -> float:
