@@ -94,6 +94,7 @@ def load(
     template: str | Mapping[str, str] | None = None,
     need: Collection[str] = (),
     limit: int | None = None,
+    shots: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
 ) -> Dataset:
@@ -111,8 +112,9 @@ def load(
             `text` and `source`; a mapping says which field each template makes.
         need: fields that every row must end up with, such as a task's `needs`.
         limit: keep a sample of at most this many rows, drawn with `seed`, in the source's order.
+        shots: keep this many rows of each `label` instead, drawn and ordered likewise.
         skip_bad: collect bad rows in `Dataset.skipped` instead of refusing the source.
-        seed: which sample `limit` draws.
+        seed: which sample `limit` or `shots` draws.
 
     A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
     text or a finite number; `tokens`, `tags`, `answers`, `choices` and `labels` may be lists of
@@ -121,12 +123,16 @@ def load(
 
     Raises:
         DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a
-            bad row; names the row.
+            bad row, which is named; or has fewer rows of a label than `shots`.
     """
     name, rows = open_rows(source, split)
     shape = _Shape(columns or {}, template, need)
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no rows; give at least 1, or none for all")
+    if shots is not None and shots < 1:
+        raise DataError(f"shots={shots} leaves no rows; give at least 1, or none for all")
+    if shots is not None and limit is not None:
+        raise DataError("limit and shots exclude each other; give one of them")
     examples: list[Example] = []
     skipped: list[Skipped] = []
     for where, row in rows:
@@ -142,7 +148,26 @@ def load(
     if limit is not None and limit < len(examples):
         kept = sorted(random.Random(seed).sample(range(len(examples)), limit))
         examples = [examples[index] for index in kept]
+    if shots is not None:
+        examples = _few(name, examples, shots, random.Random(seed))
     return Dataset(name, tuple(examples), tuple(skipped))
+
+
+def _few(
+    source: str, examples: Sequence[Example], shots: int, draw: random.Random
+) -> list[Example]:
+    """So many examples of each label, in their order."""
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        if "label" not in example.fields:
+            raise DataError(f"{example.where}: it has no label, and shots={shots} goes by labels")
+        places.setdefault(label_name(example.fields["label"]), []).append(place)
+    kept: list[int] = []
+    for label, own in sorted(places.items()):
+        if len(own) < shots:
+            raise DataError(f"{source} has {len(own)} of label {label!r}, fewer than shots={shots}")
+        kept += draw.sample(own, shots)
+    return [examples[place] for place in sorted(kept)]
 
 
 def left_out(skipped: Sequence[Skipped], rows: str) -> list[str]:

@@ -116,8 +116,11 @@ def _asked(
     asked = {**NO_TRAINING, "base": base}
     if recipe is not None:
         old = Recipe.load(recipe)
-        rows = old.data.test or old.data.dev or old.data.train
-        asked |= {"task": json.dumps(old.task), "data.test": rows.model_dump_json()}
+        asked["task"] = json.dumps(old.task)
+        # Most of a fold's `train` it has learned from, so that is not taken for new rows.
+        rows = old.data.test or old.data.dev or (None if old.folds else old.data.train)
+        if rows is not None:
+            asked["data.test"] = rows.model_dump_json()
     asked |= {
         f"data.test.{name.removeprefix('data.')}" if name.startswith("data.") else name: text
         for name, text in given.items()

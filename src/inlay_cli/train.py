@@ -15,6 +15,7 @@ from inlay_cli.shared import SkipOption, examples, silence, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from inlay.training.cross_validation import Validated
     from inlay.training.ensemble import Voted
     from inlay.training.run import Outcome
 
@@ -60,6 +61,7 @@ def train(
         raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
     changes = {**given, **dict(pairs(settings))}
     with busy("starting"):
+        from inlay.training.cross_validation import cross_validate
         from inlay.training.recipe import Recipe
         from inlay.training.run import run
     made = Recipe.load(recipe, changes)
@@ -70,6 +72,11 @@ def train(
         sys.stdout.write(made.dump())
         return
     silence()
+    if made.folds is not None and made.fold is None:
+        validated = cross_validate(made, err(), resume=not fresh)
+        out().print(_folds(validated))
+        out().print(f"saved in {validated.path}", markup=False, soft_wrap=True)
+        return
     outcome = run(made, err(), resume=not fresh)
     _told(outcome)
 
@@ -107,6 +114,20 @@ def _told(outcome: Outcome) -> None:
     else:
         following = f"eval {base} {outcome.path} --data …"
     console.print(f"next: inlay {following}", markup=False, soft_wrap=True)
+
+
+def _folds(validated: Validated) -> Table:
+    """What the inlay of each fold scores on it, and their mean and standard deviation."""
+    shown = table("Cross-validation")
+    shown.add_column("")
+    parts = {f"fold {number}": one for number, one in enumerate(validated.scores, 1)}
+    parts |= {"mean": validated.mean, "sd": validated.sd}
+    for name in parts:
+        shown.add_column(name, justify="right")
+    for metric in validated.mean:
+        style = "bold" if metric == validated.metric else ""
+        shown.add_row(metric, *(f"{s[metric]:.4f}" for s in parts.values()), style=style)
+    return shown
 
 
 def _votes(voted: Voted, metric: str) -> Table:

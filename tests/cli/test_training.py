@@ -249,6 +249,23 @@ def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
     assert ["no", *map(str, told["confusion"]["no"].values())] in lines
 
 
+def test_folds_are_trained_and_told(inlay, encoder, reviews, tmp_path):
+    out = tmp_path / "folds"
+    asked = ["--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"]
+    asked += ["--train", reviews, "--steps", "2", "--folds", "3", "--out", out]
+    ran = inlay("train", *asked)
+    assert ran.code == 0, ran.err
+    told = json.loads((out / "folds.json").read_text())
+    scores = [*told["folds"], told["mean"], told["sd"]]
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["fold", "1", "fold", "2", "fold", "3", "mean", "sd"] in lines
+    assert ["accuracy", *(f"{one['accuracy']:.4f}" for one in scores)] in lines
+    assert "fold 3 of 3" in ran.err
+    file = out / "fold-2" / "default.safetensors"
+    assert "give --data" in inlay("eval", encoder, file).error, "it learned from most of train"
+    assert inlay("eval", encoder, file, "--data", reviews).code == 0
+
+
 CHOICES = [
     {"text": f"the {word}", "choices": ["sat", "was good"], "label": 0}
     for word in ("cat", "dog", "mat")

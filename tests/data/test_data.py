@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from inlay.data import Example, load
+from inlay.data import Example, label_name, load
 from inlay.errors import DataError
 from inlay.template import Template
 
@@ -384,6 +384,26 @@ def test_a_template_reaches_into_nothing():
 
 
 # ------------------------------------------------------------------------------------ limit
+
+
+def test_shots_draws_as_many_of_each_label_in_order():
+    rows = [{"text": str(n), "label": ["a", 1, 1.0][n % 3]} for n in range(30)]
+    picked = load(rows, shots=3)
+    counts = [label_name(one.fields["label"]) for one in picked]
+    assert (counts.count("a"), counts.count("1")) == (3, 3)
+    places = [int(one.fields["text"]) for one in picked]
+    assert places == sorted(places)
+    assert picked.examples == load(rows, shots=3).examples
+    assert picked.examples != load(rows, shots=3, seed=1).examples
+    assert len(load(rows, shots=10, columns={"label": "label"})) == 20
+
+
+def test_shots_that_cannot_be_drawn():
+    rows = [{"text": str(n), "label": "b" if n in (3, 4) else "a"} for n in range(10)]
+    refused(rows, "has 2 of label 'b', fewer than shots=3", shots=3)
+    refused(rows, "shots=0 leaves no rows", shots=0)
+    refused(rows, "limit and shots exclude each other", shots=1, limit=3)
+    refused([{"text": "a"}], "#1: it has no label, and shots=1 goes by labels", shots=1)
 
 
 def test_limit_draws_a_sample_in_order():

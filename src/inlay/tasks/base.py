@@ -202,6 +202,10 @@ class Task(ABC):
     def prepare(self, examples: Iterable[Example]) -> None:  # noqa: B027 - most need nothing
         """Learn from the training examples what encoding needs to know, such as the label set."""
 
+    def stratum(self, example: Example) -> str | None:
+        """What shares of the data should have alike, such as its label; None for nothing."""
+        return None
+
     # -------------------------------------------------------- its arithmetic
 
     def encode(self, example: Example, index: int) -> Row:

@@ -227,6 +227,10 @@ class Classify(Task):
         renamed = self.label_names or {}
         return list(dict.fromkeys(renamed.get(name, name) for name in names))
 
+    def stratum(self, example: Example) -> str | None:
+        """See `Task`."""
+        return None if self.multi_label else self._gold(example)[0]
+
     def _numbers(self, example: Example, numbers: Mapping[str, int]) -> list[int]:
         """The numbers of the labels that an example has. Raises DataError for an unknown one."""
         gold = self._gold(example)

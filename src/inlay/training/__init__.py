@@ -1,5 +1,6 @@
 """Training: `fit`, and recipes that say what to fit."""
 
+from inlay.training.cross_validation import Validated, cross_validate
 from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit, tune
 from inlay.training.evaluation import evaluate, predict
@@ -17,7 +18,9 @@ __all__ = [
     "Outcome",
     "Recipe",
     "Result",
+    "Validated",
     "Voted",
+    "cross_validate",
     "evaluate",
     "fit",
     "fit_decoder",

@@ -41,7 +41,9 @@ class Source(BaseModel):
     columns: dict[str, str] | None = None
     template: str | dict[str, str] | None = None
     limit: Whole | None = None
+    shots: Whole | None = None
     skip_bad: bool = False
+    seed: Seed = 0
 
     @field_validator("columns", "template")
     @classmethod
@@ -86,6 +88,8 @@ class Recipe(BaseModel):
     out: the folder for the inlay, the log, the checkpoint and the results.
     seed: of everything that is drawn.
     ensemble: how many inlays are trained, with seeds from `seed` on, whose majority then decides.
+    folds: for cross-validation, how many times to train, each time tested on another share of
+        `train` and trained on the rest. fold: which one of these alone, from 1 on; None for all.
     """
 
     model_config = STRICT
@@ -100,6 +104,8 @@ class Recipe(BaseModel):
     out: str
     seed: Seed = 0
     ensemble: Annotated[int, Field(ge=1, le=100)] = 1
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    fold: Whole | None = None
 
     @field_validator("method")
     @classmethod
@@ -133,6 +139,16 @@ class Recipe(BaseModel):
         if self.ensemble > 1 and self.training.base_lr is not None:
             raise ValueError(
                 "an ensemble shares one frozen base; leave training.base_lr or ensemble out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folds(self) -> Recipe:
+        if self.folds is not None and self.data.test is not None:
+            raise ValueError("folds are tested on shares of data.train; leave data.test out")
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(
+                f"fold={self.fold} is none of the folds, of which there are {self.folds or 0}"
             )
         return self
 

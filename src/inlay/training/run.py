@@ -13,6 +13,7 @@ from rich.console import Console
 
 from inlay.attach import Inlay, attach, rows
 from inlay.data import Dataset, left_out
+from inlay.errors import RecipeError
 from inlay.models import load_base
 from inlay.piece import Tokens
 from inlay.spec import Spec
@@ -22,6 +23,7 @@ from inlay.training import checkpoint, rng
 from inlay.training.ensemble import Voted, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
+from inlay.training.folds import folds
 from inlay.training.launch import processes
 from inlay.training.log import Log
 from inlay.training.loop import LOG
@@ -74,15 +76,18 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
     and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
-    anew). Where the task reads a trained head, one is added to the method, and virtual tokens that
-    no template places are placed around the text; the untouched score is then that of pieces that
-    have learned nothing, else that of the bare base. A base that has learned is written to the
-    folder `base`, whole or not at all, and the inlay's file then fits only that base. Rows that
-    `skip_bad` leaves out are named at the end, the first of them on the console and all in the log.
+    anew). Of a recipe with `folds` it does one, `fold`; `cross_validate` does all. Where the task
+    reads a trained head, one is added to the method, and virtual tokens that no template places
+    are placed around the text; the untouched score is then that of pieces that have learned
+    nothing, else that of the bare base. A base that has learned is written to the folder `base`,
+    whole or not at all, and the inlay's file then fits only that base. Rows that `skip_bad` leaves
+    out are named at the end, the first of them on the console and all in the log.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
-    TrainingError.
+    TrainingError; and RecipeError for folds without a fold.
     """
+    if recipe.folds is not None and recipe.fold is None:
+        raise RecipeError("run does one fold; give fold, or call cross_validate for all of them")
     state = processes()
     console = console or Console(stderr=True)
     if not state.is_main_process:
@@ -102,6 +107,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         if found.skipped:
             say(f"{part}: {len(found.skipped)} malformed rows are left out")
     task.prepare(data["train"])
+    if recipe.folds is not None and recipe.fold is not None:
+        parts = folds(data["train"], task, recipe.folds, recipe.seed)
+        data["train"], data["test"] = parts[recipe.fold - 1]
     spec = headed(recipe.make_spec(), task)
     with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
         model, tokenizer = load_base(
