@@ -31,6 +31,9 @@ Prediction = Any
 TOGETHER = 1000
 """How many examples the tokenizer gets at once: all its threads have work, and one sees it go."""
 
+UNLIMITED = 10**20
+"""From here on a tokenizer's `model_max_length` is a placeholder for none."""
+
 TASKS: dict[str, type[Task]] = {}
 """Every task by its name. Filled by subclassing."""
 
@@ -84,7 +87,8 @@ class Task(ABC):
     truncate: shorten the free text of rows that are too long, from its "end" (or True), or from
         its "start". Without it such a row is refused.
     max_length: a limit below that of the model, in tokens, for a whole row; in an
-        encoder–decoder for source and target each.
+        encoder–decoder for source and target each. A model without a limit of its own, such as a
+        T5, otherwise has that of its tokenizer.
     """
 
     name: ClassVar[str]
@@ -153,7 +157,10 @@ class Task(ABC):
             raise TaskError("the tokenizer has no pad token; set tokenizer.pad_token")
         if self.truncate and not tokenizer.is_fast:
             raise TaskError(f"truncate needs a fast tokenizer, not {type(tokenizer).__name__}")
-        limits = [chart.max_length(model), self.max_length]
+        own = chart.max_length(model)
+        if own is None and self.max_length is None and tokenizer.model_max_length < UNLIMITED:
+            own = tokenizer.model_max_length
+        limits = [own, self.max_length]
         limit = min((limit for limit in limits if limit is not None), default=None)
         bound = Bound(chart, tokenizer, limit, pad, len(weight))
         self.check(bound, model)
