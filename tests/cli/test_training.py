@@ -249,6 +249,16 @@ def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
     assert ["no", *map(str, told["confusion"]["no"].values())] in lines
 
 
+def test_a_label_that_training_has_not_seen(inlay, encoder, reviews, tmp_path):
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"text": "a", "label": "yes"}\n{"text": "a", "label": "yess"}\n')
+    ran = inlay(
+        *("train", "--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"),
+        *("--train", reviews, "--dev", odd, "--out", tmp_path / "out"),
+    )
+    assert "odd.jsonl:2: there is no label 'yess'; did you mean 'yes'?" in ran.error
+
+
 def test_folds_are_trained_and_told(inlay, encoder, reviews, tmp_path):
     out = tmp_path / "folds"
     asked = ["--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"]
