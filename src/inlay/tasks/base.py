@@ -26,7 +26,7 @@ from inlay.readers import kind_of
 Batch = dict[str, Tensor]
 
 Prediction = Any
-"""What a task says to an example: a text, the name of a label, or a list of tags."""
+"""What a task says to an example: a text, a label or several, a number, or a list of tags."""
 
 TOGETHER = 1000
 """How many examples the tokenizer gets at once: all its threads have work, and one sees it go."""
