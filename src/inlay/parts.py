@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inlay.errors import SpecError
-from inlay.piece import Foldable, Tap
+from inlay.piece import Foldable, Piece, Slots, Tap, Tokens
 from inlay.site import Site
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -74,6 +74,27 @@ def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Ten
         for group in groups
     ]
     return torch.stack(made)
+
+
+class Free(Piece):
+    """Vectors that learn as they are, with nothing that makes them."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [N, D]
+
+    def forward(self) -> Tensor:
+        """-> `[N, D]`."""
+        return self.values
+
+
+class FreeSlots(Free, Slots):
+    """Positions in front of the text."""
+
+
+class FreeTokens(Free, Tokens):
+    """Virtual tokens."""
 
 
 class Bottleneck(nn.Module):

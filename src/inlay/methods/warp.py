@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SiteError, SpecError
-from inlay.parts import embedded, normal
+from inlay.parts import FreeTokens, embedded, normal
 from inlay.piece import Head, Tokens
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only
@@ -63,7 +63,7 @@ class WARP(Method):
             raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
         if site.role == "head":
             return LabelVectors(self, site)
-        return Vectors(self._start(site)) if self.length else None
+        return FreeTokens(self._start(site)) if self.length else None
 
     def served(self) -> WARP:
         """See `Method`: not starting anew."""
@@ -78,19 +78,6 @@ class WARP(Method):
 
 
 WARP.examples = (WARP(length=3), WARP(length=2, words=((5,), (6, 7))))
-
-
-class Vectors(Tokens):
-    """The virtual tokens."""
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [K, D]
-
-    def forward(self) -> Tensor:
-        """See `Tokens`."""
-        return self.values
 
 
 class LabelVectors(Head):
