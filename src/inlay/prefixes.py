@@ -13,7 +13,7 @@ from inlay.errors import SpecError
 from inlay.parts import common
 from inlay.piece import Keys, Once, Piece
 from inlay.site import Site
-from inlay.spec import Method, Shared, only
+from inlay.spec import Method, Shared, only, share, whole
 
 
 def keys_at(
@@ -57,14 +57,23 @@ Start = Literal["common"] | tuple[int, ...] | None
 random numbers."""
 
 
-def check_start(method: Method, start: Start, length: int) -> None:
-    """Raise SpecError for a start that does not have `length` tokens."""
+def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> None:
+    """Raise SpecError for numbers of a prefix that can never work: a start has `length` tokens."""
+    whole(method, "length")
+    if mlp is not None:
+        whole(method, "mlp")
     kind = type(method).__name__
     if isinstance(start, str):
         if start != "common":
             raise SpecError(f"{kind}: start is 'common', token ids or None, not {start!r}")
     elif start is not None and len(start) != length:
         raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
+    share(method, "dropout")
+
+
+def prefix_rate(mlp: int | None) -> float:
+    """The rate of a prefix: an MLP moves all layers at once, vectors move one by one."""
+    return 1e-2 if mlp is None else 1e-4
 
 
 def start_from(
