@@ -160,16 +160,19 @@ class Sliced(Keys):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """See `Keys`."""
-        both = self._made[0]()[:, self.layer]  # [P, 2·H·K]
-        k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+        k, v = self._own(self._made[0]())
         return _dropped(self, k), _dropped(self, v)
 
     def served(self) -> dict[str, Tensor]:
         """The prefix alone, as `Vectors` reads it."""
         with torch.no_grad():
-            both = self._made[0].net()[:, self.layer]
-            k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+            k, v = self._own(self._made[0].net())
         return {"k": k.contiguous(), "v": v.contiguous()}
+
+    def _own(self, made: Tensor) -> Tensor:
+        """`[P, L, 2·H·K]` -> `[2, H, P, K]`: this layer's keys and values."""
+        both = made[:, self.layer]
+        return both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
 
 
 def _dropped(piece: Vectors | Sliced, values: Tensor) -> Tensor:

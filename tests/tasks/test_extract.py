@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import inlay
-from inlay import Head, LoRA, Prompt
+from inlay import Head, LoRA
 from inlay.data import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, from_spec, metrics
@@ -15,7 +15,7 @@ from inlay.training import evaluate
 from inlay.training.ensemble import vote
 from inlay.training.evaluation import predict
 from inlay.training.run import headed
-from tests.tasks.tiny import KINDS, WORDS, add_head, bind, examples, refused, words
+from tests.tasks.tiny import KINDS, WORDS, add_head, add_two_heads, bind, examples, refused, words
 from tests.zoo import fresh, model
 
 
@@ -290,11 +290,7 @@ def test_the_loss_by_hand():
 def test_every_row_has_its_own_head(family):
     base = fresh(family)
     task = bound(family, base)
-    specs = {"north": LoRA(rank=2), "south": Prompt(length=2)}
-    for name, spec in specs.items():
-        handle = inlay.attach(base, spec + task.head(), name=name)
-        for parameter in handle.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+    add_two_heads(base, task)
     batch = task.collate(task.encode_all(ROWS))
     served = ["south", "north", "south"]
     with inlay.rows(base, served):

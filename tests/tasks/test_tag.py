@@ -15,7 +15,7 @@ from inlay.tasks.tag import LOST
 from inlay.training import evaluate
 from inlay.training.ensemble import vote
 from inlay.training.run import headed
-from tests.tasks.tiny import KINDS, add_head, bind, examples, refused, words
+from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, refused, words
 from tests.zoo import fresh
 
 LABELS = ("O", "B-a", "I-a")
@@ -231,11 +231,7 @@ def test_prompts_in_front_do_not_move_the_words(family):
 def test_every_row_has_its_own_head(family):
     base = fresh(family)
     task = bound(family, base)
-    specs = {"north": LoRA(rank=2), "south": Prompt(length=2)}
-    for name, spec in specs.items():
-        handle = inlay.attach(base, spec + task.head(), name=name)
-        for parameter in handle.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+    add_two_heads(base, task)
     batch = task.collate(task.encode_all(ROWS))
     served = ["south", "north", "south"]
     with inlay.rows(base, served):

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import inlay
-from inlay import LoRA
+from inlay import LoRA, Prompt
 from inlay.data import Example
 from inlay.errors import TaskError
 from tests import zoo
@@ -74,11 +74,18 @@ def bind(task, family, base=None):
     return task
 
 
-def add_head(base, task, spec=None):
+def add_head(base, task, spec=None, name="default", std=0.2):
     """A method and the task's head, away from where they start."""
-    handle = inlay.attach(base, (LoRA(rank=2) if spec is None else spec) + task.head())
+    spec = LoRA(rank=2) if spec is None else spec
+    handle = inlay.attach(base, spec + task.head(), name=name)
     for parameter in handle.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=std)
+
+
+def add_two_heads(base, task):
+    """Two methods called north and south, each with a head of its own."""
+    for name, spec in {"north": LoRA(rank=2), "south": Prompt(length=2)}.items():
+        add_head(base, task, spec, name, std=0.3)
 
 
 def refused(call, *needles, error=TaskError):

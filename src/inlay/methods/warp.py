@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SiteError, SpecError
-from inlay.parts import FreeTokens, embedded, normal
+from inlay.parts import FreeTokens, check_tokens, embedded, normal
 from inlay.piece import Head, Tokens
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only
@@ -91,9 +91,7 @@ class LabelVectors(Head):
         self.weight = normal(len(spec.labels), site.d_in, std=0.02)  # [C, D]
         self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
         if spec.words is not None:
-            for number in (number for group in spec.words for number in group):
-                if not 0 <= number < site.d_out:
-                    raise SpecError(f"WARP: token id {number} is outside {site.d_out} tokens")
+            check_tokens(spec, spec.words, site.d_out)
             table, bias = site.weight().float(), site.bias()
             with torch.no_grad():
                 for label, group in enumerate(spec.words):
