@@ -137,3 +137,13 @@ def transformers_quiet() -> None:
 def model(family: str) -> Any:
     """The one model of a family that a test session shares: laws leave it as they found it."""
     return fresh(family)
+
+
+def drop_nothing(model: Any) -> None:
+    """No dropout from now on, in training either."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+        for rate in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(part, rate, None), float):
+                setattr(part, rate, 0.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, bars
 from bench.claims.setting import Bench, restaurants
 from inlay import Prefix, Prompt
@@ -26,19 +24,17 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Loss and BLEU on held-out restaurants with a prompt and with a prefix."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
+    bench = Bench(run)
     task = bench.bind(Generate(generation={"max_new_tokens": 40}))
-    train = restaurants(run.folder("e2e"), "train", s["train"], run.seed)
-    test = restaurants(run.folder("e2e"), "test", s["test"], 0)
+    train = restaurants(run, "train")
+    test = restaurants(run, "test")
     specs = {
         "prompt": (Prompt(length=s["length"]), s["lr_prompt"]),
         "prefix": (Prefix(length=s["length"], start=None), s["lr_prefix"]),
     }
     found: Numbers = {}
     for name, (spec, lr) in specs.items():
-        handle = bench.teach(
-            name, spec, task, train, steps=s["steps"], lr=lr, batch_size=s["batch_size"]
-        )
+        handle = bench.teach(name, spec, task, train, lr=lr)
         found[f"loss_{name}"] = bench.loss(task, test)
         found[f"bleu_{name}"] = bench.score(task, test[: s["written"]])
         handle.detach()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import Bench, sentences
 from inlay import Prompt
-from inlay.tasks import Classify
 from inlay.training import vote
 
 SETTINGS = {
@@ -30,10 +27,10 @@ def measure(run: Run) -> Numbers:
     The members differ in what they start from and in the order of their rows.
     """
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    task = bench.bind(Classify(template=s["template"], verbalizer={name: name for name in LABELS}))
-    train = sentiment("movie", "train", s["train"], run.seed)
-    test = sentiment("movie", "test", s["test"], 0)
+    bench = Bench(run)
+    task = bench.by_label()
+    train = sentences(run, "train")
+    test = sentences(run, "test")
     members = []
     for number in range(s["members"]):
         members.append(
@@ -44,9 +41,6 @@ def measure(run: Run) -> Numbers:
                 train,
                 name=f"member{number}",
                 seed=100 * run.seed + number,
-                steps=s["steps"],
-                lr=s["lr"],
-                batch_size=s["batch_size"],
             )
         )
         members[-1].enabled = False  # the next one learns alone

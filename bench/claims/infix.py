@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, bars
 from bench.claims.setting import Bench, restaurants
 from inlay import Infix, Prefix
@@ -27,9 +25,9 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Loss and BLEU on held-out restaurants with a prefix and with an infix of the same length."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    train = restaurants(run.folder("e2e"), "train", s["train"], run.seed)
-    test = restaurants(run.folder("e2e"), "test", s["test"], 0)
+    bench = Bench(run)
+    train = restaurants(run, "train")
+    test = restaurants(run, "test")
     specs = {
         "prefix": (Prefix(length=s["length"]), s["template"]),
         "infix": (Infix(length=s["length"]), f"{{source}}{{p*{s['length']}}}\n"),
@@ -37,15 +35,7 @@ def measure(run: Run) -> Numbers:
     found: Numbers = {}
     for name, (spec, template) in specs.items():
         task = bench.bind(Generate(template=template, generation={"max_new_tokens": 48}))
-        handle = bench.teach(
-            name,
-            spec,
-            task,
-            train,
-            steps=s["steps"],
-            lr=s[f"lr_{name}"],
-            batch_size=s["batch_size"],
-        )
+        handle = bench.teach(name, spec, task, train, lr=s[f"lr_{name}"])
         found[f"loss_{name}"] = bench.loss(task, test)
         found[f"bleu_{name}"] = bench.score(task, test[: s["written"]])
         handle.detach()

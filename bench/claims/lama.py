@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.claims.base import Claim, Numbers, Run
-from bench.claims.setting import Bench, sample
+from bench.claims.setting import Bench, drawn
 from inlay import PTuning
 from inlay.data import load
 from inlay.tasks import Classify
@@ -37,7 +37,7 @@ def measure(run: Run) -> Numbers:
     s = run.settings
     folder = run.folder("lama/trex")
     rows = {split: [row.fields for row in load(folder, split=split)] for split in ("train", "test")}
-    bench = Bench(run, s["base"])
+    bench = Bench(run)
     found: Numbers = {}
     for relation in s["relations"]:
         own = {
@@ -47,20 +47,14 @@ def measure(run: Run) -> Numbers:
         objects = sorted({row["label"] for row in own["train"]})
         objects = [name for name in objects if len(_ids(bench.tokenizer, " " + name)) == 1]
         kept = {split: [row for row in of if row["label"] in objects] for split, of in own.items()}
-        train = sample(load(kept["train"]), s["train"], run.seed)
-        test = sample(load(kept["test"]), s["test"], 0)
+        train = drawn(run, "train", load(kept["train"]))
+        test = drawn(run, "test", load(kept["test"]))
         said = {name: " " + name for name in objects}
         by_hand = bench.bind(Classify(template="{text}", verbalizer=said))
         found[f"hand_{relation}"] = bench.score(by_hand, test)
         task = bench.bind(Classify(template=s["template"], verbalizer=said))
         handle = bench.teach(
-            relation,
-            PTuning(length=s["length"], encoder=s["encoder"]),
-            task,
-            train,
-            steps=s["steps"],
-            lr=s["lr"],
-            batch_size=s["batch_size"],
+            relation, PTuning(length=s["length"], encoder=s["encoder"]), task, train
         )
         found[f"trained_{relation}"] = bench.score(task, test)
         handle.detach()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, curves
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import Bench, sentences
 from inlay import Prompt
-from inlay.tasks import Classify
 
 LENGTHS = (1, 5, 20, 50)
 
@@ -27,21 +24,13 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews at each length."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    task = bench.bind(Classify(template=s["template"], verbalizer={name: name for name in LABELS}))
-    train = sentiment("movie", "train", s["train"], run.seed)
-    test = sentiment("movie", "test", s["test"], 0)
+    bench = Bench(run)
+    task = bench.by_label()
+    train = sentences(run, "train")
+    test = sentences(run, "test")
     found: Numbers = {}
     for length in s["lengths"]:
-        handle = bench.teach(
-            f"length {length}",
-            Prompt(length=length),
-            task,
-            train,
-            steps=s["steps"],
-            lr=s["lr"],
-            batch_size=s["batch_size"],
-        )
+        handle = bench.teach(f"length {length}", Prompt(length=length), task, train)
         found[f"accuracy_{length}"] = bench.score(task, test)
         found[f"loss_{length}"] = bench.loss(task, test)
         handle.detach()

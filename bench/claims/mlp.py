@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from statistics import stdev
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, curves
 from bench.claims.setting import Bench, restaurants
 from inlay import Prefix
@@ -29,10 +27,10 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Loss on held-out restaurants at each rate, and its standard deviation over the rates."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
+    bench = Bench(run)
     task = bench.bind(Generate())
-    train = restaurants(run.folder("e2e"), "train", s["train"], run.seed)
-    test = restaurants(run.folder("e2e"), "test", s["test"], 0)
+    train = restaurants(run, "train")
+    test = restaurants(run, "test")
     found: Numbers = {}
     for name, mlp in (("with", s["mlp"]), ("without", None)):
         losses = []
@@ -42,9 +40,7 @@ def measure(run: Run) -> Numbers:
                 Prefix(length=s["length"], mlp=mlp, start=None),
                 task,
                 train,
-                steps=s["steps"],
                 lr=rate,
-                batch_size=s["batch_size"],
             )
             losses.append(bench.loss(task, test))
             found[f"{name}_{rate:g}"] = losses[-1]

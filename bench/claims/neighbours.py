@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import LABELS, Bench, sentences
 from inlay import Inlay, Prompt, labels
-from inlay.tasks import Classify
 
 SETTINGS = {
     "base": "flan-t5-small",
@@ -35,23 +34,15 @@ def measure(run: Run) -> Numbers:
     that started from common tokens, before it.
     """
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    task = bench.bind(Classify(template=s["template"], verbalizer={name: name for name in LABELS}))
-    train = sentiment("movie", "train", s["train"], run.seed)
+    bench = Bench(run)
+    task = bench.by_label()
+    train = sentences(run, "train")
     groups = labels(bench.tokenizer, LABELS)
     ids = [group[0] for group in groups]
     table = F.normalize(bench.model.get_input_embeddings().weight.float(), dim=1)
     found: Numbers = {}
     for name, start in (("labels", groups), ("common", "common")):
-        handle = bench.teach(
-            f"start {name}",
-            Prompt(length=s["length"], start=start),
-            task,
-            train,
-            steps=s["steps"],
-            lr=s["lr"],
-            batch_size=s["batch_size"],
-        )
+        handle = bench.teach(f"start {name}", Prompt(length=s["length"], start=start), task, train)
         near = nearest(_vectors(handle), table, s["nearest"])
         found[f"found_{name}"] = share(ids, near)
         found[f"together_{name}"] = together(near, table)

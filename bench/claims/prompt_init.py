@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import LABELS, Bench, sentences
 from inlay import Prompt, labels
-from inlay.tasks import Classify
 
 SETTINGS = {
     "base": "flan-t5-small",
@@ -25,10 +22,10 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews from each start."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    task = bench.bind(Classify(template=s["template"], verbalizer={name: name for name in LABELS}))
-    train = sentiment("movie", "train", s["train"], run.seed)
-    test = sentiment("movie", "test", s["test"], 0)
+    bench = Bench(run)
+    task = bench.by_label()
+    train = sentences(run, "train")
+    test = sentences(run, "test")
     starts = {
         "labels": labels(bench.tokenizer, LABELS),
         "common": "common",
@@ -36,15 +33,7 @@ def measure(run: Run) -> Numbers:
     }
     found: Numbers = {}
     for name, start in starts.items():
-        handle = bench.teach(
-            f"start {name}",
-            Prompt(length=s["length"], start=start),
-            task,
-            train,
-            steps=s["steps"],
-            lr=s["lr"],
-            batch_size=s["batch_size"],
-        )
+        handle = bench.teach(f"start {name}", Prompt(length=s["length"], start=start), task, train)
         found[f"accuracy_{name}"] = bench.score(task, test)
         found[f"loss_{name}"] = bench.loss(task, test)
         handle.detach()

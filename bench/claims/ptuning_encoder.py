@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import LABELS, Bench, sentences
 from inlay import Head, PTuning
 from inlay.tasks import Classify
 
@@ -22,16 +22,15 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews."""
     s = run.settings
-    train = sentiment("movie", "train", s["train"], run.seed)
-    test = sentiment("movie", "test", s["test"], 0)
+    train = sentences(run, "train")
+    test = sentences(run, "test")
     found: Numbers = {}
     for encoder in ("lstm", "mlp", None):
-        bench = Bench(run, s["base"])
+        bench = Bench(run)
         task = bench.bind(Classify(labels=LABELS, template=s["template"]))
         spec = PTuning(length=s["length"], encoder=encoder) + Head(labels=LABELS)
         name = encoder or "none"
-        bench.teach(f"encoder {name}", spec, task, train,
-                    steps=s["steps"], lr=s["lr"], batch_size=s["batch_size"])  # fmt: skip
+        bench.teach(f"encoder {name}", spec, task, train)
         found[f"accuracy_{name}"] = bench.score(task, test)
         found[f"loss_{name}"] = bench.loss(task, test)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from bench.claims.base import Run
 from inlay.data import Example, load
 from inlay.layout import evaluating
 from inlay.models import fetch_sentiment, load_base
-from inlay.tasks import Task
+from inlay.tasks import Classify, Task
 from inlay.training import evaluate
 from inlay.training.batches import by_length
 
@@ -21,16 +20,24 @@ LABELS = ("negative", "positive")
 
 
 class Bench:
-    """A frozen base on which one method after the other learns and is measured."""
+    """The frozen base of a claim, on which one method after the other learns and is measured."""
 
-    def __init__(self, run: Run, base: str, dtype: torch.dtype | None = None):
+    def __init__(self, run: Run):
         self.run = run
-        self.model, self.tokenizer = load_base(base, dtype=dtype)
+        dtype = run.settings.get("dtype")
+        self.model, self.tokenizer = load_base(
+            run.settings["base"], dtype=None if dtype is None else getattr(torch, dtype)
+        )
 
     def bind(self, task: Task) -> Task:
         """The task, ready for the base."""
         task.bind(self.model, self.tokenizer)
         return task
+
+    def by_label(self) -> Task:
+        """The task of saying a review's label as a word, in the claim's template."""
+        template, words = self.run.settings["template"], {name: name for name in LABELS}
+        return self.bind(Classify(template=template, verbalizer=words))
 
     def teach(
         self,
@@ -40,13 +47,32 @@ class Bench:
         rows: Sequence[Example],
         *,
         name: str = "default",
-        **options: Any,
+        lr: float | None = None,
+        base_lr: float | None = None,
+        seed: int | None = None,
     ) -> inlay.Inlay:
-        """A method attached and trained; everything that is drawn follows from the seed."""
-        torch.manual_seed(options.setdefault("seed", self.run.seed))
+        """A method attached and trained, for the steps and in the batches of the claim.
+
+        lr: the claim's own where None. base_lr: that of the base, which does not learn where None.
+        Everything that is drawn follows from the seed, the run's where None.
+        """
+        s = self.run.settings
+        seed = self.run.seed if seed is None else seed
+        torch.manual_seed(seed)
         handle = inlay.attach(self.model, spec, name=name)
         self.run.say(what)
-        inlay.fit(self.model, handle, task, rows, console=self.run.console, **options)
+        inlay.fit(
+            self.model,
+            handle,
+            task,
+            rows,
+            console=self.run.console,
+            seed=seed,
+            steps=s["steps"],
+            lr=s["lr"] if lr is None else lr,
+            base_lr=base_lr,
+            batch_size=s["batch_size"],
+        )
         return handle
 
     def score(self, task: Task, rows: Sequence[Example]) -> float:
@@ -70,16 +96,21 @@ def loss(model: Any, task: Task, rows: Sequence[Example]) -> float:
     return total / count
 
 
-def sentiment(domain: str, split: str, limit: int, seed: int, longest: int = 90) -> list[Example]:
-    """Short sentences of one domain, a sample of so many drawn with the seed."""
+def sentences(run: Run, split: str, domain: str = "movie", longest: int = 90) -> list[Example]:
+    """Short sentences of one domain with their labels, as many as the claim takes of this split."""
     rows = load(fetch_sentiment() / domain / f"{split}.jsonl", need=("text", "label"))
-    short = [row for row in rows if len(str(row.fields["text"])) <= longest]
-    return sample(short, limit, seed)
+    return drawn(run, split, [row for row in rows if len(str(row.fields["text"])) <= longest])
 
 
-def restaurants(folder: Path, split: str, limit: int, seed: int) -> list[Example]:
-    """Rows of E2E, `source` -> `target`: a sample of so many drawn with the seed."""
-    return sample(load(folder, split=split), limit, seed)
+def restaurants(run: Run, split: str) -> list[Example]:
+    """Rows of E2E, `source` -> `target`, as many as the claim takes of this split."""
+    return drawn(run, split, load(run.folder("e2e"), split=split))
+
+
+def drawn(run: Run, split: str, rows: Sequence[Example]) -> list[Example]:
+    """As many rows as the claim takes of this split: other ones a seed to learn from, and always
+    the same to be tested on."""
+    return sample(rows, run.settings[split], run.seed if split == "train" else 0)
 
 
 def sample(rows: Sequence[Example], limit: int, seed: int) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import Bench, sample
+from bench.claims.setting import Bench, drawn
 from inlay import Prompt, PTuningV2
 from inlay.data import load
 from inlay.tasks import Tag
@@ -32,12 +32,12 @@ def measure(run: Run) -> Numbers:
     s = run.settings
     folder = run.folder("wnut17")
     everything = load(folder, split="train")
-    train = sample(everything, s["train"], run.seed)
-    test = sample(load(folder, split="test"), s["test"], 0)
+    train = drawn(run, "train", everything)
+    test = drawn(run, "test", load(folder, split="test"))
     found: Numbers = {}
 
     def ready() -> tuple[Bench, Tag]:
-        bench = Bench(run, s["base"])
+        bench = Bench(run)
         task = Tag()
         task.prepare(everything)
         bench.bind(task)
@@ -52,12 +52,11 @@ def measure(run: Run) -> Numbers:
         ("v2", PTuningV2(length=s["length"], start=None, dropout=0.1)),
     ):
         bench, task = ready()
-        options = {"steps": s["steps"], "lr": s[f"lr_{name}"], "batch_size": s["batch_size"]}
-        bench.teach(name, method + task.head(), task, train, **options)
+        bench.teach(name, method + task.head(), task, train, lr=s[f"lr_{name}"])
         ask(name, bench, task)
     bench, task = ready()
-    options = {"steps": s["steps"], "lr": s["lr_head"], "batch_size": s["batch_size"]}
-    bench.teach("full fine-tuning", task.head(), task, train, base_lr=s["lr_full"], **options)
+    rates = {"lr": s["lr_head"], "base_lr": s["lr_full"]}
+    bench.teach("full fine-tuning", task.head(), task, train, **rates)
     ask("full", bench, task)
     return found
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
-import torch
-
 import inlay
 from bench.claims.base import Claim, Numbers, Run
-from bench.claims.setting import LABELS, Bench, sentiment
+from bench.claims.setting import LABELS, Bench, sentences
 from inlay import Prompt, labels
-from inlay.tasks import Classify
 
 OTHERS = ("amazon", "tweets", "nyt")
 DOMAINS = ("movie", *OTHERS)
@@ -32,10 +29,10 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Accuracy in every domain, of a prompt and of a whole model that learned movie reviews."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
-    task = bench.bind(Classify(template=s["template"], verbalizer={name: name for name in LABELS}))
-    train = sentiment("movie", "train", s["train"], run.seed)
-    tests = {domain: sentiment(domain, "test", s["test"], 0) for domain in DOMAINS}
+    bench = Bench(run)
+    task = bench.by_label()
+    train = sentences(run, "train")
+    tests = {domain: sentences(run, "test", domain) for domain in DOMAINS}
     found: Numbers = {}
 
     def ask(name: str) -> None:
@@ -48,9 +45,7 @@ def measure(run: Run) -> Numbers:
         Prompt(length=s["length"], start=labels(bench.tokenizer, LABELS)),
         task,
         train,
-        steps=s["steps"],
         lr=s["lr_prompt"],
-        batch_size=s["batch_size"],
     )
     ask("prompt")
     handle.detach()

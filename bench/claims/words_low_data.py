@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from bench.claims.base import Claim, Numbers, Run, bars
 from bench.claims.setting import Bench, restaurants
 from inlay import Prefix, words
@@ -27,22 +25,16 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """Loss on held-out restaurants from each start."""
     s = run.settings
-    bench = Bench(run, s["base"], getattr(torch, s["dtype"]))
+    bench = Bench(run)
     task = bench.bind(Generate())
-    train = restaurants(run.folder("e2e"), "train", s["train"], run.seed)
-    test = restaurants(run.folder("e2e"), "test", s["test"], 0)
+    train = restaurants(run, "train")
+    test = restaurants(run, "test")
     starts = {name: words(bench.tokenizer, s[name]) for name in ("relevant", "irrelevant")}
     ids = {name: tuple(i for (i,) in groups)[: s["length"]] for name, groups in starts.items()}
     found: Numbers = {}
     for name, start in {**ids, "random": None}.items():
         handle = bench.teach(
-            f"{name} start",
-            Prefix(length=s["length"], mlp=s["mlp"], start=start),
-            task,
-            train,
-            steps=s["steps"],
-            lr=s["lr"],
-            batch_size=s["batch_size"],
+            f"{name} start", Prefix(length=s["length"], mlp=s["mlp"], start=start), task, train
         )
         found[f"loss_{name}"] = bench.loss(task, test)
         handle.detach()

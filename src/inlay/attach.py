@@ -64,6 +64,11 @@ class Inlay:
     def enabled(self, acts: bool) -> None:
         self.root.route.enable(self.name, bool(acts))
 
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens it has, for a template to place."""
+        return sum(piece.length for _, _, piece in self.pieces() if isinstance(piece, Tokens))
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that learns, each once: what an optimiser is given."""
         return self._set.parameters()

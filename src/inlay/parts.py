@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inlay.errors import SpecError
-from inlay.piece import Foldable, Tap
+from inlay.piece import Foldable, Piece, Slots, Tap, Tokens
 from inlay.site import Site
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,20 +60,46 @@ def common(method: object, vocabulary: int, count: int) -> list[int]:
     return torch.randperm(pool, device="cpu")[:count].tolist()
 
 
+def check_tokens(method: object, groups: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """Raise SpecError for an id that is none of so many tokens."""
+    for number in (number for group in groups for number in group):
+        if not 0 <= number < vocabulary:
+            kind = type(method).__name__
+            raise SpecError(f"{kind}: token id {number} is outside {vocabulary} tokens")
+
+
 def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
     """The input embeddings of token ids, one mean a group: `[N, D]`, fp32.
 
     Raises SpecError for an id that the base does not have.
     """
-    for number in (number for group in groups for number in group):
-        if not 0 <= number < site.d_in:
-            kind = type(method).__name__
-            raise SpecError(f"{kind}: token id {number} is outside {site.d_in} tokens")
+    check_tokens(method, groups, site.d_in)
     made = [
         site.host.forward(torch.tensor(tuple(group), device=site.device())).detach().float().mean(0)
         for group in groups
     ]
     return torch.stack(made)
+
+
+class Free(Piece):
+    """Vectors that learn as they are, with nothing that makes them."""
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.length = len(values)
+        self.values = nn.Parameter(values)  # [N, D]
+
+    def forward(self) -> Tensor:
+        """-> `[N, D]`."""
+        return self.values
+
+
+class FreeSlots(Free, Slots):
+    """Positions in front of the text."""
+
+
+class FreeTokens(Free, Tokens):
+    """Virtual tokens."""
 
 
 class Bottleneck(nn.Module):

@@ -13,7 +13,7 @@ from inlay.errors import SpecError
 from inlay.parts import common
 from inlay.piece import Keys, Once, Piece
 from inlay.site import Site
-from inlay.spec import Method, Shared, only
+from inlay.spec import Method, Shared, only, share, whole
 
 
 def keys_at(
@@ -57,14 +57,23 @@ Start = Literal["common"] | tuple[int, ...] | None
 random numbers."""
 
 
-def check_start(method: Method, start: Start, length: int) -> None:
-    """Raise SpecError for a start that does not have `length` tokens."""
+def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> None:
+    """Raise SpecError for numbers of a prefix that can never work: a start has `length` tokens."""
+    whole(method, "length")
+    if mlp is not None:
+        whole(method, "mlp")
     kind = type(method).__name__
     if isinstance(start, str):
         if start != "common":
             raise SpecError(f"{kind}: start is 'common', token ids or None, not {start!r}")
     elif start is not None and len(start) != length:
         raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
+    share(method, "dropout")
+
+
+def prefix_rate(mlp: int | None) -> float:
+    """The rate of a prefix: an MLP moves all layers at once, vectors move one by one."""
+    return 1e-2 if mlp is None else 1e-4
 
 
 def start_from(
@@ -151,16 +160,19 @@ class Sliced(Keys):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """See `Keys`."""
-        both = self._made[0]()[:, self.layer]  # [P, 2·H·K]
-        k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+        k, v = self._own(self._made[0]())
         return _dropped(self, k), _dropped(self, v)
 
     def served(self) -> dict[str, Tensor]:
         """The prefix alone, as `Vectors` reads it."""
         with torch.no_grad():
-            both = self._made[0].net()[:, self.layer]
-            k, v = both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+            k, v = self._own(self._made[0].net())
         return {"k": k.contiguous(), "v": v.contiguous()}
+
+    def _own(self, made: Tensor) -> Tensor:
+        """`[P, L, 2·H·K]` -> `[2, H, P, K]`: this layer's keys and values."""
+        both = made[:, self.layer]
+        return both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
 
 
 def _dropped(piece: Vectors | Sliced, values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from inlay_cli import names
 from inlay_cli.console import busy, err, out
 from inlay_cli.shared import (
+    AnyFileArgument,
     BaseArgument,
     DeviceOption,
     DtypeOption,
@@ -31,9 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def check(
     base: BaseArgument,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-    ] = None,
+    file: AnyFileArgument = None,
     method: Annotated[
         str | None,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 from inlay_cli.console import busy, err, out
 from inlay_cli.flags import flags, with_flags
 from inlay_cli.shared import (
+    AnyFileArgument,
     BaseArgument,
     DeviceOption,
     DtypeOption,
@@ -52,9 +53,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     given: dict[str, str],
     base: BaseArgument,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-    ] = None,
+    file: AnyFileArgument = None,
     recipe: Annotated[
         Path | None,
         typer.Option(

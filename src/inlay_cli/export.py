@@ -15,6 +15,7 @@ from inlay_cli.shared import (
     examples,
     open_base,
     open_inlay,
+    refuse_taken,
 )
 
 
@@ -46,10 +47,7 @@ def export(
     dtype: DtypeOption = None,
 ) -> None:
     """Write an inlay in another form that gives the same answers."""
-    from inlay.errors import FileError
-
-    if path.exists():
-        raise FileError(f"{path} is there already; give a file that does not exist yet")
+    refuse_taken(path, "file")
     model, tokenizer = open_base(base, dtype)
     with busy("compiling"):
         from inlay.compile import compile_prompt

@@ -15,6 +15,7 @@ from inlay_cli.shared import (
     examples,
     open_base,
     open_inlay,
+    refuse_taken,
 )
 
 
@@ -37,11 +38,9 @@ def merge(
     dtype: DtypeOption = None,
 ) -> None:
     """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all."""
-    from inlay.errors import FileError
     from inlay.state import write_folder
 
-    if folder.exists():
-        raise FileError(f"{folder} is there already; give a folder that does not exist yet")
+    refuse_taken(folder, "folder")
     model, tokenizer = open_base(base, dtype)
     with busy("folding"):
         handle = open_inlay(model, tokenizer, file)

@@ -30,6 +30,9 @@ BaseArgument = Annotated[
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
 ]
+AnyFileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
+]
 DtypeOption = Annotated[
     Dtype | None,
     typer.Option("--dtype", help="The base's weights; by default as they are stored."),
@@ -67,6 +70,14 @@ def silence() -> None:
     hub.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def refuse_taken(path: Path, kind: str) -> None:
+    """Raise FileError where something is at a path to be written already; kind: what goes there."""
+    from inlay.errors import FileError
+
+    if path.exists():
+        raise FileError(f"{path} is there already; give a {kind} that does not exist yet")
 
 
 def open_base(

@@ -92,11 +92,7 @@ def test_states_and_gradients_equal_the_plain_way(
     if checkpointed:
         model.activation_checkpointing_enable()
         model.train()
-        for part in model.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-            if isinstance(getattr(part, "dropout", None), float):
-                part.dropout = 0.0
+        zoo.drop_nothing(model)
     inputs = batch(16, side, opening)
     with inlay.rows(model, [name for name in ROWS for _ in range(2)]):
         logits, found = gradients(model, inputs)

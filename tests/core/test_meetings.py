@@ -102,12 +102,7 @@ def test_gradients_of_a_mixed_padded_batch(family: str, checkpointed: bool) -> N
     alone = gradients()
     if checkpointed:
         model.train()
-        for part in model.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-            for rate in ("dropout", "attention_dropout", "activation_dropout"):
-                if isinstance(vars(part).get(rate), float):
-                    setattr(part, rate, 0.0)
+        zoo.drop_nothing(model)
         model.activation_checkpointing_enable({"use_reentrant": False})
     with inlay.rows(model, ROWS):
         out = answer(model, join(rows))

@@ -63,6 +63,9 @@ def test_a_role_or_several_make_a_place() -> None:
         ("LoRA(rank=0)", "rank must be a number above 0, not 0"),
         ("LoRA(rank=-3)", "rank must be a number above 0"),
         ("LoRA(dropout=1.0)", "dropout must be at least 0 and below 1"),
+        ("Prefix(dropout=1.0)", "Prefix: dropout must be at least 0 and below 1"),
+        ("PTuningV2(dropout=-0.1)", "PTuningV2: dropout must be at least 0 and below 1"),
+        ("PTuningV2(mlp=0)", "PTuningV2: mlp must be a number above 0"),
         ("LoRA(at='attn.w')", "no role is called 'attn.w'; did you mean 'attn.[a-z]+'"),
         (
             "LoRA(at=Where(('attn.q',), stack='decoder'))",

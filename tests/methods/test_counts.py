@@ -121,6 +121,8 @@ D, L, FF = 768, 12, 3072
         ("roberta-mlm", inlay.WARP(length=20, labels=("a", "b", "c")), 23 * D + 3),
         # card 17: a new task learns d_I numbers
         ("bert-base", inlay.IPT(length=100, code=250), 250),
+        # its vectors, and as many numbers as a prefix has
+        ("gpt2-medium", inlay.Infix(length=10, mlp=None), 10 * 1024 * (1 + 2 * 24)),
         # card 16: 2·l·L·d, the published 6.29M of RoBERTa-large at l = 128
         ("bert-large", inlay.PTuningV2(length=128), 6_291_456),
         ("bert-base", inlay.Head(labels=("a", "b", "c")), 3 * D + 3),

@@ -282,6 +282,22 @@ def test_prefix_needs_as_many_words_as_positions() -> None:
         inlay.attach(zoo.model("llama"), inlay.Prefix(length=1, start=(99,)))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        inlay.Prompt(length=1, start=((99,),)),
+        inlay.PTuning(length=1, encoder=None, start=((-1,),)),
+        inlay.WARP(length=1, start=((3, 99),)),
+        inlay.WARP(words=((3,), (99,))),
+    ],
+    ids=repr,
+)
+def test_words_are_the_base_s(spec: inlay.Method) -> None:
+    kind, wrong = type(spec).__name__, -1 if isinstance(spec, inlay.PTuning) else 99
+    with pytest.raises(SpecError, match=f"{kind}: token id {wrong} is outside 99 tokens"):
+        inlay.attach(zoo.model("roberta"), spec)
+
+
 # --- prompts ---------------------------------------------------------------------------------
 
 

@@ -7,17 +7,16 @@ import torch
 from torch.nn import functional as F
 
 import inlay
-from inlay.errors import DataError, TaskError
+from inlay.errors import DataError
 from inlay.heads import head_of
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
 from inlay.tasks import Classify, from_spec
 from inlay.tasks.classify import label_name
-from tests.tasks.tiny import examples, tokenizer
+from tests.tasks.tiny import KINDS, bind, examples, refused, words
 from tests.zoo import fresh, model
 
 WORDS = {"no": " bad", "yes": " good"}
-KINDS = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder"}
 TEMPLATES = {"llama": "{text} it was", "bert": "{text} it was {mask} .", "t5": "{text} it was"}
 ROWS = examples(
     {"text": "the cat sat on a mat", "label": "yes"},
@@ -26,23 +25,10 @@ ROWS = examples(
 )
 
 
-def words(family):
-    return tokenizer(KINDS[family], bos=True)
-
-
 def by_word(family, base=None, **fields):
-    task = Classify(**{"verbalizer": WORDS, "template": TEMPLATES[family], **fields})
-    task.bind(model(family) if base is None else base, words(family))
-    return task
-
-
-def refused(call, *needles, error=TaskError):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for needle in needles:
-        assert needle in message
+    return bind(
+        Classify(**{"verbalizer": WORDS, "template": TEMPLATES[family], **fields}), family, base
+    )
 
 
 # ------------------------------------------------------------------------ by a word

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from inlay.errors import DataError, TaskError
+from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec
-from tests.tasks.tiny import CHAT, examples, tokenizer
+from tests.tasks.tiny import CHAT, examples, refused, tokenizer
 from tests.zoo import fresh, model
 
 DECODERS = ["llama", "gpt2", "opt", "gemma2"]
@@ -27,15 +27,6 @@ def bound(family, read=None, **fields):
     task = Generate(**fields)
     task.bind(model(family), words(family) if read is None else read)
     return task
-
-
-def refused(call, *needles, error=TaskError):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for needle in needles:
-        assert needle in message
 
 
 # ------------------------------------------------------------------------------------- loss

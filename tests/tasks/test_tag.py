@@ -9,16 +9,15 @@ from torch.nn import functional as F
 import inlay
 from inlay import Head, LoRA, Prompt
 from inlay.data import load
-from inlay.errors import DataError, RowsError, TaskError
+from inlay.errors import DataError, RowsError
 from inlay.tasks import Classify, Tag, from_spec, metrics
 from inlay.tasks.tag import LOST
 from inlay.training import evaluate
 from inlay.training.ensemble import vote
 from inlay.training.run import headed
-from tests.tasks.tiny import examples, tokenizer
-from tests.zoo import fresh, model
+from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, refused, words
+from tests.zoo import fresh
 
-KINDS = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder"}
 LABELS = ("O", "B-a", "I-a")
 ROWS = examples(
     {"tokens": ["the", "cat", "sat"], "tags": ["O", "B-a", "I-a"]},
@@ -27,32 +26,15 @@ ROWS = examples(
 )
 
 
-def words(family):
-    return tokenizer(KINDS[family], bos=True)
-
-
 def bound(family="bert", base=None, **fields):
-    task = Tag(**{"labels": LABELS, **fields})
-    task.bind(model(family) if base is None else base, words(family))
-    return task
+    return bind(Tag(**{"labels": LABELS, **fields}), family, base)
 
 
 def with_head(family, spec=None, **fields):
     base = fresh(family)
     task = bound(family, base, **fields)
-    handle = inlay.attach(base, (LoRA(rank=2) if spec is None else spec) + task.head())
-    for parameter in handle.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    add_head(base, task, spec)
     return base, task
-
-
-def refused(call, *needles, error=TaskError):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for needle in needles:
-        assert needle in message
 
 
 # ----------------------------------------------------------------------- words and tokens
@@ -249,11 +231,7 @@ def test_prompts_in_front_do_not_move_the_words(family):
 def test_every_row_has_its_own_head(family):
     base = fresh(family)
     task = bound(family, base)
-    specs = {"north": LoRA(rank=2), "south": Prompt(length=2)}
-    for name, spec in specs.items():
-        handle = inlay.attach(base, spec + task.head(), name=name)
-        for parameter in handle.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+    add_two_heads(base, task)
     batch = task.collate(task.encode_all(ROWS))
     served = ["south", "north", "south"]
     with inlay.rows(base, served):

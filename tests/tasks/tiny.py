@@ -1,9 +1,17 @@
-"""Tokenizers of a hundred words, in the ways of the three kinds of model."""
+"""Tokenizers of a hundred words in the ways of the three kinds of model; tasks bound to them."""
 
+import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import inlay
+from inlay import LoRA, Prompt
 from inlay.data import Example
+from inlay.errors import TaskError
+from tests import zoo
+
+KINDS = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder"}
 
 TEXT = (
     "a good bad fine the cat dog sat on mat it was all in film plot very dull bright not "
@@ -55,3 +63,36 @@ def tokenizer(kind, *, bos=False, pad="<pad>", chat=None):
 
 def examples(*rows):
     return [Example(row, f"rows#{number}") for number, row in enumerate(rows, 1)]
+
+
+def words(family):
+    return tokenizer(KINDS[family], bos=True)
+
+
+def bind(task, family, base=None):
+    task.bind(zoo.model(family) if base is None else base, words(family))
+    return task
+
+
+def add_head(base, task, spec=None, name="default", std=0.2):
+    """A method and the task's head, away from where they start."""
+    spec = LoRA(rank=2) if spec is None else spec
+    handle = inlay.attach(base, spec + task.head(), name=name)
+    for parameter in handle.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+
+
+def add_two_heads(base, task):
+    """Two methods called north and south, each with a head of its own."""
+    for name, spec in {"north": LoRA(rank=2), "south": Prompt(length=2)}.items():
+        add_head(base, task, spec, name, std=0.3)
+
+
+def refused(call, *needles, error=TaskError):
+    """The call fails with one line, in which the needles stand."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message, message
+    for needle in needles:
+        assert needle in message, message

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 
 import inlay
 from inlay.laws.case import move
 from inlay.tasks import Classify, Generate
 from inlay.training import predict, vote
+from inlay.training.ensemble import member, others
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
 
@@ -48,6 +51,21 @@ def test_members_say_in_one_batch_what_each_says_alone():
     mean = sum(one["accuracy"] for one in voted.singles) / 3
     assert voted.mean["accuracy"] == mean
     assert voted.ensemble == task.score(voted.predictions, ROWS)
+
+
+def test_each_member_starts_from_a_seed_of_its_own():
+    model = zoo.fresh("llama")
+    taught = []
+    first = member(model, inlay.Prompt(length=2), "one", 5, 0)
+    handles = [first, *others(model, first, 3, 5, lambda *one: taught.append(one))]
+    assert [handle.name for handle in handles] == ["one", "one-2", "one-3"]
+    assert taught == [(handles[1], 1), (handles[2], 2)]
+    starts = [next(handle.parameters()).detach().clone() for handle in handles]
+    assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
+    again = member(model, inlay.Prompt(length=2), "again", 6, 1)
+    assert not torch.equal(next(again.parameters()), starts[1])
+    again = member(model, inlay.Prompt(length=2), "anew", 6, 0)
+    assert torch.equal(next(again.parameters()), starts[1])
 
 
 def test_a_vote_of_one_is_its_own():

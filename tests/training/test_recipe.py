@@ -297,6 +297,14 @@ def test_choices_are_learned(recipe_file, tmp_path, by):
     assert ("final/1/head/weight" in inlay.state.read(outcome.path)[1]) == (by == "head")
 
 
+def test_virtual_tokens_are_placed_and_measured_untouched(recipe_file, tmp_path):
+    plain = {"method": "PTuning(length=3)", "training.steps": "2"}
+    outcome = run(Recipe.load(recipe_file, plain), tiny.quiet())
+    assert outcome.recipe.task["template"].count("{p") == 2
+    assert outcome.untouched is not None
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml") == outcome.recipe
+
+
 def test_text_is_generated_without_dev_or_test(recipe_file):
     flags = {"task": '{"kind": "generate", "generation": {"max_new_tokens": 3}}'}
     flags |= {"data.dev": "null", "data.test": "null", "training.eval_every": "null"}

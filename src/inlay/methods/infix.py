@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inlay.errors import SpecError
-from inlay.parts import common, embedded
+from inlay.parts import FreeTokens, common, embedded
 from inlay.piece import Deep, Once, Piece, Tokens
+from inlay.prefixes import prefix_rate
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
 
@@ -53,7 +54,7 @@ class Infix(Method):
 
     def rate(self) -> float:
         """See `Method`: as for `Prefix`."""
-        return 1e-2 if self.mlp is None else 1e-4
+        return prefix_rate(self.mlp)
 
     def build(self, site: Site, shared: Shared) -> Piece | None:
         """See `Method`."""
@@ -97,19 +98,10 @@ class Infix(Method):
 Infix.examples = (Infix(length=3, mlp=None), Infix(length=2, mlp=5))
 
 
-class Vectors(Tokens):
+class Vectors(FreeTokens):
     """What the virtual tokens are in the embedding layer."""
 
     front = 0  # all stand behind the text
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [N, D]
-
-    def forward(self) -> Tensor:
-        """See `Tokens`."""
-        return self.values
 
 
 class Offsets(Deep):

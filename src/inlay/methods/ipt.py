@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inlay.errors import FileError, SpecError
-from inlay.parts import embedded
+from inlay.parts import FreeSlots, embedded
 from inlay.piece import Slots
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
@@ -53,7 +53,7 @@ class IPT(Method):
         drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
         words = embedded(self, site, [(number,) for number in drawn.tolist()])
         if self.code is None:
-            return Plain(words)
+            return FreeSlots(words)
         width = self.length * site.d_out
         net = Decoder(self.code, self.inner, width)
         if self.decoder is None:
@@ -69,19 +69,6 @@ class IPT(Method):
 
 
 IPT.examples = (IPT(length=3, code=None), IPT(length=2, code=4, inner=5))
-
-
-class Plain(Slots):
-    """The prompt itself."""
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [P, D]
-
-    def forward(self) -> Tensor:
-        """See `Slots`."""
-        return self.values
 
 
 class Decoder(nn.Module):
@@ -130,6 +117,6 @@ class Coded(Slots):
         return (self.outer_weight @ hidden + self.outer_bias).unflatten(0, (self.length, -1))
 
     def served(self) -> dict[str, Tensor]:
-        """The prompt alone, as `Plain` reads it."""
+        """The prompt alone, as `FreeSlots` reads it."""
         with torch.no_grad():
             return {"values": self.forward().contiguous()}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inlay.piece import Keys, Piece
-from inlay.prefixes import Start, check_start, keys_at, start_from
+from inlay.prefixes import Start, check_prefix, keys_at, prefix_rate, start_from
 from inlay.site import Site, Where
-from inlay.spec import Method, Shared, share, whole
+from inlay.spec import Method, Shared
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,15 +44,11 @@ class Prefix(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "length")
-        if self.mlp is not None:
-            whole(self, "mlp")
-        check_start(self, self.start, self.length)
-        share(self, "dropout")
+        check_prefix(self, self.length, self.mlp, self.start)
 
     def rate(self) -> float:
-        """See `Method`: an MLP moves all layers at once, vectors move one by one."""
-        return 1e-2 if self.mlp is None else 1e-4
+        """See `Method`."""
+        return prefix_rate(self.mlp)
 
     def build(self, site: Site, shared: Shared) -> Keys:
         """See `Method`."""

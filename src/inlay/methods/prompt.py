@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inlay.errors import SpecError
-from inlay.parts import common, embedded
-from inlay.piece import Slots
+from inlay.parts import FreeSlots, common, embedded
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
 
@@ -46,10 +45,10 @@ class Prompt(Method):
             groups = len(self.start)
             raise SpecError(f"Prompt: {groups} groups of ids for {self.length} positions")
 
-    def build(self, site: Site, shared: Shared) -> Positions:
+    def build(self, site: Site, shared: Shared) -> FreeSlots:
         """See `Method`."""
         only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
-        return Positions(self._values(site))
+        return FreeSlots(self._values(site))
 
     def served(self) -> Prompt:
         """See `Method`: not starting anew."""
@@ -69,16 +68,3 @@ Prompt.examples = (
     Prompt(length=2, start="uniform"),
     Prompt(length=3, start=((5,), (6, 7))),
 )
-
-
-class Positions(Slots):
-    """The vectors themselves."""
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [P, D]
-
-    def forward(self) -> Tensor:
-        """See `Slots`."""
-        return self.values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SpecError
-from inlay.parts import embedded
+from inlay.parts import FreeTokens, embedded
 from inlay.piece import Once, Piece, Tokens
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only, whole
@@ -56,7 +56,7 @@ class PTuning(Method):
         """See `Method`."""
         only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
         if self.encoder is None:
-            return Vectors(self._start(site))
+            return FreeTokens(self._start(site))
         made = shared.once(
             site.name, site.stack, lambda: Encoder(self.length, site.d_out, self.encoder == "lstm")
         )
@@ -87,19 +87,6 @@ PTuning.examples = (
     PTuning(length=2),
     PTuning(length=2, encoder="lstm"),
 )
-
-
-class Vectors(Tokens):
-    """The vectors themselves."""
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [N, D]
-
-    def forward(self) -> Tensor:
-        """See `Tokens`."""
-        return self.values
 
 
 class Encoder(nn.Module):
@@ -157,6 +144,6 @@ class Made(Tokens):
         return self._made[0]()
 
     def served(self) -> dict[str, Tensor]:
-        """The vectors alone, as `Vectors` reads them."""
+        """The vectors alone, as `FreeTokens` reads them."""
         with torch.no_grad():
             return {"values": self._made[0].net().contiguous()}

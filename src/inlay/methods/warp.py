@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.errors import SiteError, SpecError
-from inlay.parts import embedded, normal
+from inlay.parts import FreeTokens, check_tokens, embedded, normal
 from inlay.piece import Head, Tokens
 from inlay.site import Site, Where
 from inlay.spec import Method, Shared, only
@@ -63,7 +63,7 @@ class WARP(Method):
             raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
         if site.role == "head":
             return LabelVectors(self, site)
-        return Vectors(self._start(site)) if self.length else None
+        return FreeTokens(self._start(site)) if self.length else None
 
     def served(self) -> WARP:
         """See `Method`: not starting anew."""
@@ -80,19 +80,6 @@ class WARP(Method):
 WARP.examples = (WARP(length=3), WARP(length=2, words=((5,), (6, 7))))
 
 
-class Vectors(Tokens):
-    """The virtual tokens."""
-
-    def __init__(self, values: Tensor):
-        super().__init__()
-        self.length = len(values)
-        self.values = nn.Parameter(values)  # [K, D]
-
-    def forward(self) -> Tensor:
-        """See `Tokens`."""
-        return self.values
-
-
 class LabelVectors(Head):
     """The vectors of the labels, in fp32."""
 
@@ -104,9 +91,7 @@ class LabelVectors(Head):
         self.weight = normal(len(spec.labels), site.d_in, std=0.02)  # [C, D]
         self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
         if spec.words is not None:
-            for number in (number for group in spec.words for number in group):
-                if not 0 <= number < site.d_out:
-                    raise SpecError(f"WARP: token id {number} is outside {site.d_out} tokens")
+            check_tokens(spec, spec.words, site.d_out)
             table, bias = site.weight().float(), site.bias()
             with torch.no_grad():
                 for label, group in enumerate(spec.words):

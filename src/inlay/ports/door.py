@@ -22,6 +22,7 @@ from inlay.errors import DataError
 from inlay.piece import Once
 from inlay.ports import attention, keys
 from inlay.ports.front import FrontPort
+from inlay.ports.inputs import cached, text_of
 from inlay.ports.slots import NOTE, SlotsPort
 from inlay.ports.tokens import TokensPort
 from inlay.route import Names, Route
@@ -137,8 +138,7 @@ class Door:
 
     def _shifted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs with the positions of every row moved back as its keys want it."""
-        given = inputs.get("input_ids")
-        given = inputs.get("inputs_embeds") if given is None else given
+        given = text_of(inputs)
         if given is None or not any(self.shift(names) for names in self.route.bound):
             return inputs
         batch, length = given.shape[:2]
@@ -148,8 +148,7 @@ class Door:
         rows = counts if groups.group is None else counts[groups.index(given.device)]
         positions = inputs.get("position_ids")
         if positions is None:
-            cache = inputs.get("past_key_values")
-            before = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+            before = cached(inputs)
             positions = torch.arange(before, before + length, device=given.device)
             positions = positions[None] + self.stack.position_start
         positions = positions + rows[:, None]
@@ -212,9 +211,8 @@ class Door:
         mask = inputs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or not self.stack.takes("position_ids"):
             return inputs
-        if inputs.get("position_ids") is not None:
+        given = text_of(inputs)
+        if inputs.get("position_ids") is not None or given is None:
             return inputs
-        given = inputs.get("input_ids")
-        given = inputs["inputs_embeds"] if given is None else given
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -given.shape[1] :]
         return {**inputs, "position_ids": positions + self.stack.position_start}

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache
 
-from inlay.errors import DataError, RowsError
+from inlay.errors import RowsError
 from inlay.ports import attention
+from inlay.ports.inputs import cached, text_of
 from inlay.ports.slots import ANOTHER, NOTE
 from inlay.route import Groups, Names
 
@@ -125,7 +125,7 @@ class FrontPort:
 
     def takes(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass with these inputs can have its front run apart."""
-        given = _given(inputs)
+        given = text_of(inputs)
         if not self.enabled or given is None or not attention.has_way_in(self.configs):
             return False
         window = self.stack.window
@@ -140,14 +140,13 @@ class FrontPort:
 
         None where nothing stands in front, or not where it could run apart.
         """
-        given = _given(inputs)
+        given = text_of(inputs)
         assert given is not None
         batch = given.shape[0]
         groups = self.route.groups(batch, self.route.known) or Groups(((),), None)
-        cache = inputs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        if cached:
-            front = vars(cache).get(NOTE)
+        before = cached(inputs)
+        if before:
+            front = vars(inputs["past_key_values"]).get(NOTE)
             if not isinstance(front, Front):
                 return None
             front.check(groups)
@@ -156,9 +155,9 @@ class FrontPort:
         if front is None:
             return None
         beside = front.beside(groups, given.device)
-        changed = {**inputs, "position_ids": self._positions(inputs, given, cached, front)}
+        changed = {**inputs, "position_ids": self._positions(inputs, given, before, front)}
         if front.opening:
-            changed = self._without_opening(changed, front.opening, given, cached, beside)
+            changed = self._without_opening(changed, front.opening, given, before, beside)
         changed["position_ids"] = changed["position_ids"] + beside.shift
         self.beside = self.passing.beside = beside
         return changed
@@ -186,12 +185,7 @@ class FrontPort:
             return None
         lengths = [self.slots.length(n) + opening for n in names]
         extra = max(lengths)
-        longest, limit = given.shape[1] + extra - opening, self.door.limit
-        if limit is not None and longest > limit:
-            raise DataError(
-                f"a text of {given.shape[1]} tokens and a prompt of {extra - opening} are longer "
-                f"than the {limit} positions of this model; shorten the text or the prompt"
-            )
+        self.slots.check_room(given.shape[1], extra - opening)
         words = self._words(inputs, opening)
         if words is not None and self.door.tokens.pieces:
             self.door.tokens.ask_for(names, words, [self.slots.length(n) for n in names])
@@ -292,7 +286,7 @@ class FrontPort:
         return opening if opening >= SHORTEST and saved * WORTH >= batch * length else 0
 
     def _positions(
-        self, inputs: dict[str, Any], given: Tensor, cached: int, front: Front
+        self, inputs: dict[str, Any], given: Tensor, before: int, front: Front
     ) -> Tensor:
         """Position ids of the text as if nothing stood in front of it, `[B, T]`."""
         batch, length = given.shape[:2]
@@ -303,12 +297,12 @@ class FrontPort:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         else:
-            before = cached + (front.opening if cached else 0)
-            counted = torch.arange(before, before + length, device=given.device).expand(batch, -1)
+            first = before + (front.opening if before else 0)
+            counted = torch.arange(first, first + length, device=given.device).expand(batch, -1)
         return counted + self.stack.position_start
 
     def _without_opening(
-        self, inputs: dict[str, Any], opening: int, given: Tensor, cached: int, beside: Beside
+        self, inputs: dict[str, Any], opening: int, given: Tensor, before: int, beside: Beside
     ) -> dict[str, Any]:
         batch, length = given.shape[:2]
         mask = inputs.get("attention_mask")
@@ -317,7 +311,7 @@ class FrontPort:
             lead = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
             kept = _kept(mask.shape[1] - opening, lead, opening)
             inputs = {**inputs, "attention_mask": mask.gather(1, kept)}
-        if cached:
+        if before:
             return inputs
         kept = _kept(length - opening, lead, opening)
         place = torch.arange(length, device=given.device)
@@ -330,11 +324,6 @@ class FrontPort:
             "input_ids": inputs["input_ids"].gather(1, kept),
             "position_ids": inputs["position_ids"].gather(1, kept),
         }
-
-
-def _given(inputs: dict[str, Any]) -> Tensor | None:
-    given = inputs.get("input_ids")
-    return inputs.get("inputs_embeds") if given is None else given
 
 
 def _kept(length: int, lead: Tensor, opening: int) -> Tensor:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, StaticCache, StaticLayer
+from transformers.cache_utils import StaticCache, StaticLayer
 
 from inlay.chart import Stack
 from inlay.errors import DataError, PortError, RowsError
 from inlay.piece import Slots
+from inlay.ports.inputs import cached, text_of
 from inlay.ports.tokens import TokensPort
 from inlay.route import Groups, Names, Route
 
@@ -74,21 +75,27 @@ class SlotsPort:
         """The positions of the longest prompt that any row of the pass under way has."""
         return max(self.length(names) for names in self.route.bound)
 
+    def check_room(self, length: int, extra: int) -> None:
+        """Raise DataError where a text of that length and a prompt of P are too long together."""
+        if self.limit is not None and length + extra > self.limit:
+            raise DataError(
+                f"a text of {length} tokens and a prompt of {extra} are longer than the "
+                f"{self.limit} positions of this model; shorten the text or the prompt"
+            )
+
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The stack's inputs with the prompts in them."""
         self.layout = None
-        given = inputs.get("input_ids")
-        given = inputs.get("inputs_embeds") if given is None else given
+        given = text_of(inputs)
         if given is None:
             return inputs
         groups = self.route.groups(given.shape[0], self.pieces)
         if groups is None:
             return inputs
-        cache = inputs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        seen = given.shape[1] + (cached - max(self._lengths(groups)) if cached else 0)
-        mask = flat_mask(inputs.get("attention_mask"), cache, seen)
-        if cached:
+        before = cached(inputs)
+        seen = given.shape[1] + (before - max(self._lengths(groups)) if before else 0)
+        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), seen)
+        if before:
             return self._continue(inputs, groups, mask, seen, given)
         return self._begin(inputs, groups, mask, given)
 
@@ -97,11 +104,7 @@ class SlotsPort:
     ) -> dict[str, Any]:
         batch, length = given.shape[:2]
         layout = self.layout = self.plan(groups, batch, length, mask, given.device)
-        if self.limit is not None and length + layout.extra > self.limit:
-            raise DataError(
-                f"a text of {length} tokens and a prompt of {layout.extra} are longer than the "
-                f"{self.limit} positions of this model; shorten the text or the prompt"
-            )
+        self.check_room(length, layout.extra)
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = self.tokens.embed(inputs["input_ids"])

@@ -30,7 +30,7 @@ from inlay.tasks.base import (
     need_labels,
     padded,
 )
-from inlay.tasks.reader import around
+from inlay.tasks.frame import framed_pair, framed_text
 
 ENDS = ("start", "end")
 """What the head says of every position: how well an answer begins there, or ends."""
@@ -107,7 +107,7 @@ class Extract(Task):
             raise TaskError(f"extract needs a fast tokenizer, not {type(tokenizer).__name__}")
         self._joint = "\n" if decoder else ""
         self._types = not decoder and bound.chart.stacks[0].takes("token_type_ids")
-        self._frame = _single(bound) if decoder else _pair(bound)
+        self._frame = framed_text(bound) if decoder else framed_pair(bound)
         if not self._frame.behind:
             if tokenizer.eos_token_id is None:
                 raise TaskError("extract needs an end token; set tokenizer.eos_token")
@@ -274,49 +274,6 @@ class Extract(Task):
 
 
 # ----------------------------------------------------------------------------- its rows
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """The special tokens around a question and its context, each with the kind of its text.
-
-    kinds: those of question and context.
-    """
-
-    before: list[tuple[int, int]]
-    between: list[tuple[int, int]]
-    behind: list[tuple[int, int]]
-    kinds: tuple[int, int]
-
-    @property
-    def length(self) -> int:
-        """How many they are."""
-        return len(self.before) + len(self.between) + len(self.behind)
-
-    def fill(
-        self, question: Sequence[int], context: Sequence[int]
-    ) -> tuple[list[tuple[int, int]], int]:
-        """Tokens and kinds of a row, and where its context begins."""
-        a, b = self.kinds
-        front = [*self.before, *((token, a) for token in question), *self.between]
-        return [*front, *((token, b) for token in context), *self.behind], len(front)
-
-
-def _single(bound: Bound) -> _Frame:
-    """A decoder's way: question and context are one text."""
-    before, behind = around(bound.tokenizer)
-    return _Frame([(i, 0) for i in before], [], [(i, 0) for i in behind], (0, 0))
-
-
-def _pair(bound: Bound) -> _Frame:
-    """The tokenizer's own way with two texts."""
-    read = bound.tokenizer("a", "a", return_token_type_ids=True)
-    owners, kinds = read.sequence_ids(0), read["token_type_ids"]
-    tokens = list(zip(read["input_ids"], kinds, strict=True))
-    first, second = owners.index(0), owners.index(1)
-    last = len(owners) - owners[::-1].index(0)
-    end = len(owners) - owners[::-1].index(1)
-    return _Frame(tokens[:first], tokens[last:second], tokens[end:], (kinds[first], kinds[second]))
 
 
 def _text(example: Example, name: str) -> str:

@@ -5,16 +5,18 @@ Lester et al., EMNLP 2021, section 6: every example stands in the batch once for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, rows
+from inlay.attach import Inlay, attach, rows
 from inlay.data import Example
 from inlay.layout import evaluating
+from inlay.spec import Spec
 from inlay.tasks import Prediction, Task
+from inlay.training import rng
 from inlay.training.batches import by_length
 
 
@@ -66,3 +68,29 @@ def vote(
     mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
     predictions = task.whole(read, won, data)
     return Voted(singles, mean, task.score(predictions, data), predictions)
+
+
+def member(model: PreTrainedModel, spec: Spec, name: str, seed: int, number: int) -> Inlay:
+    """Member `number` of an ensemble, attached: it has a seed of its own, and but for the first a
+    name of its own."""
+    with rng.kept():
+        rng.seed(seed + number)
+        return attach(model, spec, name=f"{name}-{number + 1}" if number else name)
+
+
+def others(
+    model: PreTrainedModel,
+    first: Inlay,
+    count: int,
+    seed: int,
+    teach: Callable[[Inlay, int], object],
+) -> list[Inlay]:
+    """The members beside the first, which has learned, each attached and taught after the last.
+
+    count: members in all. teach: given a member and its number, from 1.
+    """
+    made = []
+    for number in range(1, count):
+        made.append(member(model, first.spec, first.name, seed, number))
+        teach(made[-1], number)
+    return made

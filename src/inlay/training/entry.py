@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from inlay.attach import Inlay, attach, attached
 from inlay.data import Example
 from inlay.errors import TrainingError
-from inlay.piece import Tokens
 from inlay.spec import Sum
 from inlay.tasks import Task
 from inlay.training import rng
@@ -65,11 +64,10 @@ def fit(
     """
     if not handle.attached or handle.model is not model:
         raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
-    have = sum(piece.length for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
-    if have != task.virtual:
+    if handle.virtual != task.virtual:
         raise TrainingError(
-            f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay {have}; "
-            "they must be as many"
+            f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay "
+            f"{handle.virtual}; they must be as many"
         )
     joint = options(given).base_lr is not None
     with thawed(model) if joint else nullcontext():

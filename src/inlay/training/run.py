@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inlay.attach import Inlay, attach, rows
+from inlay.attach import Inlay, rows
 from inlay.data import Dataset, left_out
 from inlay.errors import RecipeError
 from inlay.models import load_base
@@ -19,8 +20,8 @@ from inlay.piece import Tokens
 from inlay.spec import Spec
 from inlay.state import write_whole
 from inlay.tasks import Task
-from inlay.training import checkpoint, rng
-from inlay.training.ensemble import Voted, vote
+from inlay.training import checkpoint
+from inlay.training.ensemble import Voted, member, others, vote
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
 from inlay.training.folds import folds
@@ -88,97 +89,31 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     """
     if recipe.folds is not None and recipe.fold is None:
         raise RecipeError("run does one fold; give fold, or call cross_validate for all of them")
-    state = processes()
-    console = console or Console(stderr=True)
-    if not state.is_main_process:
-        console = Console(quiet=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    main = processes().is_main_process
+    console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
-    sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-    data = {}
-    for part, source in sources.items():
-        if source is not None:
-            with Shown(console) as shown, shown.counting(f"reading {part}"):
-                data[part] = source.load(task)
-    for part, found in data.items():
-        if found.skipped:
-            say(f"{part}: {len(found.skipped)} malformed rows are left out")
+    data = _read(recipe, task, console)
     task.prepare(data["train"])
     if recipe.folds is not None and recipe.fold is not None:
         parts = folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = parts[recipe.fold - 1]
     spec = headed(recipe.make_spec(), task)
-    with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
-        model, tokenizer = load_base(
-            recipe.base,
-            dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
-            device=state.device,
-            report=say,
-        )
+    model, tokenizer = _load(recipe, console)
     joint = recipe.training.base_lr is not None
     if joint:
         need_fine(model)
     size = sum(p.numel() for p in model.parameters())
-    with rng.kept():
-        rng.seed(recipe.seed)
-        handle = attach(model, spec, name=recipe.name)
-    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, Tokens)]
-    virtual = sum(piece.length for piece in tokens)
-    if virtual and not task.virtual:
-        task.place(virtual, sum(piece.front for piece in tokens), data["train"])
-        recipe = recipe.with_task(task)
-        say(f"template: {recipe.task['template']}")
+    handle = member(model, spec, recipe.name, recipe.seed, 0)
+    recipe = _placed(recipe, task, handle, data["train"], console)
     task.bind(model, tokenizer)
-
-    def score(part: str) -> dict[str, float] | None:
-        if part not in data:
-            return None
-        o = recipe.training
-        shown: dict[str, Any] = {"console": console, "what": part}
-        return evaluate(model, task, data[part], batch_size=o.rows, tokens=o.tokens, **shown)
-
-    reads = any(method.judges for method in spec.methods) or virtual > 0
-    handle.enabled = reads
-    untouched = score("dev")
-    handle.enabled = True
-    if untouched is not None:
-        say(f"untouched: {task.metric} {untouched[task.metric]:.4f} on dev")
-
     out = Path(recipe.out)
-    if state.is_main_process and not (resume and (out / checkpoint.NAME).exists()):
+    course = _Course(recipe, out, model, task, data, console, resume)
+    untouched = course.untouched(handle)
+    if main and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
-
-    def teach(member: Inlay, number: int, folder: Path) -> Result:
-        with rows(model, [member.name]):
-            return fit(
-                model,
-                member,
-                task,
-                data["train"],
-                dev=data.get("dev"),
-                folder=folder,
-                resume=resume,
-                console=console,
-                seed=recipe.seed + number,
-                **recipe.training.model_dump(),
-            )
-
-    result = teach(handle, 0, out)
-    tested = score("test")
-    members = [handle]
-    for number in range(1, recipe.ensemble):
-        say(f"member {number + 1} of {recipe.ensemble}")
-        with rng.kept():
-            rng.seed(recipe.seed + number)
-            members.append(attach(model, spec, name=f"{recipe.name}-{number + 1}"))
-        teach(members[-1], number, out / f"member-{number + 1}")
-    voted = None
-    if len(members) > 1 and ("test" in data or "dev" in data):
-        asked = data["test"] if "test" in data else data["dev"]
-        voted = vote(model, members, task, asked, batch_size=recipe.training.rows or 8)
+    result = course.teach(handle, 0)
+    tested = course.score("test")
+    members = [handle, *others(model, handle, recipe.ensemble, recipe.seed, course.teach)]
     outcome = Outcome(
         recipe=recipe,
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
@@ -190,23 +125,139 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         dev=None if result.best is None else result.best.scores,
         test=tested,
         training=result,
-        voted=voted,
+        voted=course.vote(members),
     )
-    if state.is_main_process:
-        if outcome.base is not None:
-            save_base(model, tokenizer, outcome.base)
-        for member in members if spec.methods else []:
-            member.save(out / f"{member.name}.safetensors", tokenizer=tokenizer)
-        write_whole(out / "recipe.yaml", recipe.dump().encode())
-        write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
-        _log_skipped(out / LOG, data)
+    if main:
+        _write(out, outcome, members, tokenizer, data)
+    _tell(outcome, data, console)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What every member of a run learns from and is asked: a base, a task bound to it, and rows."""
+
+    recipe: Recipe
+    out: Path
+    model: PreTrainedModel
+    task: Task
+    data: Mapping[str, Dataset]
+    console: Console
+    resume: bool
+
+    def untouched(self, handle: Inlay) -> dict[str, float] | None:
+        """The scores on `dev` before anything has learned; see `run`."""
+        judges = any(method.judges for method in handle.spec.methods)
+        handle.enabled = judges or handle.virtual > 0
+        scores = self.score("dev")
+        handle.enabled = True
+        if scores is not None:
+            metric = self.task.metric
+            _say(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
+        return scores
+
+    def score(self, part: str) -> dict[str, float] | None:
+        """The scores on some rows, by metric; None where the recipe has no such rows."""
+        if part not in self.data:
+            return None
+        o = self.recipe.training
+        shown: dict[str, Any] = {"console": self.console, "what": part}
+        rows = self.data[part]
+        return evaluate(self.model, self.task, rows, batch_size=o.rows, tokens=o.tokens, **shown)
+
+    def teach(self, handle: Inlay, number: int) -> Result:
+        """Train one member; the first has the run's own folder."""
+        if number:
+            _say(self.console, f"member {number + 1} of {self.recipe.ensemble}")
+        with rows(self.model, [handle.name]):
+            return fit(
+                self.model,
+                handle,
+                self.task,
+                self.data["train"],
+                dev=self.data.get("dev"),
+                folder=self.out / f"member-{number + 1}" if number else self.out,
+                resume=self.resume,
+                console=self.console,
+                seed=self.recipe.seed + number,
+                **self.recipe.training.model_dump(),
+            )
+
+    def vote(self, members: Sequence[Inlay]) -> Voted | None:
+        """What several members say together on `test`, or else on `dev`."""
+        asked = self.data.get("test", self.data.get("dev"))
+        if len(members) == 1 or asked is None:
+            return None
+        return vote(
+            self.model, members, self.task, asked, batch_size=self.recipe.training.rows or 8
+        )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
+    """The rows of every part that the recipe names."""
+    sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
+    data = {}
+    for part, source in sources.items():
+        if source is not None:
+            with Shown(console) as shown, shown.counting(f"reading {part}"):
+                data[part] = source.load(task)
+    for part, found in data.items():
+        if found.skipped:
+            _say(console, f"{part}: {len(found.skipped)} malformed rows are left out")
+    return data
+
+
+def _load(recipe: Recipe, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
+        return load_base(
+            recipe.base,
+            dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
+            device=processes().device,
+            report=lambda line: _say(console, line),
+        )
+
+
+def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console) -> Recipe:
+    """The recipe, with the template in which the task has a place for every virtual token."""
+    if not handle.virtual or task.virtual:
+        return recipe
+    front = sum(piece.front for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
+    task.place(handle.virtual, front, data)
+    recipe = recipe.with_task(task)
+    _say(console, f"template: {recipe.task['template']}")
+    return recipe
+
+
+def _write(
+    out: Path,
+    outcome: Outcome,
+    members: Sequence[Inlay],
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, Dataset],
+) -> None:
+    """Put what a run led to into its folder."""
+    if outcome.base is not None:
+        save_base(members[0].model, tokenizer, outcome.base)
+    for one in members if outcome.path is not None else []:
+        one.save(out / f"{one.name}.safetensors", tokenizer=tokenizer)
+    write_whole(out / "recipe.yaml", outcome.recipe.dump().encode())
+    write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
+    _log_skipped(out / LOG, data)
+
+
+def _tell(outcome: Outcome, data: Mapping[str, Dataset], console: Console) -> None:
+    """Say whether the base was saved too, and which rows were left out."""
     if outcome.base is not None:
         fits = "" if outcome.path is None else f"; {outcome.path} fits only that base"
-        say(f"the base has learned too, so all of it is saved, in {outcome.base}{fits}")
+        said = f"the base has learned too, so all of it is saved, in {outcome.base}{fits}"
+        _say(console, said)
     for part, found in data.items():
         for line in left_out(found.skipped, part):
-            say(line)
-    return outcome
+            _say(console, line)
 
 
 def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
