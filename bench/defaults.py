@@ -20,6 +20,7 @@ import inlay
 from bench.base import model, quiet, tokenizer
 from inlay.data import Example, load
 from inlay.models import fetch_sentiment
+from inlay.piece import Tokens
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate
 from inlay.training.run import headed
@@ -27,6 +28,7 @@ from inlay.training.run import headed
 METHODS = ("Prompt", "Prefix", "PTuning", "PTuningV2")
 SEEDS = (0, 1, 2)
 MINUTES = 3.0
+TEMPLATE = "{text} All in all, it was"
 HELD_OUT = 1000
 GOAL = 0.85
 OUT = Path(__file__).with_name("defaults.json")
@@ -35,9 +37,8 @@ OUT = Path(__file__).with_name("defaults.json")
 def tasks(method: str) -> Task:
     """Reviews as a question in words; for P-tuning v2, which is made for one, with a head."""
     if method == "PTuningV2":
-        return Classify(labels=["negative", "positive"])
-    words = {"negative": " bad", "positive": " great"}
-    return Classify(template="{text} All in all, it was", verbalizer=words)
+        return Classify(template=TEMPLATE, labels=["negative", "positive"])
+    return Classify(template=TEMPLATE, verbalizer={"negative": " bad", "positive": " great"})
 
 
 def measure(
@@ -51,9 +52,9 @@ def measure(
     spec = headed(inlay.parse(method), task)
     torch.manual_seed(seed)
     handle = inlay.attach(base, spec)
-    virtual = sum(getattr(m, "length", 0) for m in spec.methods if method == "PTuning")
-    if virtual:
-        task.place(virtual, virtual // 2, train)
+    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, Tokens)]
+    if tokens:
+        task.place(handle.virtual, sum(piece.front for piece in tokens), train)
     task.bind(base, tokenizer())
     begun, spent = time.perf_counter(), time.process_time()
     end = {"minutes": minutes} if steps is None else {"steps": steps}
