@@ -10,7 +10,7 @@ from bench.claims.base import Claim, Numbers, Run
 from bench.claims.setting import Bench, drawn
 from inlay import PTuning
 from inlay.data import load
-from inlay.tasks import Classify
+from inlay.tasks import Generate
 
 RELATIONS = ("P176", "P103", "P1303", "P178", "P495")
 
@@ -20,7 +20,7 @@ SETTINGS = {
     "template": "{p*3} {subject}{p*3}",
     "length": 6,
     "encoder": "lstm",
-    "steps": 20,
+    "steps": 60,
     "batch_size": 8,
     "lr": 3e-3,
     "train": 160,
@@ -31,8 +31,7 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """P@1 of every relation, by hand and with trained vectors.
 
-    The base says the object as its next token, and the likeliest of the relation's objects that
-    are one token counts.
+    The object is one token, and the base's next one is the likeliest of its whole vocabulary.
     """
     s = run.settings
     folder = run.folder("lama/trex")
@@ -44,15 +43,18 @@ def measure(run: Run) -> Numbers:
             split: [_row(row) for row in of if row["relation"].startswith(relation + " ")]
             for split, of in rows.items()
         }
-        objects = sorted({row["label"] for row in own["train"]})
+        objects = sorted({row["target"].strip() for row in own["train"]})
         objects = [name for name in objects if len(_ids(bench.tokenizer, " " + name)) == 1]
-        kept = {split: [row for row in of if row["label"] in objects] for split, of in own.items()}
+        kept = {
+            split: [row for row in of if row["target"].strip() in objects]
+            for split, of in own.items()
+        }
         train = drawn(run, "train", load(kept["train"]))
         test = drawn(run, "test", load(kept["test"]))
-        said = {name: " " + name for name in objects}
-        by_hand = bench.bind(Classify(template="{text}", verbalizer=said))
+        one = {"metric": "exact_match", "generation": {"max_new_tokens": 1}}
+        by_hand = bench.bind(Generate(template="{text}", **one))
         found[f"hand_{relation}"] = bench.score(by_hand, test)
-        task = bench.bind(Classify(template=s["template"], verbalizer=said))
+        task = bench.bind(Generate(template=s["template"], **one))
         handle = bench.teach(
             relation, PTuning(length=s["length"], encoder=s["encoder"]), task, train
         )
@@ -67,7 +69,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The subject, the template up to the object, and the object."""
     before = row["template"].partition("[Y]")[0].strip()
     text = before.replace("[X]", row["subject"])
-    return {"subject": row["subject"], "text": text, "label": row["object"]}
+    return {"subject": row["subject"], "text": text, "target": " " + row["object"]}
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -96,11 +98,11 @@ CLAIM = Claim(
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["trained"] - n["hand"],
-    told={"hand": "P@1 among the relation's objects, by hand", "trained": "P-tuning"},
+    told={"hand": "P@1 in the whole vocabulary, by hand", "trained": "P-tuning"},
     plot=plot,
     tried=(
-        "three seeds with margins of 0.075, -0.012 and 0.002: the sign of the last two hangs on "
-        "a few rows",
+        "20 steps, and only the relation's own objects as answers: margins of 0.075, -0.012 and "
+        "0.002 (0.419 by hand, 0.441 trained), of which the last two hang on a few rows",
     ),
     needs=("lama/trex",),
 )

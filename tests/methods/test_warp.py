@@ -15,6 +15,7 @@ from inlay.tasks import Classify
 from inlay.training import fit
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
+from tests.training.tiny import quiet
 
 ROWS = examples(
     *(
@@ -61,6 +62,27 @@ def test_a_decoder_is_read_behind_its_text() -> None:
         wanted = hard.logits(model, hard.collate(hard.encode_all(ROWS)))
         inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=0, words=ids))
         assert far(soft.logits(model, soft.collate(soft.encode_all(ROWS))), wanted) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("llama", "decoder")])
+def test_the_words_of_p_tuning_s_labels_can_learn_too(family: str, kind: str) -> None:
+    end = " {mask}" if kind == "encoder" else ""
+    template = "{p} {text} {p}" + end
+    model, hard = bound(family, template, kind, verbalizer=VERBALIZER)
+    soft = Classify(template=template, labels=("yes", "no"))
+    soft.bind(model, tokenizer(kind))
+    known = tokenizer(kind)
+    ids = tuple((known.convert_tokens_to_ids(word),) for word in VERBALIZER.values())
+    spec = inlay.PTuning(length=2) + inlay.WARP(labels=("yes", "no"), length=0, words=ids)
+    handle = inlay.attach(model, spec)
+    with torch.no_grad():
+        wanted = hard.logits(model, hard.collate(hard.encode_all(ROWS)))
+        assert far(soft.logits(model, soft.collate(soft.encode_all(ROWS))), wanted) < 1e-4
+    before = handle.training_state()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    fit(model, handle, soft, ROWS, steps=2, lr=0.1, console=quiet())
+    after = handle.training_state()
+    assert all(not torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

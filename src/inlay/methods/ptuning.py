@@ -22,6 +22,10 @@ Words = tuple[tuple[int, ...], ...]
 class PTuning(Method):
     """Virtual tokens that stand anywhere in the text, where a template says `{p}` or `{p*3}`.
 
+    The words of the labels learn too in a sum with label vectors alone, `PTuning(...) +
+    WARP(length=0, ...)`; the base, with the training option `base_lr`; and the text itself is
+    predicted beside the label with the task's `auxiliary`.
+
     length:  N, virtual tokens; as many as the template has.
     encoder: what makes the vectors in training, and is dropped in the file: a "lstm" (two
              layers in both directions, then an MLP: the paper's), a "mlp" (which learns faster on
