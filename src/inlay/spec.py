@@ -79,6 +79,7 @@ class Method(Spec):
     judges:   whether it brings the trained head of a task that reads one.
     lr:       what `rate` says, where that does not depend on the numbers.
     paper:    the source, for tables.
+    sources:  where the numbers that are its defaults come from, by field; `lr` is its rate's.
     """
 
     at: Where
@@ -87,6 +88,7 @@ class Method(Spec):
     judges: ClassVar[bool] = False
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = ""
+    sources: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

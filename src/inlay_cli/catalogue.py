@@ -24,12 +24,13 @@ TITLE = re.compile(r"^[^:]+: ")
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a method. default: as one would type it."""
+    """One field of a method. default: as one would type it. source: where that comes from."""
 
     name: str
     default: str
     kind: str
     about: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Entry:
     """One method.
 
     line: the first line of its file, with the source. equation: the same without it.
-    about: what its class says, without the fields. port: the way in. merges: whether it folds
+    about: what its class says, without the fields. rate: the learning rate that it takes by
+    default, and where that comes from. port: the way in. merges: whether it folds
     into weights (None where it could not be tried). identity: whether it starts as a no-op.
     """
 
@@ -49,6 +51,7 @@ class Entry:
     port: str
     merges: bool | None
     identity: bool
+    rate: tuple[float, str]
     fields: tuple[Field, ...]
 
 
@@ -73,8 +76,15 @@ def entry(name: str) -> Entry:
         port=port,
         merges=merges,
         identity=kind.identity,
+        rate=(make(name, {}).rate(), kind.sources.get("lr", "")),
         fields=tuple(
-            Field(field.name, _default(field), str(field.type), fields.get(field.name, ""))
+            Field(
+                field.name,
+                _default(field),
+                str(field.type),
+                fields.get(field.name, ""),
+                kind.sources.get(field.name, ""),
+            )
             for field in dataclasses.fields(kind)  # type: ignore[arg-type]
         ),
     )

@@ -70,8 +70,14 @@ def _table(entries: tuple[Entry, ...]) -> str:
 def _pages(entries: tuple[Entry, ...]) -> str:
     parts = ["# Methods\n\nGenerated from `src/inlay/methods/` by `make docs`.\n"]
     for one in entries:
-        rows = [f"| `{f.name}` | `{_cell(f.default)}` | {_cell(f.about)} |" for f in one.fields]
-        table = "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+        rows = [
+            f"| `{f.name}` | `{_cell(f.default)}` | {_cell(f.about)} | {_cell(f.source)} |"
+            for f in one.fields
+        ]
+        rate, source = one.rate
+        rows.append(f"| learning rate | `{rate:g}` | see `training.lr` | {_cell(source)} |")
+        head = ["| field | default | meaning | where the default comes from |", "|---|---|---|---|"]
+        table = "\n".join([*head, *rows])
         facts = (
             f"Way in: {one.port or '–'}. Folds into weights: {_yes(one.merges) or 'no'}. "
             f"Starts as the base: {_yes(one.identity) or 'no'}."

@@ -81,8 +81,11 @@ def _teach(one: Entry) -> None:
     shown.add_column("field", style="bold", no_wrap=True)
     shown.add_column("default", overflow="fold", max_width=34)
     shown.add_column("meaning")
+    shown.add_column("where the default comes from", style="dim")
     for field in one.fields:
-        shown.add_row(field.name, escape(field.default), escape(field.about))
+        shown.add_row(field.name, *map(escape, (field.default, field.about, field.source)))
+    rate, source = one.rate
+    shown.add_row("learning rate", f"{rate:g}", "see training.lr", escape(source))
     console.print(shown)
     facts = Table.grid(padding=(0, 2))
     facts.add_row("  way in", one.port or "none on the models tried")

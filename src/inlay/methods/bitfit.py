@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,10 @@ class BitFit(Method):
 
     identity: ClassVar[bool] = True
     paper: ClassVar[str] = "Ben-Zaken et al., ACL 2022"
+    sources: ClassVar[Mapping[str, str]] = {
+        "create": "T-Few's way with a base that has no biases",
+        "lr": "the authors' code; the paper tries 1e-4 to 1e-3",
+    }
 
     def build(self, site: Site, shared: Shared) -> Shift | None:
         """See `Method`."""

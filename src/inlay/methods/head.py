@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,6 +32,9 @@ class Head(Method):
 
     identity: ClassVar[bool] = True
     judges: ClassVar[bool] = True
+    sources: ClassVar[Mapping[str, str]] = {
+        "lr": "chosen, as for `LoRA`",
+    }
 
     def check(self) -> None:
         """See `Method`."""

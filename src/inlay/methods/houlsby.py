@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +33,11 @@ class Houlsby(Method):
     )
 
     paper: ClassVar[str] = "Houlsby et al., ICML 2019"
+    sources: ClassVar[Mapping[str, str]] = {
+        "bottleneck": "the paper's fixed size for all tasks",
+        "std": "the authors' code",
+        "lr": "chosen; the authors' example has 3e-4",
+    }
 
     def check(self) -> None:
         """See `Method`."""

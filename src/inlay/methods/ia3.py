@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,9 @@ class IA3(Method):
     identity: ClassVar[bool] = True
     lr: ClassVar[float] = 3e-3
     paper: ClassVar[str] = "Liu et al., NeurIPS 2022"
+    sources: ClassVar[Mapping[str, str]] = {
+        "lr": "the authors' code",
+    }
 
     def build(self, site: Site, shared: Shared) -> Tap | TapIn:
         """See `Method`."""

@@ -40,6 +40,11 @@ class Infix(Method):
     at: Where = Where(("embed", "attn.k", "attn.v"))
 
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
+    sources: ClassVar[Mapping[str, str]] = {
+        "length": "the middle one of the paper's 1, 10 and 20 (section 7.3)",
+        "mlp": "as for `Prefix`",
+        "lr": "as for `Prefix`",
+    }
 
     def check(self) -> None:
         """See `Method`."""

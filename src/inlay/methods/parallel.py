@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +37,11 @@ class Parallel(Method):
 
     identity: ClassVar[bool] = True
     paper: ClassVar[str] = "He et al., ICLR 2022"
+    sources: ClassVar[Mapping[str, str]] = {
+        "bottleneck": "chosen, as for `Houlsby`",
+        "scale": "1 is the parallel adapter; the paper's scaled one has 4, or 2 on GLUE",
+        "lr": "chosen, as for `Houlsby`",
+    }
 
     def check(self) -> None:
         """See `Method`."""

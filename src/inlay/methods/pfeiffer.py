@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,11 @@ class Pfeiffer(Method):
     at: Where = Where(("block",))
 
     paper: ClassVar[str] = "Pfeiffer et al., EACL 2021"
+    sources: ClassVar[Mapping[str, str]] = {
+        "bottleneck": "the paper: a sixteenth of the hidden width",
+        "std": "the authors' code",
+        "lr": "chosen, as for `Houlsby`",
+    }
 
     def check(self) -> None:
         """See `Method`."""

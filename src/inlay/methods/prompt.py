@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -34,6 +35,12 @@ class Prompt(Method):
 
     lr: ClassVar[float] = 1e-2
     paper: ClassVar[str] = "Lester et al., EMNLP 2021"
+    sources: ClassVar[Mapping[str, str]] = {
+        "length": "the claim `length`: beyond about 20 positions there is little to gain in small "
+        "models (Lester et al., section 3.2)",
+        "start": "the claim `prompt_init`; class labels did better still, and need the labels",
+        "lr": "the highest rate that never diverged here; the paper's 0.3 is for Adafactor and T5",
+    }
 
     def check(self) -> None:
         """See `Method`."""

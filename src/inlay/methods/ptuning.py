@@ -42,6 +42,12 @@ class PTuning(Method):
     at: Where = Where(("embed",))
 
     paper: ClassVar[str] = "Liu et al., 2021 (GPT Understands, Too)"
+    sources: ClassVar[Mapping[str, str]] = {
+        "length": "the paper's template for LAMA, three times three (section 4.1)",
+        "encoder": "measured on movie reviews, 0.85 against the LSTM's 0.63 (LOG.md); see the "
+        "claim `ptuning_encoder`",
+        "lr": "measured on movie reviews, for each encoder (LOG.md)",
+    }
 
     def check(self) -> None:
         """See `Method`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -42,6 +43,10 @@ class WARP(Method):
     judges: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = "Hambardzumyan et al., ACL 2021"
+    sources: ClassVar[Mapping[str, str]] = {
+        "length": "chosen; the paper's runs on GLUE have up to 20",
+        "lr": "the authors' code",
+    }
 
     def check(self) -> None:
         """See `Method`."""
