@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         epilog=examples(
-            ("inlay demo", "about four minutes on two cores"),
+            ("inlay demo", "about three minutes on two cores"),
             ("inlay demo --minutes 0.5", "a shorter look, and a worse result"),
         )
     )(demo)
