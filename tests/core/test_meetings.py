@@ -195,3 +195,30 @@ def test_rows_alone_equal_rows_together_forward() -> None:
                 with inlay.rows(model, [name]):
                     alone = answer(model, row)
                 assert far(together[i : i + 1, : alone.shape[1]], alone) < 3e-5, (family, name)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_prefix_is_made_once_for_all_that_is_written(family: str, beams: int) -> None:
+    model = zoo.fresh(family).eval()
+    for number, length in enumerate((2, 3)):
+        torch.manual_seed(number)
+        move(inlay.attach(model, inlay.Prefix(length=length, mlp=None), name=f"p{number}"))
+    made = []
+    pieces = [p for one in inlay.attached(model).values() for _, _, p in one.pieces()]
+    for piece in pieces:
+        piece.register_forward_hook(lambda *_: made.append(1))
+    inputs = {"input_ids": torch.arange(8, 20).reshape(2, 6), "attention_mask": torch.ones(2, 6)}
+
+    def written() -> torch.Tensor:
+        made.clear()
+        with inlay.rows(model, ["p0", "p1"]):
+            return model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, num_beams=beams)
+
+    first = written()
+    assert len(made) == len(pieces)
+    for piece in pieces:
+        for parameter in piece.parameters():
+            parameter.data.mul_(-9)
+    assert not torch.equal(written(), first)
+    assert len(made) == len(pieces)

@@ -105,6 +105,7 @@ class Door:
         adds_keys, adds_slots = self.adds_keys, bool(self.slots.pieces)
         names_tokens = bool(self.tokens.pieces)
         inputs = self._named(args, kwargs)
+        self.passing.goes_on = cached(inputs) > 0
         apart = self.front is not None and self.front.takes(inputs)
         if not (adds_keys or adds_slots or names_tokens or widens or apart):
             return None

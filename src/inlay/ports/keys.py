@@ -48,13 +48,15 @@ class Passing:
 
     beside: what they add to the pieces'. heard: where they note what they are given, by site.
     told: what they tell the weights that come out (see `attention.eagerly`). checkpointed: whether
-    the blocks are run again in backward, and keep nothing for it.
+    the blocks are run again in backward, and keep nothing for it. goes_on: whether it goes on with
+    texts that earlier passes began.
     """
 
     beside: Ahead | None = None
     heard: dict[str, tuple[Tensor, Tensor]] | None = None
     told: Told | None = None
     checkpointed: bool = False
+    goes_on: bool = False
 
 
 class KeysPort:
@@ -65,6 +67,7 @@ class KeysPort:
         self.route = route
         self.passing = passing
         self.pieces: dict[str, list[Keys]] = {}
+        self._kept: tuple[tuple[Any, ...], Added] | None = None
 
     def extend(
         self,
@@ -91,7 +94,7 @@ class KeysPort:
             added.append((*beside.pair(self.name, batch), beside.seen))
         groups = self.route.groups(batch, self.pieces)
         if groups is not None:
-            added.append(self._spread(groups, batch, key))
+            added.append(self._served(groups, batch, key))
         if not added:
             return query, key, value, mask, more
         return _prepend(module, query, key, value, mask, more, _joined(added), maskless)
@@ -100,6 +103,16 @@ class KeysPort:
         """The weights of this attention have been computed."""
         if self.passing.told is not None:
             self.passing.told(self.name, weights, mask)
+
+    def _served(self, groups: Groups, batch: int, key: Tensor) -> Added:
+        """`_spread`, made once for all tokens of a text that is being written."""
+        pieces = [p for names in groups.names for name in names for p in self.pieces[name]]
+        asked = (groups, batch, key.dtype, key.device, pieces)
+        if self.passing.goes_on and self._kept is not None and self._kept[0] == asked:
+            return self._kept[1]
+        made = self._spread(groups, batch, key)
+        self._kept = None if torch.is_grad_enabled() else (asked, made)
+        return made
 
     def _spread(self, groups: Groups, batch: int, key: Tensor) -> Added:
         """Every row's keys and values from the pieces, `[B, H, P, K]`, and which count."""
