@@ -250,11 +250,12 @@ def _words(given: str | None, task: Task | None, handle: Inlay) -> list[str]:
     """The words to look for: those given, or what the labels of the task are said with."""
     from inlay.methods.head import Head
     from inlay.tasks import Classify
+    from inlay.tasks.cloze import words_of
 
     if given is not None:
         return [word.strip() for word in given.split(",") if word.strip()]
     if isinstance(task, Classify) and task.verbalizer is not None:
-        return [word.strip() for word in task.verbalizer.values()]
+        return [word.strip() for said in task.verbalizer.values() for word in words_of(said)]
     if isinstance(task, Classify) and task.labels is not None:
         return list(task.labels)
     return [label for one in handle.spec.methods if isinstance(one, Head) for label in one.labels]

@@ -61,7 +61,7 @@ def by_hand(share: float, task: Any, batch: Any, said: torch.Tensor, asked: list
     for number, own in enumerate(asked):
         at = [int(p) % width for p in batch["positions"] if int(p) // width == number]
         if task.name == "classify":
-            worth = said[number, at[0], task._words].log_softmax(-1)
+            worth = said[number, at[0], task._words.ids].log_softmax(-1)
             losses = [-worth[batch["labels"][number]]]
         else:
             first = sum(int(p) // width < number for p in batch["positions"])

@@ -89,7 +89,8 @@ def test_words_must_be_single_tokens():
 def test_templates_that_do_not_fit():
     refused(lambda: Classify(verbalizer=WORDS), "a verbalizer needs a template")
     refused(lambda: Classify(verbalizer=WORDS, template="it was {mask}"), "names no {column}")
-    refused(lambda: by_word("llama", template="{text} {mask}"), "{mask} is for encoders")
+    refused(lambda: by_word("llama", template="{mask} {text}"), "{mask} must be its end")
+    refused(lambda: by_word("t5", template="{text} {mask}"), "the sentinel <extra_id_0>")
     refused(lambda: by_word("bert", template="{text} it was"), "an encoder needs {mask}")
     refused(lambda: by_word("bert", template="{mask} {text} {mask}"), "an encoder needs {mask}")
     task = by_word("bert")
@@ -228,7 +229,7 @@ def test_label_sets_that_make_no_sense():
     refused(lambda: Classify().prepare(many), "not 1001")
     refused(
         lambda: Classify(labels=["a", "b"], verbalizer=WORDS, template="{text}"),
-        "one word for each of the labels",
+        "a word for each of the labels",
     )
     refused(lambda: Classify(labels="ab"), "labels='ab' is impossible")
     refused(lambda: Classify(metric="f2"), "metric='f2' is impossible")

@@ -43,8 +43,8 @@ class Row:
     """One encoded example, or a part of one.
 
     input_ids: the tokens of the input, without padding.
-    labels: the tokens of the target with the end token last, the numbers of its labels, or its
-        value; None where the example has no target.
+    labels: the tokens of the target with the end token last, the numbers of its labels, the
+        scores of all labels, or its value; None where the example has no target.
     index: the example's place in its data set. where: the example's own `where`.
     token_type_ids: which of two texts a token belongs to, where the model wants to know.
     cost: how many tokens the row puts through the model.

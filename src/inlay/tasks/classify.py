@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,7 +19,7 @@ from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
 from inlay.readers import kind_of
-from inlay.tasks import auxiliary, metrics
+from inlay.tasks import auxiliary, cloze, metrics
 from inlay.tasks.auxiliary import Share
 from inlay.tasks.base import (
     Batch,
@@ -34,11 +36,11 @@ from inlay.tasks.base import (
     need_language_head,
     with_virtual,
 )
+from inlay.tasks.distil import distilled
 from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
 from inlay.template import Template
 
 MOST_LABELS = 1000
-MASK = "{mask}"
 
 SINGLE = ("accuracy", "macro_f1", "f1", "matthews")
 """Metrics of one label a row."""
@@ -52,18 +54,23 @@ class Classify(Task):
     """One text, or a pair -> a label.
 
     With `verbalizer` the language-model head decides: the label wins whose word is the most
-    likely token at one position, behind the text in a decoder, at `{mask}` in an encoder, and at
-    the beginning of the decoder's text in an encoder–decoder. Without it a trained head decides,
-    a `Head(labels=...)` in the inlay, which must name the same labels in the same order. In an
-    encoder it reads the state at `{mask}` where the template has one.
+    likely token at one position, behind the text in a decoder, at `{mask}` in an encoder, and in
+    an encoder–decoder at `{mask}`, its sentinel, or without one at the beginning of the decoder's
+    text. Without it a trained head decides, a `Head(labels=...)` in the inlay, which must name the
+    same labels in the same order. In an encoder it reads the state at `{mask}` where the template
+    has one.
+
+    A row may have `scores` for its label: a list of logits, one for each of `labels`, such as a
+    teacher's. It then learns by these (`distil`), and a `label` beside them is only measured.
 
     labels: the names of the labels; None takes them from the verbalizer, from `label_names` or,
         sorted, from the training data (`prepare`).
     label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`; any
         other label keeps its name.
-    verbalizer: label -> its word, one token as it stands in the text: `{"good": " great"}`.
-    template: how the fields are written, such as "{text} All in all, it was". None, without a
-        verbalizer, for `text` alone or with `text_pair`.
+    verbalizer: label -> its word, one token as it stands in the text, or a list of words, whose
+        mean logit counts: `{"good": [" great", " fine"]}`.
+    template: how the fields are written, such as "{text} All in all, it was"; in a decoder it may
+        end in `{mask}`. None, without a verbalizer, for `text` alone or with `text_pair`.
     multi_label: any number of labels a row, the list `labels`, instead of the one `label`; each is
         decided by itself (a sigmoid), by a trained head.
     class_weight: label -> the weight of its rows in the loss, 1 for a label left out; or
@@ -72,18 +79,20 @@ class Classify(Task):
         `multi_label`, where "accuracy" counts rows of which every label is right.
     auxiliary: with a verbalizer, the share of the loss, in training, that is for predicting the
         text itself: in a decoder token by token, in an encoder 15 % of it, hidden from the base.
+    temperature: T, by which `scores` are made softer.
     """
 
     name: ClassVar[str] = "classify"
 
     labels: tuple[str, ...] | None = None
     label_names: dict[str, str] | None = None
-    verbalizer: dict[str, str] | None = None
+    verbalizer: dict[str, str | list[str]] | None = None
     template: str | None = None
     multi_label: bool = False
     class_weight: Literal["balanced"] | dict[str, float] | None = None
     metric: metrics.ClassificationMetric = "accuracy"
     auxiliary: Share = 0.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, list | tuple):
@@ -104,9 +113,10 @@ class Classify(Task):
                     "classify: a verbalizer needs a template, such as '{text} All in all, it was'"
                 )
             if self.labels is not None and set(self.labels) != set(self.verbalizer):
-                raise TaskError(
-                    "classify: the verbalizer must have one word for each of the labels"
-                )
+                raise TaskError("classify: the verbalizer must have a word for each of the labels")
+            for name, word in self.verbalizer.items():
+                if not cloze.words_of(word):
+                    raise TaskError(f"classify: the verbalizer has no word for the label {name!r}")
         elif self.auxiliary:
             raise TaskError("classify: auxiliary needs a verbalizer; a trained head reads no words")
         if self.multi_label and self.verbalizer is not None:
@@ -252,14 +262,11 @@ class Classify(Task):
             auxiliary.check(self.auxiliary, bound)
             if kind == "encoder-decoder" and model.config.decoder_start_token_id is None:
                 raise TaskError("the model's config has no decoder_start_token_id")
-            self._words = _word_ids([self.verbalizer[name] for name in self.names], bound)
-        self._masked = (
-            template is not None
-            and kind == "encoder"
-            and (self.verbalizer is not None or MASK in template)
-        )
-        if template is not None and (self._masked or MASK in template):
-            template = _with_mask(template, bound)
+            self._words = cloze.Words.of(self.verbalizer, self.names, bound)
+        self._blank: int | None = None
+        if template is not None:
+            worded = self.verbalizer is not None
+            template, self._blank = cloze.written(template, bound, worded)
         self._reader = Reader.of(bound, template, self.truncate)
 
     # ---------------------------------------------------------------- arithmetic
@@ -269,16 +276,27 @@ class Classify(Task):
         read = self._reader.read(examples, [self.bound.limit] * len(examples))
         rows = []
         for place, (example, encoded) in enumerate(zip(examples, read, strict=True)):
-            labels = self._numbers(example, numbers) if self._field in example.fields else None
-            if self._masked and encoded.ids.count(self._mask_id) != 1:
+            labels = self._labels(example, numbers)
+            if self._blank is not None and encoded.ids.count(self._blank) != 1:
                 raise DataError(f"{example.where}: its text holds a mask token of its own")
             ids = encoded.ids
             rows.append(Row(ids, labels, first + place, example.where, len(ids), encoded.types))
         return rows
 
-    @property
-    def _mask_id(self) -> int:
-        return self.bound.tokenizer.mask_token_id
+    def _labels(self, example: Example, numbers: Mapping[str, int]) -> list | None:
+        """What a row learns: its labels' numbers, or the scores of all labels; None for nothing."""
+        if "scores" not in example.fields or self.multi_label:
+            return self._numbers(example, numbers) if self._field in example.fields else None
+        if self.class_weight is not None:
+            raise TaskError("classify: class_weight is for rows with a label; here are scores")
+        scores = list_of(example, "scores")
+        plain = all(isinstance(one, int | float) and math.isfinite(one) for one in scores)
+        if len(scores) != len(numbers) or not plain:
+            raise DataError(
+                f"{example.where}: scores are {len(numbers)} numbers here, one for each label, not "
+                f"{scores!r:.80}"
+            )
+        return [float(one) for one in scores]
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """See `Task`."""
@@ -288,7 +306,8 @@ class Classify(Task):
         if self.verbalizer is not None and self._kind != "encoder-decoder":
             # Where in the flat [B·T] the word is read off.
             width = batch["input_ids"].shape[1]
-            at = [ids.index(self._mask_id) if self._masked else len(ids) - 1 for ids in texts]
+            blank = self._blank
+            at = [len(ids) - 1 if blank is None else ids.index(blank) for ids in texts]
             batch["positions"] = torch.tensor(at) + torch.arange(len(rows)) * width
         if labelled(rows):
             given = [row.labels or [] for row in rows]
@@ -296,8 +315,11 @@ class Classify(Task):
                 batch["labels"] = torch.zeros(len(rows), len(self.names))
                 for place, labels in enumerate(given):
                     batch["labels"][place, labels] = 1
-            else:
-                batch["labels"] = torch.tensor([labels[0] for labels in given])
+            elif len(set(map(len, given))) > 1:
+                odd = next(row for row in rows if len(row.labels or []) == 1)
+                raise DataError(f"{odd.where}: it has a label, and others here have scores")
+            else:  # [B, C] of scores, [B] of labels
+                batch["labels"] = torch.tensor(given).squeeze(1)
         return batch
 
     def logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -307,28 +329,34 @@ class Classify(Task):
         need_head(model, Head(labels=self.names))
         inputs = _inputs(batch)
         states, mask = self.chart(model).encoded(model, **inputs)
-        if self._masked:
-            mask = (inputs["input_ids"] == self._mask_id).long()
+        if self._blank is not None:
+            mask = (inputs["input_ids"] == self._blank).long()
         return classify_by_head(model, states, mask).float()
 
     def _hidden(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """The last states that the language-model head may read, `[B·T, D]`."""
+        """The last states that the language-model head may read, `[B·T, D]`.
+
+        Of an encoder–decoder the one in front of the word, `[B, D]`.
+        """
         inputs = _inputs(batch)
-        if self._kind == "encoder-decoder":
-            ids, start = batch["input_ids"], model.config.decoder_start_token_id
-            inputs["decoder_input_ids"] = ids.new_full((len(ids), 1), start)
-        return self.chart(model).hidden(model, **inputs).flatten(0, 1)
+        if self._kind != "encoder-decoder":
+            return self.chart(model).hidden(model, **inputs).flatten(0, 1)
+        begin = [model.config.decoder_start_token_id]
+        begin += [] if self._blank is None else [self._blank]
+        ids = batch["input_ids"]
+        inputs["decoder_input_ids"] = ids.new_tensor(begin).expand(len(ids), -1)
+        return self.chart(model).hidden(model, **inputs)[:, -1]
 
     def _worded(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-        """The scores of the labels' words, `[B, C]`, fp32, from states `[B·T, D]`."""
-        if self._kind != "encoder-decoder":  # which writes one word and nothing else
+        """The scores of the labels' words, `[B, C]`, fp32, from what `_hidden` returned."""
+        if self._kind != "encoder-decoder":
             hidden = hidden.index_select(0, batch["positions"])
-        logits = self.chart(model).logits(model, hidden)
-        return logits.index_select(1, self._words.to(logits.device)).float()
+        return self._words.scores(self.chart(model).logits(model, hidden))
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
         """See `Task`: cross entropy over the labels, and how many rows there are.
 
+        Of `scores`, how far the softened distributions are apart (`distil`).
         Of `multi_label`, the mean of the labels' binary cross entropies. Weights are not divided
         out: "balanced" ones have a mean of 1 over the training data.
         """
@@ -346,6 +374,8 @@ class Classify(Task):
         if self.multi_label:
             each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
             return each.mean(1).sum()
+        if labels.dim() == 2:
+            return distilled(logits, labels, self.temperature)
         if self.class_weight is not None and self._weight is None:
             raise TaskError(
                 "classify: class_weight='balanced' needs counts; call prepare(training examples)"
@@ -413,37 +443,3 @@ def _inputs(batch: Batch) -> Batch:
 def _either(logits: Tensor) -> Tensor:
     """Logits `[B, C]` of yes, as logits of no and yes, `[B, C, 2]`."""
     return torch.stack([torch.zeros_like(logits), logits], -1)
-
-
-def _with_mask(template: str, bound: Bound) -> str:
-    """The template with the tokenizer's own mask token, which an encoder needs."""
-    masks = sum(name == "mask" for _, name in Template(template).parts)
-    if bound.chart.kind != "encoder":
-        if masks:
-            raise TaskError(
-                f"template {template!r}: {MASK} is for encoders; here the word comes by itself, "
-                "so leave it out"
-            )
-        return template
-    if masks != 1:
-        raise TaskError(f"template {template!r}: an encoder needs {MASK} where the word stands")
-    if bound.tokenizer.mask_token is None:
-        raise TaskError("{mask} needs a tokenizer with a mask token")
-    return template.replace(MASK, bound.tokenizer.mask_token)
-
-
-def _word_ids(words: Sequence[str], bound: Bound) -> Tensor:
-    """The one token of each word, `[C]`."""
-    ids: list[int] = []
-    for word in words:
-        tokens = bound.tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(tokens) != 1:
-            spelled = bound.tokenizer.convert_ids_to_tokens(tokens)
-            raise TaskError(f"the word {word!r} must be one token, and is {len(tokens)}: {spelled}")
-        if tokens[0] == bound.tokenizer.unk_token_id:
-            raise TaskError(f"the tokenizer does not know the word {word!r}")
-        if tokens[0] in ids:
-            other = words[ids.index(tokens[0])]
-            raise TaskError(f"the words {other!r} and {word!r} are the same token")
-        ids += tokens
-    return torch.tensor(ids)
