@@ -16,7 +16,7 @@ from tests.tasks.tiny import KINDS, add_head, bind, examples, refused, tokenizer
 from tests.zoo import fresh, model
 
 WORDS = {"no": [" bad", " dull", " red"], "yes": " good"}
-PATTERNS = {"llama": "{text} it was {mask}", "bert": "it was {mask} . {text}"}
+PATTERNS = {"llama": "{text} it was {mask}", "bert": "it was {mask} and {text}"}
 ROWS = examples({"text": "the cat sat on a mat"}, {"text": "dull"}, {"text": "very bright film"})
 
 
@@ -83,7 +83,8 @@ def test_only_the_text_is_shortened():
     task = Classify(template=PATTERNS["bert"], verbalizer=WORDS, truncate=True, max_length=8)
     bind(task, "bert")
     (row,) = task.encode_all(examples({"text": "one two three four five six seven"}))
-    assert words("bert").decode(row.input_ids) == "<s> it was <mask> . one two </s>"
+    said = words("bert").convert_ids_to_tokens(row.input_ids)
+    assert said == ["<s>", "it", "was", "<mask>", "and", "one", "two", "</s>"]
 
 
 def test_words_that_make_no_sense():

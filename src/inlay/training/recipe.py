@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,6 +29,8 @@ from inlay.training import text
 from inlay.training.options import Seed, Training, Whole, explain
 
 STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Source(BaseModel):
@@ -57,7 +59,7 @@ class Source(BaseModel):
     @classmethod
     def _written(cls, value: Any) -> Any:
         for one in value.values() if isinstance(value, dict) else [value] if value else []:
-            _sound(Template, one)
+            sound(Template, one)
         return value
 
     def load(self, task: Task) -> Dataset:
@@ -111,7 +113,7 @@ class Recipe(BaseModel):
     @classmethod
     def _method(cls, value: str | None) -> str | None:
         if value is not None:
-            _sound(parse, value)
+            sound(parse, value)
         return value
 
     @field_validator("name")
@@ -126,7 +128,7 @@ class Recipe(BaseModel):
     def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "kind" not in value:
             raise ValueError("the kind of task is missing, as in {kind: generate}")
-        _sound(_task_of, value)
+        sound(_task_of, value)
         return value
 
     @model_validator(mode="after")
@@ -161,21 +163,7 @@ class Recipe(BaseModel):
 
         Raises RecipeError, one sentence that names the field, for whatever is wrong with it.
         """
-        values: Any = {}
-        if path is not None:
-            try:
-                written = Path(path).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-            values = text.read(written, str(path))
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
-        for name, value in (overrides or {}).items():
-            _set(values, name, value)
-        try:
-            return Recipe.model_validate(values)
-        except ValidationError as error:
-            raise RecipeError(explain(error, Recipe)) from None
+        return read(Recipe, path, overrides)
 
     def dump(self) -> str:
         """The recipe as YAML, with every default; `load` reads it back as it was."""
@@ -196,6 +184,25 @@ class Recipe(BaseModel):
         return _task_of(self.task)
 
 
+def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str] | None) -> Kind:
+    """A recipe of this kind; the rest is as in `Recipe.load`."""
+    values: Any = {}
+    if path is not None:
+        try:
+            written = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        values = text.read(written, str(path))
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
+    for name, value in (overrides or {}).items():
+        _set(values, name, value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(explain(error, kind)) from None
+
+
 def _task_of(fields: Mapping[str, Any]) -> Task:
     rest = {name: value for name, value in fields.items() if name != "kind"}
     if "task" in rest:
@@ -203,7 +210,7 @@ def _task_of(fields: Mapping[str, Any]) -> Task:
     return from_spec({"task": fields["kind"], **rest})
 
 
-def _sound(make: Any, value: Any) -> None:
+def sound(make: Any, value: Any) -> None:
     """Have pydantic say, with the path of the field, what this library refuses."""
     try:
         make(value)

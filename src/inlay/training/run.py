@@ -98,7 +98,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         parts = folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = parts[recipe.fold - 1]
     spec = headed(recipe.make_spec(), task)
-    model, tokenizer = _load(recipe, console)
+    model, tokenizer = opened(recipe.base, recipe.dtype, console)
     joint = recipe.training.base_lr is not None
     if joint:
         need_fine(model)
@@ -153,7 +153,7 @@ class _Course:
         handle.enabled = True
         if scores is not None:
             metric = self.task.metric
-            _say(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
+            say(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
         return scores
 
     def score(self, part: str) -> dict[str, float] | None:
@@ -168,7 +168,7 @@ class _Course:
     def teach(self, handle: Inlay, number: int) -> Result:
         """Train one member; the first has the run's own folder."""
         if number:
-            _say(self.console, f"member {number + 1} of {self.recipe.ensemble}")
+            say(self.console, f"member {number + 1} of {self.recipe.ensemble}")
         with rows(self.model, [handle.name]):
             return fit(
                 self.model,
@@ -193,7 +193,8 @@ class _Course:
         )
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
+    """Print one line that stays."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -207,17 +208,20 @@ def _read(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
                 data[part] = source.load(task)
     for part, found in data.items():
         if found.skipped:
-            _say(console, f"{part}: {len(found.skipped)} malformed rows are left out")
+            say(console, f"{part}: {len(found.skipped)} malformed rows are left out")
     return data
 
 
-def _load(recipe: Recipe, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with Shown(console) as shown, shown.counting(f"loading {recipe.base}"):
+def opened(
+    base: str, dtype: str | None, console: Console
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of a recipe and its tokenizer; shows that they load."""
+    with Shown(console) as shown, shown.counting(f"loading {base}"):
         return load_base(
-            recipe.base,
-            dtype=None if recipe.dtype is None else getattr(torch, recipe.dtype),
+            base,
+            dtype=None if dtype is None else getattr(torch, dtype),
             device=processes().device,
-            report=lambda line: _say(console, line),
+            report=lambda line: say(console, line),
         )
 
 
@@ -228,7 +232,7 @@ def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: C
     front = sum(piece.front for _, _, piece in handle.pieces() if isinstance(piece, Tokens))
     task.place(handle.virtual, front, data)
     recipe = recipe.with_task(task)
-    _say(console, f"template: {recipe.task['template']}")
+    say(console, f"template: {recipe.task['template']}")
     return recipe
 
 
@@ -254,10 +258,10 @@ def _tell(outcome: Outcome, data: Mapping[str, Dataset], console: Console) -> No
     if outcome.base is not None:
         fits = "" if outcome.path is None else f"; {outcome.path} fits only that base"
         said = f"the base has learned too, so all of it is saved, in {outcome.base}{fits}"
-        _say(console, said)
+        say(console, said)
     for part, found in data.items():
         for line in left_out(found.skipped, part):
-            _say(console, line)
+            say(console, line)
 
 
 def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:

@@ -96,6 +96,18 @@ def thawed(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(learned)
 
 
+@contextmanager
+def restored(model: PreTrainedModel) -> Iterator[None]:
+    """Afterwards the base's own numbers are what they were before; a copy of them is kept."""
+    before = {p: p.detach().clone() for p in base_parameters(model).values()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, numbers in before.items():
+                parameter.copy_(numbers)
+
+
 def save_base(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
     """Write the base without its inlays, and its tokenizer, as a folder that transformers loads.
 
