@@ -19,6 +19,7 @@ from inlay_cli import (
     inspect,
     merge,
     methods,
+    pet,
     reproduce,
     sites,
     train,
@@ -63,6 +64,7 @@ app = typer.Typer(
 for module in (
     demo,
     train,
+    pet,
     evaluation,
     generate,
     check,

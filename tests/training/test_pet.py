@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from . import tiny
 PATTERNS = """
 patterns:
   - "{text} it was {mask}"
-  - "film : {text} all {mask}"
+  - "film {text} all {mask}"
   - "the plot {text} {mask}"
 verbalizer: {no: bad, yes: [good, fine]}
 """
@@ -168,7 +169,7 @@ def test_the_surest_are_picked_and_fill_up_a_label_that_wins_nothing():
 
 def test_others_label_for_every_model(recipe, monkeypatch):
     """Every model learns from rows of which a fifth are by hand; none labels for itself."""
-    from inlay.training import pet as module
+    module = sys.modules["inlay.training.pet"]  # the package has a function of that name
 
     asked = []
     real = module.committee
@@ -190,10 +191,11 @@ def test_others_label_for_every_model(recipe, monkeypatch):
 
 @pytest.mark.parametrize("family", KINDS)
 def test_a_run_from_patterns_to_a_classifier(places, recipe, family):
-    made = recipe(family, **{"distil": {"lr": 1e-2, "steps": 60, "batch_size": 8}})
+    steps = {"lr": 3e-2, "steps": 40, "batch_size": 8}
+    made = recipe(family, training=steps)
     found = pet(made, tiny.quiet())
     out = places.__class__(made.out)
-    assert [one.pattern for one in found.untouched][0] == "{text} it was {mask}"
+    assert found.untouched[0].pattern == "{text} it was {mask}"
     assert all(one.weight == one.train for one in found.untouched)
     assert found.generations[-1].ensemble["accuracy"] > 0.9
     assert found.test["accuracy"] > 0.9
@@ -218,7 +220,7 @@ def test_the_same_recipe_gives_the_same_numbers_and_goes_on(recipe):
     again = pet(made, tiny.quiet())
     anew = pet(made, tiny.quiet(), resume=False)
     for other in (again, anew):
-        assert tiny.numbers(first)["generations"] == tiny.numbers(other)["generations"]
+        assert first.generations == other.generations
         assert first.test == other.test
     assert first.training.seconds == again.training.seconds
 
@@ -233,7 +235,7 @@ def test_generations_begin_without_labels(recipe):
 
 
 def test_all_weights_learn_and_each_model_begins_with_the_base(places, recipe, monkeypatch):
-    from inlay.training import pet as module
+    module = sys.modules["inlay.training.pet"]  # the package has a function of that name
 
     starts = []
     real = module.fit
@@ -273,7 +275,7 @@ def test_files_of_patterns_that_make_no_sense(tmp_path):
         ('patterns: ["{mask} {text} {mask}"]\n' + words, "has 2 {mask}"),
         ('patterns: ["{text {mask}"]\n' + words, "template"),
         ('patterns: ["{text} {mask}"]\n', "verbalizer is missing"),
-        ('patterns: ["{text} {mask}"]\nwords: {}\n' + words, "no such field 'words'"),
+        ('patterns: ["{text} {mask}"]\nwords: {}\n' + words, "words: there is no such field"),
         ("just text", "patterns and verbalizer"),
     ):
         refused(lambda text=text: read(text), str(path), *needles, error=RecipeError)

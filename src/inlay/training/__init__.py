@@ -7,6 +7,9 @@ from inlay.training.evaluation import evaluate, predict
 from inlay.training.intrinsic import fit_decoder
 from inlay.training.mixture import Lesson, fit_mixture
 from inlay.training.options import Options
+from inlay.training.patterns import Patterns
+from inlay.training.pet import Petted, pet
+from inlay.training.pet_recipe import Pet
 from inlay.training.recipe import Recipe
 from inlay.training.results import Evaluation, Result
 from inlay.training.run import Outcome, run
@@ -16,6 +19,9 @@ __all__ = [
     "Lesson",
     "Options",
     "Outcome",
+    "Patterns",
+    "Pet",
+    "Petted",
     "Recipe",
     "Result",
     "Validated",
@@ -25,6 +31,7 @@ __all__ = [
     "fit",
     "fit_decoder",
     "fit_mixture",
+    "pet",
     "predict",
     "run",
     "tune",
