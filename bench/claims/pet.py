@@ -56,9 +56,11 @@ def measure(run: Run) -> Numbers:
     for size in s["sizes"]:
         run.say(f"PET, {size} labels")
         made = _petted(run, folder, size)
-        assert made.test is not None and made.generations[-1].ensemble is not None
+        together = made.generations[-1].ensemble
+        assert made.test is not None
+        assert together is not None
         found[f"pet_{size}"] = made.test["accuracy"]
-        found[f"together_{size}"] = made.generations[-1].ensemble["accuracy"]
+        found[f"together_{size}"] = together["accuracy"]
         for when, spread in made.spread.items():
             for name in ("mean", "least", "most"):
                 # Before training the labels do not matter, so neither does their number.

@@ -159,6 +159,8 @@ def test_scores_that_make_no_sense():
     for scores in ([1.0], [1.0, math.nan], [1.0, "2"], [1.0, 2.0, 3.0]):
         bad = examples({"text": "dull", "scores": scores})
         refused(lambda bad=bad: task.encode_all(bad), "rows#1: scores are 2", error=DataError)
+    (row,) = task.encode_all(examples({"text": "dull", "label": "yes", "scores": 3}))
+    assert row.labels == [1]  # a column that is no list means something else
     mixed = examples({"text": "dull", "scores": [1, 2]}, {"text": "dull", "label": "no"})
     refused(lambda: task.collate(task.encode_all(mixed)), "rows#2: it has a label", error=DataError)
     weighed = bind(Classify(labels=("no", "yes"), class_weight={"no": 2.0}), "llama")

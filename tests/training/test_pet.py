@@ -225,12 +225,23 @@ def test_the_same_recipe_gives_the_same_numbers_and_goes_on(recipe):
     assert first.training.seconds == again.training.seconds
 
 
-def test_generations_begin_without_labels(recipe):
-    made = recipe(**{"data.train": None, "weights": "uniform", "first": 2, "generations": 2,
+def test_generations_begin_without_labels(recipe, monkeypatch):
+    module = sys.modules["inlay.training.pet"]
+    asked = []
+    real = module.committee
+
+    def seen(model, models, *more):
+        asked.append((model, models))
+        return real(model, models, *more)
+
+    monkeypatch.setattr(module, "committee", seen)
+    made = recipe(**{"data.train": None, "weights": "uniform", "first": 2, "generations": 2, "seeds": 2,
                      "training.steps": 2})  # fmt: skip
     found = pet(made, tiny.quiet())
-    assert [one.rows for one in found.generations[0].members] == [4] * 3
-    assert [one.rows for one in found.generations[1].members] == [20] * 3
+    assert asked[:6] == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]  # untouched patterns
+    assert asked[6:] == [(model, 6) for model in range(6)]
+    assert [one.rows for one in found.generations[0].members] == [4] * 6
+    assert [one.rows for one in found.generations[1].members] == [20] * 6
     assert all(one.train is None and one.weight == 1 for one in found.untouched)
 
 
@@ -323,5 +334,7 @@ def test_a_classifier_of_other_columns_than_text():
         {"patterns": ["{premise} ? {mask} {hypothesis}"], "verbalizer": {"no": "no", "yes": "yes"}}
     )
     assert made.columns == ("premise", "hypothesis")
+    pair = made.model_copy(update={"patterns": ["{text} ? {mask} {text_pair}"]})
+    assert pair.headed().template is None
     assert made.headed().template == "{premise}\n{hypothesis}"
     assert made.headed() == Classify(labels=("no", "yes"), template="{premise}\n{hypothesis}")

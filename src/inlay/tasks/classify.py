@@ -285,11 +285,11 @@ class Classify(Task):
 
     def _labels(self, example: Example, numbers: Mapping[str, int]) -> list | None:
         """What a row learns: its labels' numbers, or the scores of all labels; None for nothing."""
-        if "scores" not in example.fields or self.multi_label:
+        scores = example.fields.get("scores")
+        if not isinstance(scores, list) or self.multi_label:
             return self._numbers(example, numbers) if self._field in example.fields else None
         if self.class_weight is not None:
             raise TaskError("classify: class_weight is for rows with a label; here are scores")
-        scores = list_of(example, "scores")
         plain = all(isinstance(one, int | float) and math.isfinite(one) for one in scores)
         if len(scores) != len(numbers) or not plain:
             raise DataError(

@@ -84,10 +84,10 @@ class Patterns(BaseModel):
 
     def headed(self, **fields: Any) -> Classify:
         """The task of a trained head on what the patterns read, without their words."""
-        plain = set(self.columns) <= {"text", "text_pair"}
+        pair = set(self.columns) == {"text", "text_pair"}  # which tokenizers join in their own way
         return Classify(
             labels=tuple(self.verbalizer),
             label_names=self.label_names,
-            template=None if plain else "\n".join(f"{{{name}}}" for name in self.columns),
+            template=None if pair else "\n".join(f"{{{name}}}" for name in self.columns),
             **fields,
         )

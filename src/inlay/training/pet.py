@@ -399,9 +399,8 @@ def _read(
         train, test = one("train", labelled), one("test", labelled)
         texts = one("unlabelled", patterns.columns)
     assert texts is not None
-    kept = set(patterns.columns) | {"text_pair"}
     bare = [
-        Example({k: v for k, v in example.fields.items() if k in kept}, example.where)
+        Example({name: example.fields[name] for name in patterns.columns}, example.where)
         for example in texts
     ]
     return train, bare, test
