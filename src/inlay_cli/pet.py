@@ -15,7 +15,7 @@ from inlay_cli.shared import examples, silence, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.training.pet import Petted
+    from inlay.training.pet_results import Petted
 
 
 def register(app: typer.Typer) -> None:

@@ -8,8 +8,9 @@ from inlay.training.intrinsic import fit_decoder
 from inlay.training.mixture import Lesson, fit_mixture
 from inlay.training.options import Options
 from inlay.training.patterns import Patterns
-from inlay.training.pet import Petted, pet
+from inlay.training.pet import pet
 from inlay.training.pet_recipe import Pet
+from inlay.training.pet_results import Petted
 from inlay.training.recipe import Recipe
 from inlay.training.results import Evaluation, Result
 from inlay.training.run import Outcome, run
