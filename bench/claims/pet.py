@@ -26,13 +26,13 @@ SETTINGS = {
     ),
     "verbalizer": {"negative": (" bad", " terrible"), "positive": (" good", " great")},
     "sizes": SIZES,
-    "pattern_steps": 25,
+    "pattern_steps": 20,
     "pattern_batch_size": 4,
-    "steps": 40,
+    "steps": 30,
     "batch_size": 8,
     "lr": 1e-3,
-    "unlabelled": 200,
-    "test": 150,
+    "unlabelled": 160,
+    "test": 120,
 }
 
 

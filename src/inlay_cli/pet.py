@@ -87,7 +87,9 @@ def _scores(found: Petted) -> Table:
     for number, one in enumerate(found.untouched, 1):
         own = [m.test[metric] for m in trained.members if m.pattern == number and m.test]
         before = "" if one.test is None else f"{one.test[metric]:.4f}"
-        shown.add_row(Text(one.pattern), before, " ".join(f"{score:.4f}" for score in own))
+        shown.add_row(
+            Text(repr(one.pattern)[1:-1]), before, " ".join(f"{score:.4f}" for score in own)
+        )
     spread = found.spread
     for name, about in {"mean": "mean", "sd": "standard deviation"}.items():
         shown.add_row(about, *(f"{spread[when][name]:.4f}" for when in ("untouched", "trained")))

@@ -134,7 +134,7 @@ class _Course:
         self.draw = random.Random(recipe.seed)
         self.chance = torch.Generator().manual_seed(recipe.seed)
         self.sizes: dict[str, Any] = {
-            "batch_size": recipe.training.rows, "tokens": recipe.training.tokens,
+            "batch_size": recipe.distilling.rows, "tokens": recipe.distilling.tokens,
             "console": console,
         }  # fmt: skip
         names = tasks[0].names
@@ -167,7 +167,7 @@ class _Course:
                 weight = accuracy
             self.asked.append(Asked(str(task.template), weight, accuracy, scored))
             known = "" if scored is None else f"{task.metric} {scored[task.metric]:.4f} on test: "
-            say(self.console, f"untouched: {known}{task.template}")
+            say(self.console, f"untouched: {known}{task.template!r}")
         self.weights = torch.tensor([one.weight for one in self.asked])
         if train is None:
             self.said = self._ask(self.tasks, None, self.unlabelled, "unlabelled")

@@ -44,7 +44,8 @@ class Pet(BaseModel):
         base learns (`training.base_lr`), as in the paper.
     patterns: the file of the patterns. seeds: models a pattern, whose seeds go from `seed` on.
     data: `train`, `unlabelled`, `test`. Without `train` the untouched base labels the first rows.
-    training: of the patterns' models. distil: of the classifier, by `training` where None.
+    training: of the patterns' models. distil: of the classifier, by `training` where None; its
+        batches are also those in which texts are scored.
     classifier: a trained "head", or the "words" of the first pattern.
     weights: of the models in their ensemble: the "accuracy" of their pattern on `train` before
         training, or "uniform".
