@@ -76,7 +76,7 @@ def test_one_step_of_an_encoder_is_that_of_plain_full_fine_tuning(monkeypatch):
     seen = gradients(monkeypatch)
     batch = task.collate(task.encode_all(REVIEWS))
     logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    logits = logits.flatten(0, 1)[batch["positions"]][:, task._words]
+    logits = logits.flatten(0, 1)[batch["positions"]][:, task._words.ids]
     stepped(plain, F.cross_entropy(logits, batch["labels"]), 1e-3)
     tune(model, task, REVIEWS, base_lr=1e-3, **PLAIN)
     compare(seen, model, plain)
