@@ -17,7 +17,7 @@ from inlay.template import Template
 Value = str | int | float | list[Any]
 """What a field may hold. A JSON or Arrow truth value stays a `bool`; only `LISTS` hold lists."""
 
-LISTS = ("tokens", "tags", "answers", "choices", "labels")
+LISTS = ("tokens", "tags", "answers", "choices", "labels", "targets", "messages")
 """The fields that are lists: of texts, numbers, lists and objects of these."""
 
 STRICT = ("text", "text_pair", "source", "target", "label", "predicate")
@@ -117,8 +117,8 @@ def load(
         seed: which sample `limit` or `shots` draws.
 
     A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
-    text or a finite number; `tokens`, `tags`, `answers`, `choices` and `labels` may be lists of
-    these instead, or of lists and objects of them. Other columns that are neither are left out of
+    text or a finite number; `tokens`, `tags`, `answers`, `choices`, `labels`, `targets` and
+    `messages` may be lists of these instead, or of lists and objects of them. Other columns that are neither are left out of
     the example.
 
     Raises:

@@ -328,6 +328,19 @@ def list_of(example: Example, name: str) -> list[Any]:
     return value
 
 
+def texts_of(example: Example, name: str) -> list[str]:
+    """A field that is a text or number, or a list of texts, as one or more texts.
+
+    Raises DataError, which names the example, where it is none, an empty list or has other items.
+    """
+    value = _value_of(example, name)
+    if not isinstance(value, list):
+        return [str(value)]
+    if not value or not all(isinstance(one, str) for one in value):
+        raise DataError(f"{example.where}: {name} is a list of one or more texts, not {value!r:.80}")
+    return value
+
+
 def _value_of(example: Example, name: str) -> Value:
     try:
         return example.fields[name]
