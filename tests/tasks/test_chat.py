@@ -75,7 +75,10 @@ def test_the_loss_of_a_batch_is_the_models_own_on_those_tokens(template):
         for place in (*row.said, *range(len(row.input_ids), ids.shape[1])):
             labels[0, place] = ids[0, place]
         number = int((labels != -100).sum())
-        expected, count = expected + base(input_ids=ids, labels=labels).loss * number, count + number
+        expected, count = (
+            expected + base(input_ids=ids, labels=labels).loss * number,
+            count + number,
+        )
     loss, found = task.loss(base, task.collate(encoded))
     assert found == count == (3 + 3) + 2 + (2 + 2)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
@@ -88,7 +91,9 @@ def test_the_last_turn_is_the_target_and_is_generated(template):
     first, second = (task.encode(row, 0) for row in rows)
     assert first.input_ids == second.input_ids, "the same prompt, with and without its answer"
     assert second.labels is None
-    with_answer, without = (task.predict(model("llama"), task.collate([r])) for r in (first, second))
+    with_answer, without = (
+        task.predict(model("llama"), task.collate([r])) for r in (first, second)
+    )
     assert with_answer == without
     assert task.score(["a mat"], rows[:1])["exact_match"] == 1
     refused(lambda: task.score(["a"], rows[1:]), "rows#2: its last message", error=DataError)
@@ -121,7 +126,8 @@ def test_another_token_may_end_a_turn():
 def test_templates_that_rewrite_what_came_before():
     """Some drop what the assistant thought once others answer; the marks still find it."""
     changing = PLAIN.replace(
-        "{{ m['content'] }} </s> {% endif %}", "{{ m['content'] }} {{ loop.length }} </s> {% endif %}"
+        "{{ m['content'] }} </s> {% endif %}",
+        "{{ m['content'] }} {{ loop.length }} </s> {% endif %}",
     ).replace("{{ m['role'][0] }} :", "{{ loop.length }} {{ m['role'][0] }} :")
     (row,) = examples(said("the cat", "sat on", "red", "a mat"))
     refused(
@@ -184,4 +190,3 @@ def test_chats_come_out_of_files(tmp_path):
     (row,) = load(path, need=task.needs)
     assert learned(task, task.encode(row, 0))[0] == ["blue", "</s>"]
     assert from_spec(task.describe()) == task
-

@@ -206,6 +206,14 @@ class Task(ABC):
     def needs(self) -> tuple[str, ...]:
         """The fields that a training example must have, for `load(..., need=task.needs)`."""
 
+    @property
+    def gold(self) -> tuple[str, ...] | None:
+        """The fields of an example that `score` and `confusion` read; None for all of them.
+
+        Of examples without end nothing else has to stay in memory.
+        """
+        return None
+
     def prepare(self, examples: Iterable[Example]) -> None:  # noqa: B027 - most need nothing
         """Learn from the training examples what encoding needs to know, such as the label set."""
 
@@ -337,7 +345,9 @@ def texts_of(example: Example, name: str) -> list[str]:
     if not isinstance(value, list):
         return [str(value)]
     if not value or not all(isinstance(one, str) for one in value):
-        raise DataError(f"{example.where}: {name} is a list of one or more texts, not {value!r:.80}")
+        raise DataError(
+            f"{example.where}: {name} is a list of at least one text, not {value!r:.80}"
+        )
     return value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -119,11 +120,13 @@ class Chat:
         `apply_chat_template` tells only which tokens they are, and loses count where a tokenizer
         drops the white space at their ends.
         """
-        _, marks = render_jinja_template(
+        special: dict[str, Any] = self.tokenizer.special_tokens_map
+        marks: Any
+        _, marks = render_jinja_template(  # type: ignore[str-unpack]
             conversations=[[dict(one) for one in messages]],
             chat_template=self.tokenizer.get_chat_template(),
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **special,
         )
         return [(begin, end) for begin, end in marks[0]]
 
@@ -174,7 +177,7 @@ def messages_of(example: Example) -> list[Message]:
         for name in ("role", "content"):
             if not isinstance(one.get(name), str):
                 raise DataError(
-                    f'{example.where}: message {number} has no text as its {name}; a message is '
+                    f"{example.where}: message {number} has no text as its {name}; a message is "
                     '{"role": "user", "content": "…"}'
                 )
     return messages

@@ -103,8 +103,8 @@ class Generate(Task):
 
     def __post_init__(self) -> None:
         self.generation = _plain(self.generation)
-        if isinstance(self.demonstrations, list):
-            self.demonstrations = tuple(self.demonstrations)
+        given: Any = self.demonstrations
+        self.demonstrations = tuple(given) if isinstance(given, list) else given
         super().__post_init__()
         if self.system is not None and not self.chat:
             raise TaskError("generate: a system message needs chat=True")
@@ -146,6 +146,11 @@ class Generate(Task):
             return ("messages",)
         return (*Template(self.template or "{source}").names, self.target)
 
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("messages",) if self.chat == "messages" else (self.target,)
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Draw the demonstrations, unless they were given. Raises DataError for too few rows."""
         if not isinstance(self.demonstrations, int) or self.demonstrations == 0:
@@ -155,8 +160,10 @@ class Generate(Task):
             raise DataError(f"{len(those)} rows are fewer than demonstrations={count}")
         drawn = random.Random(self.seed).sample(those, count)
         self.demonstrations = tuple(
-            {name: _reference(one, name) if name == self.target else field_of(one, name)
-             for name in self.needs}
+            {
+                name: _reference(one, name) if name == self.target else field_of(one, name)
+                for name in self.needs
+            }
             for one in drawn
         )
 
