@@ -6,6 +6,7 @@ import torch
 from inlay.data import load
 from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec
+from inlay.tasks.chat import within
 from tests.tasks.tiny import examples, refused, tokenizer
 from tests.zoo import model
 
@@ -146,6 +147,11 @@ def test_templates_that_rewrite_what_came_before():
     task = bound(marked)
     tokens, _ = learned(task, task.encode(row, 0))
     assert tokens == ["sat", "on", "</s>", "a", "mat", "</s>"]
+
+
+def test_a_token_over_the_edge_of_a_turn_is_not_learned():
+    offsets = [(0, 2), (2, 4), (3, 5), (5, 7), (7, 7), (7, 9), (8, 10)]
+    assert within(offsets, [(3, 7), (8, 10)]) == (2, 3, 6)
 
 
 MESSAGES = {

@@ -90,13 +90,12 @@ def predict_each(
     The model is in evaluation mode until the last one is taken.
     """
     total = len(data) if isinstance(data, Sized) else None
-    rest = iter(data)
     with (
         Shown(console or Console(quiet=True)) as shown,
         evaluating(model),
         shown.counting(f"evaluating {what}", total) as advance,
     ):
-        while chunk := list(islice(rest, CHUNK)):
+        for chunk in chunks(data):
             rows = task.encode_all(chunk)
             found: list[Predicted] = []
             over = 0
@@ -109,7 +108,17 @@ def predict_each(
             said = merged(task, rows, found, chunk)
             del rows, found
             yield from zip(chunk, said, strict=True)
-            del chunk, said  # before the next ones are read
+            del chunk, said
+
+
+def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples, so many at once as are encoded at once."""
+    rest = iter(data)
+    while True:
+        if not (chunk := list(islice(rest, CHUNK))):
+            return
+        yield chunk
+        del chunk  # before the next ones are read
 
 
 class Answers:
