@@ -50,11 +50,11 @@ def measure(kind: str) -> dict[str, float]:
     gc.collect()
     made: dict[str, float] = {}
     if STATUS.exists():
-        loaded = _status("VmRSS")
+        loaded = status("VmRSS")
         RESET.write_text("5")
         step()
         step()
-        peak = _status("VmHWM")
+        peak = status("VmHWM")
         made |= {"loaded": loaded, "total": peak, "resident": peak - loaded}
     step()
     made["live"] = _live(step)
@@ -77,7 +77,8 @@ def _live(step: steps.Step) -> float:
     return most / MIB
 
 
-def _status(field: str) -> float:
+def status(field: str) -> float:
+    """A figure that the kernel keeps about this process, in MiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 

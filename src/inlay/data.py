@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import numbers
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from inlay.errors import DataError, nearest
-from inlay.readers import BadRow, kind_of, open_rows
+from inlay.readers import BadRow, Rows, kind_of, open_rows
 from inlay.template import Template
 
 Value = str | int | float | list[Any]
 """What a field may hold. A JSON or Arrow truth value stays a `bool`; only `LISTS` hold lists."""
 
-LISTS = ("tokens", "tags", "answers", "choices", "labels", "scores")
+LISTS = ("tokens", "tags", "answers", "choices", "labels", "scores", "targets", "messages")
 """The fields that are lists: of texts, numbers, lists and objects of these."""
 
 STRICT = ("text", "text_pair", "source", "target", "label", "predicate")
@@ -39,7 +39,7 @@ def label_name(value: Value) -> str:
     return str(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One usable row.
 
@@ -86,6 +86,25 @@ class Dataset(Sequence[Example]):
         return f"Dataset({self.source!r}: {len(self)} examples, {len(self.skipped)} skipped)"
 
 
+@dataclass(frozen=True)
+class Stream(Iterable[Example]):
+    """Examples read from their source each time one goes through them; none is kept.
+
+    count: how many they are. skipped: the rows that had to be left out.
+    """
+
+    source: str
+    count: int
+    skipped: tuple[Skipped, ...]
+    again: Callable[[], Iterator[Example]] = field(repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.again()
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def load(
     source: str | Path | Iterable[Mapping[str, Any]],
     *,
@@ -117,9 +136,9 @@ def load(
         seed: which sample `limit` or `shots` draws.
 
     A null counts as absent. A field of ours, or one that is mapped or used in a template, must be
-    text or a finite number; `tokens`, `tags`, `answers`, `choices`, `labels` and `scores` may be
-    lists of these instead, or of lists and objects of them. Other columns that are neither are left
-    out of the example.
+    text or a finite number; `tokens`, `tags`, `answers`, `choices`, `labels`, `scores`, `targets`
+    and `messages` may be lists of these instead, or of lists and objects of them. Other columns
+    that are neither are left out of the example.
 
     Raises:
         DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a
@@ -133,24 +152,64 @@ def load(
         raise DataError(f"shots={shots} leaves no rows; give at least 1, or none for all")
     if shots is not None and limit is not None:
         raise DataError("limit and shots exclude each other; give one of them")
-    examples: list[Example] = []
     skipped: list[Skipped] = []
-    for where, row in rows:
-        try:
-            examples.append(Example(shape(row), where))
-        except BadRow as error:
-            if not skip_bad:
-                raise DataError(f"{where}: {error}") from None
-            skipped.append(Skipped(where, str(error)))
-    if not examples:
-        why = f"all {len(skipped)} rows are bad, the first at {skipped[0]}" if skipped else "empty"
-        raise DataError(f"{name} holds no usable row: {why}")
+    examples = list(_usable(rows, shape, skipped if skip_bad else None))
+    _need_some(name, len(examples), skipped)
     if limit is not None and limit < len(examples):
         kept = sorted(random.Random(seed).sample(range(len(examples)), limit))
         examples = [examples[index] for index in kept]
     if shots is not None:
         examples = _few(name, examples, shots, random.Random(seed))
     return Dataset(name, tuple(examples), tuple(skipped))
+
+
+def stream(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    template: str | Mapping[str, str] | None = None,
+    need: Collection[str] = (),
+    skip_bad: bool = False,
+) -> Stream:
+    """What `load` reads with these arguments, without holding it: for more rows than fit memory.
+
+    Every row is read once now, so that a bad one is found at once, and again each time the stream
+    is gone through.
+
+    Raises DataError as `load` does.
+    """
+
+    def opened() -> tuple[str, Rows]:
+        return open_rows(source, split)
+
+    shape = _Shape(columns or {}, template, need)
+    name, rows = opened()
+    skipped: list[Skipped] = []
+    count = sum(1 for _ in _usable(rows, shape, skipped if skip_bad else None))
+    _need_some(name, count, skipped)
+
+    def again() -> Iterator[Example]:
+        return _usable(opened()[1], shape, [] if skip_bad else None)
+
+    return Stream(name, count, tuple(skipped), again)
+
+
+def _usable(rows: Rows, shape: _Shape, skipped: list[Skipped] | None) -> Iterator[Example]:
+    """The examples of the rows. Bad rows go to `skipped`; without it they raise DataError."""
+    for where, row in rows:
+        try:
+            yield Example(shape(row), where)
+        except BadRow as error:
+            if skipped is None:
+                raise DataError(f"{where}: {error}") from None
+            skipped.append(Skipped(where, str(error)))
+
+
+def _need_some(name: str, count: int, skipped: Sequence[Skipped]) -> None:
+    if not count:
+        why = f"all {len(skipped)} rows are bad, the first at {skipped[0]}" if skipped else "empty"
+        raise DataError(f"{name} holds no usable row: {why}")
 
 
 def _few(

@@ -31,7 +31,7 @@ from inlay.site import Site
 from inlay.spec import Spec, from_json, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -63,15 +63,19 @@ def save(handle: Inlay, path: str | Path, tokenizer: Any = None) -> Path:
     return write_whole(path, to_bytes(copies, metadata=header))
 
 
-def write_whole(path: str | Path, data: bytes) -> Path:
-    """Write a file so that it is there whole or not at all, even if the machine stops."""
+def write_whole(path: str | Path, data: bytes | Iterable[bytes]) -> Path:
+    """Write a file so that it is there whole or not at all, even if the machine stops.
+
+    data: all of it, or part after part.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for part in (data,) if isinstance(data, bytes) else data:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(partial, 0o666 & ~_umask())

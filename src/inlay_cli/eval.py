@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,8 +24,10 @@ from inlay_cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sized
+
     from inlay.attach import Inlay
-    from inlay.data import Dataset
+    from inlay.data import Dataset, Example, Stream
     from inlay.tasks import Prediction, Task
 
 RECIPE = "recipe.yaml"
@@ -74,7 +76,7 @@ def evaluate(
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
         from inlay.data import left_out
-        from inlay.training import predict
+        from inlay.training.evaluation import Answers, predict_each
 
     if skip_bad_rows:
         given["data.skip_bad"] = "true"
@@ -84,11 +86,15 @@ def evaluate(
         with busy(f"reading {file}"):
             _same_labels(task, open_inlay(model, tokenizer, file))
     task.bind(model, tokenizer)
-    said = predict(model, task, rows, batch_size=batch_size, console=err(), what=rows.source)
-    scores = task.score(said, rows)
-    if predictions is not None:
-        _write(predictions, rows, said)
-    confusion = task.confusion(said, rows)
+    shown: dict[str, Any] = {"console": err(), "what": rows.source}
+    answers = Answers(task)
+    pairs = answers.taking(predict_each(model, task, rows, batch_size=batch_size, **shown))
+    if predictions is None:
+        for _ in pairs:
+            pass
+    else:
+        _write(predictions, pairs)
+    scores, confusion = answers.score(), answers.confusion()
     if as_json:
         told = {"rows": len(rows), **scores, **({"confusion": confusion} if confusion else {})}
         sys.stdout.write(json.dumps(told) + "\n")
@@ -102,7 +108,7 @@ def evaluate(
 
 def _asked(
     base: str, given: dict[str, str], file: Path | None, recipe: Path | None
-) -> tuple[Task, Dataset]:
+) -> tuple[Task, Dataset | Stream]:
     """The task and the rows: those of the recipe, if there is one, with what was given on top.
 
     Raises RecipeError, TaskError, DataError.
@@ -134,7 +140,7 @@ def _asked(
     made = Recipe.load(None, asked)
     assert made.data.test is not None
     task = made.make_task()
-    return task, made.data.test.load(task)
+    return task, made.data.test.stream(task)
 
 
 def _same_labels(task: Task, handle: Inlay) -> None:
@@ -146,15 +152,15 @@ def _same_labels(task: Task, handle: Inlay) -> None:
         task.adopt(tuple(head.labels))
 
 
-def _write(path: Path, rows: Dataset, said: list[Prediction]) -> None:
+def _write(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:
+    """Write the predictions while they are made."""
     from inlay.state import write_whole
 
-    pairs = zip(rows, said, strict=True)
-    lines = [json.dumps({**row.fields, "where": row.where, "said": one}) for row, one in pairs]
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+    lines = (json.dumps({**row.fields, "where": row.where, "said": one}) for row, one in pairs)
+    write_whole(path, (f"{line}\n".encode() for line in lines))
 
 
-def _show(scores: dict[str, float], metric: str, rows: Dataset, file: Path | None) -> None:
+def _show(scores: dict[str, float], metric: str, rows: Sized, file: Path | None) -> None:
     shown = table()
     shown.add_column(f"{len(rows)} rows")
     shown.add_column("the base alone" if file is None else file.stem, justify="right")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from inlay.tasks import Task
 from inlay.training.options import Training
 from inlay.training.recipe import Recipe
 from inlay_cli.fields import fields_of, takes, train_flags
@@ -30,8 +31,8 @@ def test_train_shows_how_far_it_is_in_all_it_does(inlay, recipe, rows, monkeypat
         one for one in dict.fromkeys(said) if one.startswith(("encoding", "evaluating", "step 1"))
     ]
     assert seen == [
-        *("encoding dev", "evaluating dev", "encoding train", "step 1"),
-        *("encoding test", "evaluating test"),
+        *("evaluating dev", "encoding train", "encoding dev", "step 1"),
+        "evaluating test",  # where rows are encoded as they are needed
     ]
     assert said.count("evaluating dev") == 2  # untouched, and at the end
 
@@ -216,6 +217,32 @@ def test_eval_of_other_rows(inlay, base, trained, rows, tmp_path):
     lines = [json.loads(line) for line in said.read_text().splitlines()]
     assert len(lines) == 7
     assert {"source", "target", "said", "where"} <= lines[0].keys()
+
+
+def test_eval_reads_rows_as_it_needs_them(inlay, base, rows, tmp_path, monkeypatch):
+    """With and without a file for the predictions, and a bad row leaves no part of it."""
+    monkeypatch.setattr("inlay.training.evaluation.CHUNK", 3)
+    held = []
+    encode_all = Task.encode_all
+    monkeypatch.setattr(
+        Task, "encode_all", lambda *given: held.append(len(given[1])) or encode_all(*given)
+    )
+    monkeypatch.setattr("inlay.training.recipe.load", None)  # which would read everything
+    asked = ("eval", base, "--data", rows, "--task", "generate", "--json")
+    ran = inlay(*asked)
+    assert ran.code == 0, ran.err
+    count = json.loads(ran.out)["rows"]
+    assert sum(held) == count and max(held) == 3
+    said = tmp_path / "said.jsonl"
+    assert inlay(*asked, "--predictions", said).out == ran.out
+    assert len(said.read_text().splitlines()) == count
+    said.unlink()
+    (tmp_path / "more.jsonl").write_text(
+        rows.read_text() + json.dumps({"source": "", "target": "a"}) + "\n"
+    )
+    given = ("--data", tmp_path / "more.jsonl", "--predictions", said)
+    assert "its text is empty" in inlay(*asked, *given).error
+    assert not list(tmp_path.glob("*said*"))
 
 
 def test_eval_of_the_base_alone(inlay, base, rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import pytest
 import torch
 
 import inlay
@@ -35,7 +36,9 @@ def bound(task, family="llama", kind="decoder"):
     return model
 
 
-def test_members_say_in_one_batch_what_each_says_alone():
+@pytest.mark.parametrize("together", [1000, 2])
+def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
+    monkeypatch.setattr("inlay.training.evaluation.CHUNK", together)
     task = Classify(template="{text} was", verbalizer=WORDS)
     model = bound(task)
     handles = members(model, 3)

@@ -206,6 +206,14 @@ class Task(ABC):
     def needs(self) -> tuple[str, ...]:
         """The fields that a training example must have, for `load(..., need=task.needs)`."""
 
+    @property
+    def gold(self) -> tuple[str, ...] | None:
+        """The fields of an example that `score` and `confusion` read; None for all of them.
+
+        Of examples without end nothing else has to stay in memory.
+        """
+        return None
+
     def prepare(self, examples: Iterable[Example]) -> None:  # noqa: B027 - most need nothing
         """Learn from the training examples what encoding needs to know, such as the label set."""
 
@@ -324,6 +332,21 @@ def list_of(example: Example, name: str) -> list[Any]:
         raise DataError(
             f"{example.where}: field {name!r} is {kind_of(value)}, not a list; csv files cannot "
             "hold lists, jsonl, json and parquet files can"
+        )
+    return value
+
+
+def texts_of(example: Example, name: str) -> list[str]:
+    """A field that is a text or number, or a list of texts, as one or more texts.
+
+    Raises DataError, which names the example, where it is none, an empty list or has other items.
+    """
+    value = _value_of(example, name)
+    if not isinstance(value, list):
+        return [str(value)]
+    if not value or not all(isinstance(one, str) for one in value):
+        raise DataError(
+            f"{example.where}: {name} is a list of at least one text, not {value!r:.80}"
         )
     return value
 

@@ -120,6 +120,11 @@ class Choose(Task):
         """See `Task`."""
         return (*self._premise.names, *(self.choices or ("choices",)), "label")
 
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (*(self.choices or ("choices",)), "label")
+
     # ----------------------------------------------------------------- its model
 
     def check(self, bound: Bound, model: PreTrainedModel) -> None:

@@ -205,6 +205,11 @@ class Classify(Task):
         return (*(name for name in names if name != "mask"), self._field)
 
     @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return (self._field,)
+
+    @property
     def _field(self) -> str:
         """The field that holds what is right."""
         return "labels" if self.multi_label else "label"

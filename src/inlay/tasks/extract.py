@@ -98,6 +98,11 @@ class Extract(Task):
         """See `Task`."""
         return ("context", "question", "answers")
 
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("answers",)
+
     # ----------------------------------------------------------------- its model
 
     def check(self, bound: Bound, model: PreTrainedModel) -> None:
@@ -269,7 +274,7 @@ class Extract(Task):
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """See `Task`."""
-        gold = [[text for text, _ in _golden(example)] for example in examples]
+        gold = [[text for text, _ in _given(example)] for example in examples]
         return metrics.extraction(predictions, gold)
 
 
@@ -291,6 +296,20 @@ def _answers(example: Example) -> list[tuple[str, int]] | None:
 def _golden(example: Example) -> list[tuple[str, int]]:
     """The gold answers, each with the place of its first character; checked against the context."""
     context = str(field_of(example, "context"))
+    found = _given(example)
+    for text, start in found:
+        if start < 0 or not context.startswith(text, start):
+            places = context.find(text)
+            cure = "it stands nowhere in it" if places < 0 else f"it stands first at {places}"
+            raise DataError(
+                f"{example.where}: the answer {text!r:.80} is not in its context at character "
+                f"{start}; {cure}"
+            )
+    return found
+
+
+def _given(example: Example) -> list[tuple[str, int]]:
+    """The gold answers as they were given."""
     found = []
     for given in list_of(example, "answers"):
         text, start = (given.get(name) for name in ("text", "start")) if isinstance(given, dict) else (None, None)  # fmt: skip  # noqa: E501
@@ -300,13 +319,6 @@ def _golden(example: Example) -> list[tuple[str, int]]:
             )
         if not text.strip():
             raise DataError(f"{example.where}: the text of an answer is empty")
-        if start < 0 or not context.startswith(text, start):
-            places = context.find(text)
-            cure = "it stands nowhere in it" if places < 0 else f"it stands first at {places}"
-            raise DataError(
-                f"{example.where}: the answer {text!r:.80} is not in its context at character "
-                f"{start}; {cure}"
-            )
         found.append((text, start))
     return found
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -28,11 +28,13 @@ from inlay.tasks.base import (
     need_labels,
     need_language_head,
     padded,
+    texts_of,
     with_virtual,
 )
+from inlay.tasks.chat import ASSISTANT, Chat, Message, messages_of, within
 from inlay.tasks.loss import token_loss
 from inlay.tasks.reader import Reader, trailing
-from inlay.template import Template
+from inlay.template import VIRTUAL, Template
 
 MAX_NEW_TOKENS = 64
 
@@ -49,6 +51,16 @@ FIXED = (
 """Fields of GenerationConfig that are not the user's: one text comes back for each source."""
 
 
+@dataclass(frozen=True, slots=True)
+class Talk(Row):
+    """A chat up to the assistant's last turn, which is the target.
+
+    said: the places in `input_ids` of what the assistant wrote before, which is learned too.
+    """
+
+    said: tuple[int, ...] = ()
+
+
 @dataclass(kw_only=True)
 class Generate(Task):
     """A source text -> a target text, by a decoder or an encoder–decoder.
@@ -58,11 +70,21 @@ class Generate(Task):
 
     template: how the source is written; None for "{source}" and, in a decoder without `chat`, a
         line break behind it.
-    chat: put the source into the tokenizer's chat template, as the user's message.
-    system: the system message in front of it.
+    target: the field that holds the target: a text, or a list of them such as `targets`, of which
+        the first is learned, and the best one for a prediction counts.
+    chat: put the source into the tokenizer's chat template, as the user's message; or "messages",
+        where rows bring whole chats, `messages`, a list of `{"role": …, "content": …}`. Of a chat
+        all that the assistant writes is learned, its texts and the tokens that end its turns, and
+        its last turn, where it has the last word, is the target.
+    system: the system message in front of it, unless a chat brings its own.
+    demonstrations: how many worked examples stand in front of every source, the same for all, as
+        turns of the chat with `chat`. They are drawn from the training data (`prepare`); or they
+        are given, each as its fields. A row that is drawn stays in the training data too.
+    seed: which examples are drawn.
     metric: the primary metric.
-    generation: options of `model.generate`. Without any, decoding is greedy and ends after 64
-        tokens at the latest, or where a decoder's context is full.
+    generation: options of `model.generate`, such as `num_beams: 4`, or `do_sample: true` with
+        `temperature` and `top_p`. Without any, decoding is greedy and ends after 64 tokens at the
+        latest, or where a decoder's context is full.
     auxiliary: the share of the loss, in training, that is for predicting all that a decoder reads,
         source and target, token by token.
     """
@@ -70,23 +92,41 @@ class Generate(Task):
     name: ClassVar[str] = "generate"
 
     template: str | None = None
-    chat: bool = False
+    target: str = "target"
+    chat: bool | Literal["messages"] = False
     system: str | None = None
+    demonstrations: int | tuple[dict[str, Any], ...] = 0
+    seed: int = 0
     metric: metrics.GenerationMetric = "bleu"
     generation: dict[str, Any] = field(default_factory=dict)
     auxiliary: Share = 0.0
 
     def __post_init__(self) -> None:
         self.generation = _plain(self.generation)
+        given: Any = self.demonstrations
+        self.demonstrations = tuple(given) if isinstance(given, list) else given
         super().__post_init__()
         if self.system is not None and not self.chat:
             raise TaskError("generate: a system message needs chat=True")
+        if isinstance(self.demonstrations, int) and self.demonstrations < 0:
+            raise TaskError(f"generate: demonstrations={self.demonstrations} is less than none")
+        if self.chat == "messages":
+            self._check_chats()
         known = set(GenerationConfig().to_dict()) - set(FIXED)
         for option in self.generation:
             if option not in known:
                 raise TaskError(f"generate cannot set {option!r} here{nearest(option, known)}")
         if self.template is not None and not Template(self.template).names:
             raise TaskError(f"generate: template {self.template!r} names no {{column}}")
+
+    def _check_chats(self) -> None:
+        """Raise TaskError for fields that mean nothing where rows bring whole chats."""
+        for name in ("template", "target", "demonstrations", "truncate"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise TaskError(
+                    f'generate: {name} is for rows of texts; leave it out with chat="messages"'
+                )
 
     @property
     def virtual(self) -> int:
@@ -95,12 +135,37 @@ class Generate(Task):
 
     def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
+        if self.chat == "messages":
+            raise TaskError(f"rows of chats have no template for {virtual} virtual tokens")
         self.template = with_virtual(self.template or "{source}", virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """See `Task`."""
-        return (*Template(self.template or "{source}").names, "target")
+        if self.chat == "messages":
+            return ("messages",)
+        return (*Template(self.template or "{source}").names, self.target)
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("messages",) if self.chat == "messages" else (self.target,)
+
+    def prepare(self, examples: Iterable[Example]) -> None:
+        """Draw the demonstrations, unless they were given. Raises DataError for too few rows."""
+        if not isinstance(self.demonstrations, int) or self.demonstrations == 0:
+            return
+        those, count = list(examples), self.demonstrations
+        if len(those) < count:
+            raise DataError(f"{len(those)} rows are fewer than demonstrations={count}")
+        drawn = random.Random(self.seed).sample(those, count)
+        self.demonstrations = tuple(
+            {
+                name: _reference(one, name) if name == self.target else field_of(one, name)
+                for name in self.needs
+            }
+            for one in drawn
+        )
 
     # ----------------------------------------------------------------- its model
 
@@ -118,16 +183,21 @@ class Generate(Task):
             raise TaskError("chat is for decoders; leave it out for an encoder–decoder")
         if self.chat and not tokenizer.chat_template:
             raise TaskError("chat needs a tokenizer with a chat template, and this one has none")
+        if self.chat == "messages" and not tokenizer.is_fast:
+            raise TaskError(f"chats need a fast tokenizer, not {type(tokenizer).__name__}")
         self._config = self._decoding(model, bound)
         self._start = self._config.decoder_start_token_id
         if not self._decoder and self._start is None:
             raise TaskError("the model's config has no decoder_start_token_id")
         default = "{source}\n" if self._decoder and not self.chat else "{source}"
+        template = Template(default if self.template is None else self.template)
+        shown = self._shown(template)
+        self._chat = Chat(tokenizer, self._before(shown), self._ends(bound))
         self._reader = Reader(
             tokenizer=tokenizer,
-            template=Template(default if self.template is None else self.template),
+            template=template,
             joint=None,
-            frame=self._frame(bound) if self.chat else None,
+            frame=self._chat.asked if self.chat else self._behind(shown),
             special=not self.chat,
             ends=trailing(tokenizer) if self._decoder and not self.chat else 0,
             types=False,
@@ -135,23 +205,42 @@ class Generate(Task):
             first=bound.first,
         )
 
-    def _frame(self, bound: Bound) -> Callable[[str], str]:
-        """What puts a text into the tokenizer's chat. Raises TaskError where that refuses."""
-        before = [] if self.system is None else [{"role": "system", "content": self.system}]
+    def _shown(self, template: Template) -> list[tuple[str, str]]:
+        """The sources and targets of the demonstrations, without virtual tokens."""
+        if isinstance(self.demonstrations, int):
+            if self.demonstrations:
+                raise TaskError(
+                    "generate: the demonstrations are not drawn yet; call prepare(training "
+                    "examples), or give demonstrations=[...]"
+                )
+            return []
+        shown = []
+        for number, fields in enumerate(self.demonstrations, 1):
+            example = Example(fields, f"demonstration {number}")
+            texts = {name: str(field_of(example, name)) for name in template.names}
+            source = template.fill(texts).replace(VIRTUAL, "")
+            shown.append((source, _reference(example, self.target)))
+        return shown
 
-        def frame(text: str) -> str:
-            said = [*before, {"role": "user", "content": text}]
-            written = bound.tokenizer.apply_chat_template(
-                said, tokenize=False, add_generation_prompt=True
-            )
-            assert isinstance(written, str)
-            return written
+    def _before(self, shown: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+        """The messages in front of every chat."""
+        system = [] if self.system is None else [("system", self.system)]
+        turns = [turn for a, b in shown for turn in (("user", a), (ASSISTANT, b))]
+        return tuple({"role": role, "content": content} for role, content in [*system, *turns])
 
-        try:
-            frame("a")
-        except TemplateError as error:
-            raise TaskError(f"the chat template refuses these messages: {error}") from None
-        return frame
+    def _behind(self, shown: Sequence[tuple[str, str]]) -> Callable[[str], str] | None:
+        """What puts a source behind the demonstrations, with an empty line behind each."""
+        if not shown:
+            return None
+        joint = "" if self._decoder else "\n"
+        opening = "".join(f"{source}{joint}{target}\n\n" for source, target in shown)
+        return lambda text: opening + text
+
+    def _ends(self, bound: Bound) -> tuple[str, ...]:
+        """The tokens that end what is generated, as text."""
+        given = self._config.eos_token_id
+        numbers = {bound.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])}
+        return tuple(bound.tokenizer.convert_ids_to_tokens(sorted(numbers)))
 
     def _decoding(self, model: PreTrainedModel, bound: Bound) -> GenerationConfig:
         """The model's own generation config, made greedy, with the user's options on top."""
@@ -180,6 +269,8 @@ class Generate(Task):
     # ---------------------------------------------------------------- arithmetic
 
     def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+        if self.chat == "messages":
+            return [self._talk(example, first + at) for at, example in enumerate(examples)]
         limit = self.bound.limit
         targets = self._targets(examples)
         rooms: list[int | None] = []
@@ -200,11 +291,30 @@ class Generate(Task):
             )
         ]
 
+    def _talk(self, example: Example, index: int) -> Row:
+        """A chat as a row."""
+        chat, limit, tokenizer = self._chat.read(example), self.bound.limit, self.bound.tokenizer
+        read = tokenizer(
+            chat.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        reply = None
+        if chat.reply is not None:
+            reply = tokenizer(chat.reply, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = read["input_ids"]
+        cost = len(ids) + len(reply or ())
+        if limit is not None and cost > limit:
+            raise DataError(
+                f"{example.where}: its messages are {cost} tokens long where {limit} fit; shorten "
+                "them, or leave the first ones out"
+            )
+        said = within(read["offset_mapping"], chat.turns)
+        return Talk(ids, reply, index, example.where, cost, said=said)
+
     def _targets(self, examples: Sequence[Example]) -> list[list[int] | None]:
         """The target of each example with the end token last, or None where it has none."""
         tokenizer = self.bound.tokenizer
-        places = [at for at, example in enumerate(examples) if "target" in example.fields]
-        texts = [str(examples[place].fields["target"]) for place in places]
+        places = [at for at, example in enumerate(examples) if self.target in example.fields]
+        texts = [_reference(examples[place], self.target) for place in places]
         targets: list[list[int] | None] = [None] * len(examples)
         if not texts:
             return targets
@@ -237,13 +347,12 @@ class Generate(Task):
                 batch["decoder_input_ids"] = padded(shifted, pad)
         if given:
             # Where in the flat [B·T] a token is predicted, and which: nothing else meets the head.
-            batch["positions"] = torch.cat(
-                [
-                    torch.arange(len(target)) + number * width + start
-                    for number, (start, target) in enumerate(zip(starts, targets, strict=True))
-                ]
-            )
-            batch["targets"] = torch.tensor([token for target in targets for token in target])
+            pairs = [
+                (number * width + place, token)
+                for number, (row, start) in enumerate(zip(rows, starts, strict=True))
+                for place, token in (*_before_last(row), *enumerate(row.labels or (), start))
+            ]
+            batch["positions"], batch["targets"] = torch.tensor(pairs).unbind(1)
         return batch
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
@@ -289,9 +398,27 @@ class Generate(Task):
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """See `Task`."""
-        return metrics.generation(
-            predictions, [str(field_of(example, "target")) for example in examples]
-        )
+        return metrics.generation(predictions, [self._references(one) for one in examples])
+
+    def _references(self, example: Example) -> list[str]:
+        """The texts that a prediction may be."""
+        if self.chat != "messages":
+            return texts_of(example, self.target)
+        last = messages_of(example)[-1]
+        if last["role"] != ASSISTANT:
+            raise DataError(f"{example.where}: its last message is not the assistant's")
+        return [last["content"]]
+
+
+def _reference(example: Example, name: str) -> str:
+    """The target that is learned: the first of several."""
+    return texts_of(example, name)[0]
+
+
+def _before_last(row: Row) -> list[tuple[int, int]]:
+    """Where in a row an earlier token of the assistant is predicted, and which token it is."""
+    said = row.said if isinstance(row, Talk) else ()
+    return [(place - 1, row.input_ids[place]) for place in said if place]
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

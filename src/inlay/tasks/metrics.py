@@ -13,6 +13,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Literal
 
 from inlay.errors import DataError, TaskError
@@ -28,11 +29,14 @@ Span = tuple[str, int, int]
 CURE = "pip install 'inlay[metrics]'"
 
 
-def generation(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Every `GenerationMetric` of texts against one reference each.
+def generation(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> dict[str, float]:
+    """Every `GenerationMetric` of texts against one reference each, or a list of several.
 
     BLEU and chrF are sacrebleu's, of the corpus, with its default tokenisation. ROUGE is the mean
-    F1 without stemming. Exact match ignores white space at both ends.
+    F1 without stemming, with the reference that suits a text best. Exact match is with any of
+    them, and ignores white space at both ends.
     """
     _check(predictions, references)
     try:
@@ -42,14 +46,18 @@ def generation(predictions: Sequence[str], references: Sequence[str]) -> dict[st
         raise TaskError(f"scoring texts needs {error.name}: {CURE}") from None
     kinds = ["rouge1", "rouge2", "rougeL"]
     scorer = RougeScorer(kinds)
-    pairs = list(zip(predictions, references, strict=True))
-    rouge = [scorer.score(target=reference, prediction=text) for text, reference in pairs]
+    lists = [[one] if isinstance(one, str) else one for one in references]
+    pairs = list(zip(predictions, lists, strict=True))
+    rouge = [scorer.score_multi(targets=own, prediction=text) for text, own in pairs]
     means = {kind: 100 * sum(row[kind].fmeasure for row in rouge) / len(rouge) for kind in kinds}
+    # sacrebleu wants the first references of all texts, then the second ones, None where missing.
+    streams: Any = [list(stream) for stream in zip_longest(*lists)]
+    same = [any(text.strip() == one.strip() for one in own) for text, own in pairs]
     return {
-        "bleu": corpus_bleu(list(predictions), [list(references)], force=True).score,
-        "chrf": corpus_chrf(list(predictions), [list(references)]).score,
+        "bleu": corpus_bleu(list(predictions), streams, force=True).score,
+        "chrf": corpus_chrf(list(predictions), streams).score,
         **means,
-        "exact_match": sum(a.strip() == b.strip() for a, b in pairs) / len(pairs),
+        "exact_match": sum(same) / len(pairs),
     }
 
 

@@ -86,7 +86,8 @@ class Reader:
         else:
             names = ("text", "text_pair") if "text_pair" in example.fields else ("text",)
         texts = {name: str(field_of(example, name)) for name in names}
-        if not "".join(self._written(texts)).strip():
+        bare = "".join(texts.values()) if self.template is None else self.template.fill(texts)
+        if not bare.strip():
             raise DataError(f"{example.where}: its text is empty, and no template adds to it")
         return texts
 

@@ -77,6 +77,11 @@ class Regress(Task):
         """See `Task`."""
         return (*Template(self.template or "{text}").names, "label")
 
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("label",)
+
     def check(self, bound: Bound, model: PreTrainedModel) -> None:
         """See `Task`."""
         self._reader = Reader.of(bound, self.template, self.truncate)

@@ -118,6 +118,11 @@ class Tag(Task):
         """See `Task`."""
         return ("tokens", "tags")
 
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """See `Task`."""
+        return ("tags",)
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Take the tags from the training examples, unless they were given."""
         if self.labels is None:
@@ -252,7 +257,7 @@ class Tag(Task):
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
         """See `Task`."""
-        gold = [_tags(example) for example in examples]
+        gold = [_texts(example, "tags") for example in examples]
         return metrics.tagging(predictions, gold, plain=self.scheme == "plain")
 
 

@@ -15,9 +15,10 @@ from inlay.attach import Inlay, attach, rows
 from inlay.data import Example
 from inlay.layout import evaluating
 from inlay.spec import Spec
-from inlay.tasks import Prediction, Task
+from inlay.tasks import Prediction, Row, Task
 from inlay.training import rng
 from inlay.training.batches import by_length
+from inlay.training.evaluation import chunks
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,40 @@ def vote(
     which the model sees once a member. Ties are the task's to break: by the mean logit where it
     has one, else for the member that comes first.
     """
-    read = task.encode_all(data)
+    said: list[list[Prediction]] = [[] for _ in members]
+    won: list[Prediction] = []
+    with evaluating(model):
+        for chunk in chunks(data):
+            read = task.encode_all(chunk)
+            ballots, voted = _asked(model, members, task, read, batch_size)
+            for place, own in enumerate(said):
+                own += task.whole(read, [ballot[place] for ballot in ballots], chunk)
+            won += task.whole(read, voted, chunk)
+    singles = [task.score(own, data) for own in said]
+    mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
+    return Voted(singles, mean, task.score(won, data), won)
+
+
+def _asked(
+    model: PreTrainedModel,
+    members: Sequence[Inlay],
+    task: Task,
+    read: Sequence[Row],
+    batch_size: int,
+) -> tuple[list[list[Any]], list[Any]]:
+    """What the members say to each row, and what was voted for."""
     said: list[list[Any]] = [[] for _ in read]
     won: list[Any] = ["" for _ in read]
     names = [member.name for member in members]
-    with evaluating(model):
-        for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
-            batch = task.collate([read[number] for number in numbers for _ in members])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            with rows(model, names * len(numbers)):
-                each, voted = task.ballot(model, batch, len(members))
-            for place, number in enumerate(numbers):
-                said[number] = each[place * len(members) : (place + 1) * len(members)]
-                won[number] = voted[place]
-    singles = [
-        task.score(task.whole(read, [ballots[place] for ballots in said], data), data)
-        for place in range(len(members))
-    ]
-    mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
-    predictions = task.whole(read, won, data)
-    return Voted(singles, mean, task.score(predictions, data), predictions)
+    for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
+        batch = task.collate([read[number] for number in numbers for _ in members])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        with rows(model, names * len(numbers)):
+            each, voted = task.ballot(model, batch, len(members))
+        for place, number in enumerate(numbers):
+            said[number] = each[place * len(members) : (place + 1) * len(members)]
+            won[number] = voted[place]
+    return said, won
 
 
 def member(model: PreTrainedModel, spec: Spec, name: str, seed: int, number: int) -> Inlay:

@@ -20,13 +20,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from inlay.data import FIELDS, Dataset, load
+from inlay.data import FIELDS, Dataset, Stream, load, stream
 from inlay.errors import InlayError, RecipeError, nearest
 from inlay.spec import Spec, Sum, parse
 from inlay.tasks import Task, from_spec
 from inlay.template import Template
 from inlay.training import text
 from inlay.training.options import Seed, Training, Whole, explain
+
+WRITTEN = ("template", "demonstrations")
+"""The fields of a task that preparing it may change, and its rows show."""
 
 STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
@@ -65,6 +68,13 @@ class Source(BaseModel):
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
         return load(**self.model_dump(), need=task.needs)
+
+    def stream(self, task: Task) -> Dataset | Stream:
+        """The rows, read as they are needed, unless a sample of them is drawn. Raises DataError."""
+        if self.limit is not None or self.shots is not None:
+            return self.load(task)
+        drawing = {"limit", "shots", "seed"}
+        return stream(**self.model_dump(exclude=drawing), need=task.needs)
 
 
 class Data(BaseModel):
@@ -174,10 +184,16 @@ class Recipe(BaseModel):
         return Sum(()) if self.method is None else parse(self.method)
 
     def with_task(self, task: Task) -> Recipe:
-        """The same recipe with another template, one that was made for its method."""
-        return self.model_copy(
-            update={"task": {**self.task, "template": task.describe()["template"]}}
-        )
+        """The same recipe with what its task was made to write into every row.
+
+        That is a template that was made for its method, and the demonstrations that were drawn:
+        who only measures with the recipe has neither the method nor the training data.
+        """
+        before, after = self.make_task().describe(), task.describe()
+        made = {
+            name: after[name] for name in WRITTEN if name in after and before[name] != after[name]
+        }
+        return self.model_copy(update={"task": {**self.task, **made}})
 
     def make_task(self) -> Task:
         """The task, not bound to a model yet."""
