@@ -119,7 +119,7 @@ def cell(name: str, base: str, method: str, minutes: float, data: Path) -> dict[
             "base": base,
             "seed": SEED,
             "out": out,
-            "task": {**one.of(base), "truncate": True},
+            "task": {"truncate": "stride" not in one.of(base), **one.of(base)},
             "data": {
                 "train": {"source": folder, "split": one.train, "columns": dict(one.columns)},
                 "test": {"source": folder, "split": one.test, "limit": one.test_rows},
