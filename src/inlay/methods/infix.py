@@ -41,7 +41,7 @@ class Infix(Method):
 
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
-        "length": "the middle one of the paper's 1, 10 and 20 (section 7.3)",
+        "length": "the middle one of the paper's 1, 10 and 20",
         "mlp": "as for `Prefix`",
         "lr": "as for `Prefix`",
     }

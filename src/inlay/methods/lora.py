@@ -38,7 +38,7 @@ class LoRA(Method):
         "rank": "8 is enough for most tasks (section 7.2)",
         "alpha": "chosen: twice the rank, as is common",
         "dropout": "chosen",
-        "lr": "chosen; the paper's runs have 2e-4 to 5e-4 for thousands of steps",
+        "lr": "chosen, for short runs",
     }
 
     def check(self) -> None:

@@ -36,10 +36,10 @@ class Prompt(Method):
     lr: ClassVar[float] = 1e-2
     paper: ClassVar[str] = "Lester et al., EMNLP 2021"
     sources: ClassVar[Mapping[str, str]] = {
-        "length": "the claim `length`: beyond about 20 positions there is little to gain in small "
-        "models (Lester et al., section 3.2)",
+        "length": "the paper: little to gain beyond 20 (section 3.2); on a small T5 50 were better "
+        "still, 0.85 against 0.81 (the claim `length`)",
         "start": "the claim `prompt_init`; class labels did better still, and need the labels",
-        "lr": "the highest rate that never diverged here; the paper's 0.3 is for Adafactor and T5",
+        "lr": "a rate that never diverged here; the paper's 0.3 is for Adafactor and T5",
     }
 
     def check(self) -> None:

@@ -36,7 +36,7 @@ class PTuningV2(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: below 20 for simple classification, about 100 for tagging (section "
         "3.2)",
-        "mlp": "the paper: of no use as often as of some (section 3.2)",
+        "mlp": "chosen; the paper finds it of use on some tasks only (section 3.2)",
         "start": "measured on movie reviews, 0.84 against 0.52 from the paper's N(0, 1) (LOG.md)",
         "dropout": "chosen; the authors' code drops as the base does",
         "lr": "as for `Prefix` without its MLP",

@@ -296,6 +296,12 @@ class Task(ABC):
         return {}
 
 
+def text_template(examples: Iterable[Example]) -> str:
+    """The template of tasks that read `text`, or a pair where any example has a `text_pair`."""
+    pairs = any("text_pair" in example.fields for example in examples)
+    return "{text} {text_pair}" if pairs else "{text}"
+
+
 def with_virtual(template: str, virtual: int, front: int) -> str:
     """The template with virtual tokens: `front` at its beginning, the rest behind its last column.
 

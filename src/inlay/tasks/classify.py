@@ -34,6 +34,7 @@ from inlay.tasks.base import (
     need_head,
     need_labels,
     need_language_head,
+    text_template,
     with_virtual,
 )
 from inlay.tasks.distil import distilled
@@ -194,9 +195,7 @@ class Classify(Task):
 
     def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
-        pairs = any("text_pair" in example.fields for example in examples)
-        own = "{text} {text_pair}" if pairs else "{text}"
-        self.template = with_virtual(self.template or own, virtual, front)
+        self.template = with_virtual(self.template or text_template(examples), virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from inlay.tasks.base import (
     labelled,
     need_head,
     need_labels,
+    text_template,
     with_virtual,
 )
 from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
@@ -68,9 +69,7 @@ class Regress(Task):
 
     def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
-        pairs = any("text_pair" in example.fields for example in examples)
-        own = "{text} {text_pair}" if pairs else "{text}"
-        self.template = with_virtual(self.template or own, virtual, front)
+        self.template = with_virtual(self.template or text_template(examples), virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:
