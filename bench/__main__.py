@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 from rich.console import Console
 
 from bench import learning, memory, report, serving, steps
 from bench.base import LENGTH, ROWS, quiet
-from bench.report import Row, rated, single, timed
+from bench.report import Row, rated, timed
 from bench.timing import Times, take_turns
 
 LIMIT = "the limit"
@@ -59,13 +58,13 @@ def of_memory(quick: bool) -> list[Row]:
     ours, limit, theirs = (memory.measured(kind) for kind in ("ours", "limit", "theirs"))
     unit, what = "MiB", "lora step, memory"
     rows = [
-        single(f"{what}: live tensors", PEFT, unit, ours["live"], theirs["live"], at_most=0.6),
-        single(f"{what}: live tensors", LIMIT, unit, ours["live"], limit["live"]),
+        Row(f"{what}: live tensors", PEFT, unit, ((ours["live"], theirs["live"]),), at_most=0.6),
+        Row(f"{what}: live tensors", LIMIT, unit, ((ours["live"], limit["live"]),)),
     ]
     if "resident" in ours:
         told = {"resident, model not counted": "resident", "resident, in all": "total"}
         rows += [
-            single(f"{what}: {name}", PEFT, unit, ours[key], theirs[key])
+            Row(f"{what}: {name}", PEFT, unit, ((ours[key], theirs[key]),))
             for name, key in told.items()
         ]
     return rows
@@ -92,11 +91,8 @@ def _beside(
     what: str, pairs: list[tuple[learning.Run, learning.Run]], at_least: float
 ) -> list[Row]:
     def row(unit: str, field: str, at_least: float) -> Row:
-        both = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
-        ratios = sorted(a / b for a, b in both)
-        mine, other = (median(values) for values in zip(*both, strict=True))
-        ends = (ratios[0], ratios[-1])
-        return Row(what, PEFT, unit, mine, other, median(ratios), *ends, at_least=at_least)
+        rounds = tuple((getattr(a, field), getattr(b, field)) for a, b in pairs)
+        return Row(what, PEFT, unit, rounds, at_least=at_least)
 
     return [
         row("examples/s", "examples_per_second", at_least),
@@ -120,7 +116,7 @@ def of_serving(quick: bool) -> list[Row]:
     )
     times = take_turns(serving.mixed(), 3 if quick else 9)
     alone = min((name for name in times.seconds if name != "mixed"), key=times.median)
-    two = timed("8 rows, 8 inlays", times, "mixed", alone, f"{alone} alone", at_most=1.5)
+    two = timed("8 rows, 8 inlays", times, "mixed", alone, "the fastest alone", at_most=1.5)
     return [one, two]
 
 
@@ -137,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)} (all of them)")
     parser.add_argument("--quick", action="store_true", help="a third of the rounds, one seed")
+    parser.add_argument("--add", action="store_true", help="to the rounds measured before")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="the JSON file")
     given = parser.parse_args()
     unknown = set(given.parts) - set(PARTS)
@@ -146,12 +143,14 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
+    runs, before = report.read(given.out, given.quick) if given.add else ([], [])
     rows: list[Row] = []
     for name in given.parts or PARTS:
         console.print(f"measuring {name} …", style="dim")
         rows += PARTS[name](given.quick)
+    rows = report.pooled(before, rows)
     report.show(rows, console)
-    report.write(rows, given.quick, given.out)
+    report.write([*runs, report.today()], rows, given.quick, given.out)
 
 
 if __name__ == "__main__":

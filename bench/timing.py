@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import median
 
 import torch
 
 Run = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """One thing's time over another's, from rounds in which both ran."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Times:
@@ -31,11 +21,9 @@ class Times:
         """The middle one of its times, in seconds."""
         return median(self.seconds[name])
 
-    def ratio(self, name: str, other: str) -> Ratio:
-        """The middle, lowest and highest of the ratios within a round."""
-        pairs = zip(self.seconds[name], self.seconds[other], strict=True)
-        ratios = sorted(a / b for a, b in pairs)
-        return Ratio(median(ratios), ratios[0], ratios[-1])
+    def pairs(self, name: str, other: str) -> tuple[tuple[float, float], ...]:
+        """The seconds of two things, round by round."""
+        return tuple(zip(self.seconds[name], self.seconds[other], strict=True))
 
 
 def synchronise() -> None:

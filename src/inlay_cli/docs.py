@@ -2,8 +2,9 @@
 
     python -m inlay_cli.docs [--check]
 
-Generated are `docs/methods.md`, `docs/claims.md`, `docs/tasks.md`, the options of the commands (`flags.json`), and
-in README.md what stands between markers such as `<!-- methods -->` and `<!-- /methods -->`.
+Generated are `docs/methods.md`, `docs/claims.md`, `docs/tasks.md`, the options of the commands
+(`flags.json`), and in README.md what stands between markers such as `<!-- methods -->` and
+`<!-- /methods -->`.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ def measured(results: dict[str, Any]) -> str:
     """The results of a benchmark as Markdown: where it ran, and one line a comparison."""
     on = results["machine"]
     versions = ", ".join(f"{name} {on[name]}" for name in ("torch", "transformers", "peft"))
+    runs = results["runs"]
+    when = f"on {runs[-1]}" if len(runs) == 1 else f"in {len(runs)} runs, the last on {runs[-1]}"
     lines = [
         f"SmolLM2-135M in bf16, measured by `make bench` on {on['cores']} cores ({on['device']}) "
-        f"with {versions} on {results['date']}{', a quick run' if results['quick'] else ''}. "
+        f"with {versions} {when}{', quickly' if results['quick'] else ''}. "
         "A ratio is the median over rounds in which both took turns.\n",
         "| what | inlay | beside | | unit | ratio | goal |",
         "|---|---:|---|---:|---|---:|---:|",

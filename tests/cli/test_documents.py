@@ -1,5 +1,6 @@
 """README.md, docs/ and examples/: what they show runs, and what is generated is up to date."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -93,9 +94,32 @@ def test_a_benchmark_becomes_a_table():
     machine = {"cores": 2, "device": "a CPU", "torch": "1", "transformers": "2", "peft": "3"}
     row = {"what": "a step", "beside": "peft", "unit": "s", "ours": 1.23456, "other": 2.0}
     row |= {"ratio": 0.61728, "at_most": 0.7, "at_least": None}
-    made = docs.measured({"date": "today", "quick": False, "machine": machine, "rows": [row]})
+    results = {"runs": ["today"], "quick": False, "machine": machine, "rows": [row]}
+    made = docs.measured(results)
     assert "| a step | 1.235 | peft | 2 | s | 0.62 | ≤ 0.70 |" in made
     assert "2 cores (a CPU) with torch 1, transformers 2, peft 3 on today." in made
+    made = docs.measured(results | {"runs": ["yesterday", "today"]})
+    assert "peft 3 in 2 runs, the last on today." in made
+
+
+def test_the_cells_of_the_tasks_become_a_table(tmp_path):
+    assert "Not measured" in docs.tasks_page(tmp_path)
+    refused = {"refused": "it cannot write"}
+    cells = {
+        "one/untouched": {"metric": "f1", "commonest": 0.25, "score": 0.5, "how": "as it is"},
+        "one/LoRA": {"metric": "f1", "score": 0.75, "steps": 12},
+        "two/untouched": {"metric": "f1", "commonest": 0.25, **refused},
+        "two/LoRA": refused,
+    }
+    stored = {"set": "words", "seconds": 60, "seed": 0, "batch_size": 8, "test_rows": 300}
+    stored |= {"tasks": {"one": {}, "two": {}, "three": {}}, "methods": {"LoRA": {}}}
+    stored |= {"machine": {"device": "a CPU", "torch": "1", "transformers": "2"}, "cells": cells}
+    (tmp_path / "words.json").write_text(json.dumps(stored))
+    made = docs.tasks_page(tmp_path)
+    assert "| words | one | f1 | 300 | 0.250 | 0.500 [1] | 0.750 (12) |" in made
+    assert "| words | two | f1 | 300 | 0.250 | – [2] | – [2] |" in made
+    assert "| words | three |  | 300 |  |  |  |" in made  # not measured yet
+    assert "1. as it is" in made and "2. it cannot write" in made
 
 
 def test_the_makefile_names_its_targets():
