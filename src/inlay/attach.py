@@ -131,6 +131,9 @@ class Inlay:
     def merge(self) -> PreTrainedModel:
         """Fold every piece into the base's weights and detach; all or nothing.
 
+        A trained head cannot be folded: it stays attached alone, under the same name, and can be
+        saved beside the new base (`inlay.attached(model)` finds it).
+
         Returns the base. Raises MergeError before the first write where a piece cannot be folded.
         """
         from inlay.merge import merge

@@ -11,7 +11,7 @@ from inlay.errors import MergeError
 from inlay.layout import evaluating
 from inlay.methods.prefix import Prefix
 from inlay.piece import Slots
-from inlay.spec import Sum
+from inlay.spec import together
 
 
 def compile_prompt(handle: Inlay) -> Inlay:
@@ -47,7 +47,7 @@ def compile_prompt(handle: Inlay) -> Inlay:
     methods = [prefix if n == prompts[0] else handle.spec.methods[n] for n in left]
     enabled = handle.enabled
     handle.detach()
-    made = attach(model, methods[0] if len(methods) == 1 else Sum(tuple(methods)), name=name)
+    made = attach(model, together(methods), name=name)
     made.enabled = enabled
     made.take(handle, dict(enumerate(left)))
     for key, site, piece in made.pieces():

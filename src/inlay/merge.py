@@ -1,46 +1,61 @@
-"""Merging: fold an inlay into the base's weights. All or nothing."""
+"""Merging: fold an inlay into the base's weights. All or nothing, but for what judges beside it."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay
+from inlay.attach import Inlay, attach
 from inlay.errors import MergeError
 from inlay.piece import Foldable, Piece, TapIn
 from inlay.site import Site, stored_transposed
+from inlay.spec import together
 
 Written = tuple[nn.Parameter, Tensor]
 
 
 def merge(handle: Inlay) -> PreTrainedModel:
-    """Fold every piece of an inlay and detach it. See `Inlay.merge`."""
+    """Fold the pieces of an inlay and detach it. See `Inlay.merge`."""
     others = [name for name in handle.root.handles if name != handle.name]
     if others:
         raise MergeError(
             f"{', '.join(map(repr, others))} would sit on a base that has changed; "
             "detach every other inlay first"
         )
-    changes = plan(handle)
-    for parameter, value in changes:
+    methods = handle.spec.methods
+    judging = [number for number, method in enumerate(methods) if method.judges]
+    for parameter, value in plan(handle):
         parameter.data.copy_(value)
-    return handle.detach()
+    model = handle.detach()
+    if judging:
+        kept = attach(model, together([methods[n] for n in judging]), name=handle.name)
+        kept.take(handle, dict(enumerate(judging)))
+    return model
 
 
 def plan(handle: Inlay) -> list[Written]:
     """Every write that merging would do: (parameter, its new value in fp32).
+
+    A piece that judges what the base has computed has no place in its weights, and is left out.
 
     Raises MergeError where a piece cannot be folded, with nothing written.
     """
     hosts: dict[int, Host] = {}
     places: dict[str, tuple[Site, list[Piece]]] = {}
     for key, site, piece in handle.pieces():
+        method = handle.spec.methods[int(key.rsplit("/", 1)[1])]
+        if method.judges:
+            continue
         if not isinstance(piece, Foldable):
-            kind = type(handle.spec.methods[int(key.rsplit("/", 1)[1])]).__name__
             raise MergeError(
-                f"{kind} at {site.name} cannot be folded into weights: no linear map computes it"
+                f"{type(method).__name__} at {site.name} cannot be folded into weights: no linear "
+                "map computes it"
             )
         places.setdefault(site.name, (site, []))[1].append(piece)
+    if not places:
+        raise MergeError(
+            f"{handle.spec!r} only judges what the base has computed; there is nothing to fold"
+        )
     tied = _tied(handle.model)
     for site, pieces in places.values():
         host = hosts.setdefault(id(site.host), Host(site.host))

@@ -11,7 +11,7 @@ import ast
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
@@ -67,8 +67,7 @@ class Spec:
 
     def served(self) -> Spec:
         """The spec of what is left when what only training needs is dropped."""
-        left = tuple(method.served() for method in self.methods)
-        return left[0] if len(left) == 1 else Sum(left)
+        return together([method.served() for method in self.methods])
 
 
 class Method(Spec):
@@ -148,6 +147,11 @@ class Sum(Spec):
         return " + ".join(map(repr, self.parts))
 
 
+def together(methods: Sequence[Method]) -> Spec:
+    """The one method, or the sum of several, or of none."""
+    return methods[0] if len(methods) == 1 else Sum(tuple(methods))
+
+
 def positive(method: Method, *names: str) -> None:
     """Raise SpecError unless every named number of the method is above zero."""
     for name in names:
@@ -222,7 +226,7 @@ def from_json(text: str) -> Spec:
         if not isinstance(part, dict) or not isinstance(part.get("method"), str):
             raise SpecError(f"a method in JSON is an object with a 'method', not {part!r:.80}")
         made.append(make(part["method"], {k: v for k, v in part.items() if k != "method"}))
-    return made[0] if len(made) == 1 else Sum(tuple(made))
+    return together(made)
 
 
 def parse(text: str) -> Spec:
@@ -231,8 +235,7 @@ def parse(text: str) -> Spec:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()") from None
-    parts = tuple(_read(node, text) for node in _summands(tree))
-    return parts[0] if len(parts) == 1 else Sum(parts)
+    return together([_read(node, text) for node in _summands(tree)])
 
 
 def load_strangers() -> None:

@@ -18,6 +18,9 @@ from inlay_cli.shared import (
     refuse_taken,
 )
 
+HEAD = "head.safetensors"
+"""The file of a head that cannot be folded."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -37,8 +40,20 @@ def merge(
     ],
     dtype: DtypeOption = None,
 ) -> None:
-    """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all."""
+    """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all.
+
+    A trained head cannot be folded: it is written into the same folder as a file of its own, which
+    loads on the new base alone.
+    """
+    from inlay.attach import attached
     from inlay.state import write_folder
+
+    def write(new: Path) -> None:
+        for head in list(attached(model).values()):
+            head.save(new / HEAD, tokenizer=tokenizer)
+            head.detach()
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
     refuse_taken(folder, "folder")
     model, tokenizer = open_base(base, dtype)
@@ -47,6 +62,8 @@ def merge(
         spec = handle.spec
         handle.merge()
     with busy(f"writing {folder}"):
-        write_folder(folder, lambda new: [part.save_pretrained(new) for part in (model, tokenizer)])
+        write_folder(folder, write)
+    beside = f", its head beside it in {HEAD}" if (folder / HEAD).exists() else ""
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
-    out().print(f"{spec!r} is folded in: {folder} ({size:,.0f} MB)", markup=False, soft_wrap=True)
+    said = f"{spec!r} is folded in{beside}: {folder} ({size:,.0f} MB)"
+    out().print(said, markup=False, soft_wrap=True)

@@ -100,6 +100,18 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_merge_writes_a_head_beside_the_model(inlay, base, tmp_path):
+    model, tokenizer = load_base(base)
+    handle = library.attach(model, library.LoRA(rank=2) + library.Head(labels=("no", "yes")))
+    handle.save(tmp_path / "both.safetensors", tokenizer=tokenizer)
+    ran = inlay("merge", base, tmp_path / "both.safetensors", tmp_path / "merged")
+    assert ran.code == 0, ran.err
+    assert "its head beside it in head.safetensors" in ran.out
+    merged, read = load_base(tmp_path / "merged")
+    kept = library.load(merged, tmp_path / "merged" / "head.safetensors", tokenizer=read)
+    assert kept.spec == library.Head(labels=("no", "yes"))
+
+
 def test_merge_overwrites_nothing(inlay, base, trained, tmp_path):
     (tmp_path / "there").mkdir()
     assert "there already" in inlay("merge", base, trained, tmp_path / "there").error

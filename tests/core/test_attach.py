@@ -10,7 +10,16 @@ import torch
 import transformers as hf
 
 import inlay
-from inlay.errors import MergeError, NamingError, PortError, RowsError, SiteError, SpecError
+from inlay.errors import (
+    BaseError,
+    MergeError,
+    NamingError,
+    PortError,
+    RowsError,
+    SiteError,
+    SpecError,
+)
+from inlay.heads import classify
 from inlay.laws.case import answer, far, join, move
 from inlay.laws.traces import snapshot
 from tests import zoo
@@ -200,6 +209,36 @@ def test_merge_is_refused_beside_another_and_for_tied_matrices() -> None:
         with pytest.raises(MergeError, match="cannot be folded"):
             handle.merge()
         assert all(torch.equal(before[k], v) for k, v in other.model.state_dict().items())
+
+
+def test_a_head_stays_beside_what_is_folded(tmp_path) -> None:
+    labels = inlay.Head(labels=("no", "maybe", "yes"), pool="last")
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.LoRA(rank=2) + labels, name="judge")
+    with torch.no_grad():
+        for parameter in handle.parameters():
+            parameter.normal_(0, 0.3)
+    ids = torch.arange(12).view(2, 6)
+
+    def said(base) -> torch.Tensor:
+        with torch.no_grad():
+            return classify(base, base.model(ids).last_hidden_state, torch.ones_like(ids))
+
+    wanted = said(model)
+    assert handle.merge() is model and not handle.attached
+    kept = inlay.attached(model)["judge"]
+    assert kept.spec == labels
+    torch.testing.assert_close(said(model), wanted, rtol=1e-4, atol=1e-4)
+    path = kept.save(tmp_path / "head.safetensors")
+    kept.detach()
+    with pytest.raises(BaseError):
+        inlay.load(zoo.fresh("llama"), path)
+    inlay.load(model, path)
+    torch.testing.assert_close(said(model), wanted, rtol=1e-4, atol=1e-4)
+    alone = inlay.attached(model)["judge"]
+    with pytest.raises(MergeError, match="there is nothing to fold"):
+        alone.merge()
+    assert alone.attached
 
 
 def test_repr_is_the_plan() -> None:

@@ -140,9 +140,9 @@ def test_an_encoder_predicts_what_is_hidden_from_it(template, spec, share, monke
     model, batch = bound(task, "bert", "encoder")
     moved(model, spec)
     torch.manual_seed(3)
-    seen, asked = auxiliary.ask(share, task.bound, batch)
+    seen, asked = auxiliary.ask(task.bound, batch)
     read = seen["input_ids"]
-    assert asked is not None and not torch.equal(read, batch["input_ids"])
+    assert not torch.equal(read, batch["input_ids"])
     chosen = hidden_ones(batch, read, asked)
     assert sum(map(len, chosen)) > 3
     wanted = by_hand(share, task, batch, logs(model, batch, read), chosen)
@@ -161,7 +161,7 @@ def test_what_is_hidden_is_15_percent_of_plain_tokens_80_10_10():
     mask = torch.ones_like(ids)
     mask[200:, 150:] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "positions": torch.arange(400) * 200 + 7}
-    seen, asked = auxiliary.ask(0.5, task.bound, batch)
+    seen, asked = auxiliary.ask(task.bound, batch)
     read = seen["input_ids"]
     where = torch.zeros(ids.numel(), dtype=torch.bool)
     where[asked.positions] = True

@@ -352,6 +352,19 @@ def test_many_labels_are_decided_each_by_itself(family):
         assert names == [name for name, z in zip(TOPICS, row, strict=True) if z > 0]
 
 
+@torch.no_grad()
+def test_rows_that_have_a_label_can_weigh_more():
+    base, task = by_head("llama", labels=TOPICS, multi_label=True, class_weight="balanced")
+    often = examples(*({"text": "a", "labels": ["cat"]} for _ in range(3)), {"text": "a", "labels": []})  # fmt: skip
+    task.prepare([*MANY, *often])  # cat 4 of 7, dog and film 1 of 7
+    batch = task.collate(task.encode_all(MANY))
+    chances = task.logits(base, batch).sigmoid()
+    gold = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    weighed = torch.tensor([3 / 4, 6, 6]) * gold * chances.log()
+    by_hand = -(weighed + (1 - gold) * (1 - chances).log()).sum() / 3
+    torch.testing.assert_close(task.loss(base, batch)[0], by_hand, rtol=1e-4, atol=1e-4)
+
+
 def test_a_vote_on_every_label(monkeypatch):
     task = Classify(labels=TOPICS, multi_label=True)
     table = torch.tensor([[1.0, -1, 2], [1, -1, -5], [-9, -1, 1], [-1, -1, 0]])
@@ -447,7 +460,6 @@ def test_weights_that_make_no_sense():
     )
     refused(lambda: by_word("llama", class_weight={"no": 0}), "of 'no' is 0, not above 0")
     refused(lambda: Classify(class_weight="even"), "class_weight='even' is impossible")
-    refused(lambda: Classify(class_weight="balanced", multi_label=True), "for one label a row")
     later = Classify(class_weight={"nos": 2.0})
     refused(lambda: later.prepare(ROWS), "class_weight has a label 'nos'")
 

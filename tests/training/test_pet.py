@@ -10,8 +10,9 @@ import torch
 import inlay
 from inlay.errors import DataError, InlayError, RecipeError, TrainingError
 from inlay.models import load_base
-from inlay.tasks import Classify
+from inlay.tasks import Classify, auxiliary
 from inlay.training import evaluate
+from inlay.training.beside import Beside, beside
 from inlay.training.generations import committee, picked, wanted
 from inlay.training.patterns import Patterns
 from inlay.training.pet import pet
@@ -268,6 +269,71 @@ def test_all_weights_learn_and_each_model_begins_with_the_base(places, recipe, m
     inlay.load(model, found.path, tokenizer=read)
 
 
+# ------------------------------------------------------------------- texts beside labelled rows
+
+
+TEXTS = examples(
+    *({"text": f"the {word} was old"} for word in ("cat", "big dog", "red mat", "film"))
+)
+FEW = examples({"text": "a bright film", "label": "yes"}, {"text": "dull", "label": "no"})
+
+
+def test_every_row_gets_a_text_and_the_shorter_list_comes_again():
+    made = beside(FEW, TEXTS, 0)
+    assert [one.fields["text"] for one in made] == ["a bright film", "dull"] * 2
+    assert sorted(one.text.fields["text"] for one in made) == sorted(
+        one.fields["text"] for one in TEXTS
+    )
+    assert made == beside(FEW, TEXTS, 0)
+    orders = {tuple(id(one.text) for one in beside(FEW, TEXTS, seed)) for seed in range(8)}
+    assert len(orders) > 1
+    assert len(beside(FEW * 5, TEXTS, 0)) == 10
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
+    monkeypatch.setattr(auxiliary, "HIDDEN", 0.4)
+    model = zoo.fresh(family)
+    task = Classify(template="{text} it was {mask}", verbalizer={"no": "bad", "yes": "good"})
+    task.bind(model, tokenizer(KINDS[family]))
+    both = Beside(task=task, share=0.3)
+    read = both.encode_all(beside(FEW, TEXTS, 0))
+    torch.manual_seed(1)
+    found, count = both.loss(model, both.collate(read))
+    torch.manual_seed(1)
+    alone, _ = task.loss(model, task.collate([row.own for row in read]))
+    texts = task.collate([row.text for row in read])
+    seen, asked = auxiliary.ask(task.bound, texts)
+    logits = model(input_ids=seen["input_ids"], attention_mask=seen["attention_mask"]).logits
+    logs = logits.log_softmax(-1).flatten(0, 1)[asked.positions]
+    costs = -logs.gather(1, asked.tokens[:, None]).squeeze(1)
+    width = texts["input_ids"].shape[1]
+    # A row of which nothing is hidden has no mean.
+    means = [costs[own].mean() for n in range(4) if (own := asked.positions // width == n).any()]
+    assert count == 4 and len(means) > 2
+    torch.testing.assert_close(found, 0.7 * alone + 0.3 * torch.stack(means).sum())
+
+
+def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
+    module = sys.modules["inlay.training.pet"]
+    seen = []
+    real = module.fit
+
+    def noted(model, handle, task, data, **given):
+        seen.append((task.name, len(data), {one.fields.get("label") for one in data}))
+        return real(model, handle, task, data, **given)
+
+    monkeypatch.setattr(module, "fit", noted)
+    plain = pet(recipe(), tiny.quiet(), resume=False)
+    made = recipe(auxiliary=0.5)
+    found = pet(made, tiny.quiet(), resume=False)
+    assert [name for name, *_ in seen] == ["classify"] * 4 + ["beside"] * 3 + ["classify"]
+    assert seen[4] == ("beside", 110, {"no", "yes"})
+    assert found.generations[0].members != plain.generations[0].members or (
+        found.test != plain.test or found.training.loss != plain.training.loss
+    )
+
+
 # --------------------------------------------------------------------- what is refused
 
 
@@ -325,6 +391,9 @@ def test_recipes_that_make_no_sense(recipe, places, tmp_path):
     many = recipe(generations=3)
     refused(lambda: pet(many, tiny.quiet()), "takes 192 unlabelled texts, and there are 110",
             error=DataError)  # fmt: skip
+    reading = recipe("t5", auxiliary=0.1)
+    refused(lambda: pet(reading, tiny.quiet()), "auxiliary needs a decoder or an encoder",
+            error=InlayError)  # fmt: skip
     virtual = recipe(method="PTuning(length=2)")
     refused(lambda: pet(virtual, tiny.quiet()), "virtual tokens", error=TrainingError)
 

@@ -4,9 +4,9 @@
 
 n_row is how much the row counts in the task's loss: 1 where it is classified, the length of its
 target where that is generated. So a row's two losses are both means, weighed alike, and the sum
-over batches is that over one large batch. PET mixes so, with a = 1e-4 ("auxiliary language
-modeling", Schick & Schütze, EACL 2021), there with unlabelled text; here the text is the row's
-own, read once for both, as in Su Jianlin's variants of P-tuning (github.com/bojone/P-tuning).
+over batches is that over one large batch. The text is the row's own, read once for both, as in Su
+Jianlin's variants of P-tuning (github.com/bojone/P-tuning); `training.beside` asks it of other
+texts, as PET does.
 
 A decoder predicts every token of what it reads from those before. An encoder has 15 % of its
 tokens hidden, but for special ones: 80 % of these by the mask, 10 % by any token, and 10 % stand
@@ -48,6 +48,11 @@ class Asked:
     weights: Tensor
 
 
+def wanted(share: float) -> bool:
+    """Whether a text is to be asked for: only where something learns."""
+    return share > 0 and torch.is_grad_enabled()
+
+
 def check(share: float, bound: Bound) -> None:
     """Raise TaskError for a model whose text has no loss of its own."""
     if share and bound.chart.kind == "encoder-decoder":
@@ -57,13 +62,11 @@ def check(share: float, bound: Bound) -> None:
         )
 
 
-def ask(share: float, bound: Bound, batch: Batch) -> tuple[Batch, Asked | None]:
-    """The batch as it is to be read, and what is asked of its text; None where nothing is.
+def ask(bound: Bound, batch: Batch) -> tuple[Batch, Asked]:
+    """The batch as it is to be read, and what is asked of its text.
 
     batch: with `positions` in the flat `[B·T]`, one for each thing that counts in the task.
     """
-    if not share or not torch.is_grad_enabled():
-        return batch, None
     ids = batch["input_ids"]
     free = (batch["attention_mask"] == 1) & (ids < bound.first)
     counts = torch.bincount(batch["positions"] // ids.shape[1], minlength=len(ids))
@@ -80,23 +83,15 @@ def ask(share: float, bound: Bound, batch: Batch) -> tuple[Batch, Asked | None]:
     return {**batch, "input_ids": read}, _asked(ids, hidden, counts, 0)
 
 
-def joined(
-    share: float,
-    task: Tensor,
-    asked: Asked | None,
-    chart: Chart,
-    model: PreTrainedModel,
-    hidden: Tensor,
-) -> Tensor:
-    """The task's loss and that of what is asked; without anything asked the former, as it came.
-
-    hidden: the last states of the text, `[B·T, D]`.
-    """
-    if asked is None:
-        return task
+def own(asked: Asked, chart: Chart, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The loss of what is asked, summed as it is weighed. hidden: the last states, `[B·T, D]`."""
     states = hidden.index_select(0, asked.positions)
-    own = token_loss(chart, model, states, asked.tokens, weights=asked.weights)
-    return (1 - share) * task + share * own
+    return token_loss(chart, model, states, asked.tokens, weights=asked.weights)
+
+
+def mixed(share: float, task: Tensor, text: Tensor) -> Tensor:
+    """The task's loss and the text's."""
+    return (1 - share) * task + share * text
 
 
 def _asked(ids: Tensor, where: Tensor, counts: Tensor, shift: int) -> Asked:

@@ -35,7 +35,7 @@ UNLIMITED = 10**20
 """From here on a tokenizer's `model_max_length` is a placeholder for none."""
 
 TASKS: dict[str, type[Task]] = {}
-"""Every task by its name. Filled by subclassing."""
+"""Every task that a recipe can name. Filled by subclassing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,9 @@ class Task(ABC):
     truncate: bool | Literal["end", "start"] = False
     max_length: int | None = None
 
-    def __init_subclass__(cls) -> None:
-        TASKS[cls.name] = cls
+    def __init_subclass__(cls, listed: bool = True) -> None:
+        if listed:
+            TASKS[cls.name] = cls
 
     def __post_init__(self) -> None:
         for name, adapter in _adapters(type(self)).items():

@@ -75,7 +75,9 @@ class Classify(Task):
     multi_label: any number of labels a row, the list `labels`, instead of the one `label`; each is
         decided by itself (a sigmoid), by a trained head.
     class_weight: label -> the weight of its rows in the loss, 1 for a label left out; or
-        "balanced", n / (C · n_label) with the counts of the training data (`prepare`).
+        "balanced", n / (C · n_label) with the counts of the training data (`prepare`). With
+        `multi_label` the weight of the rows that have it against those that do not, of which
+        "balanced" makes equals: n_without / n_with.
     metric: the primary metric. "f1" is that of the second of two labels, "micro_f1" is for
         `multi_label`, where "accuracy" counts rows of which every label is right.
     auxiliary: with a verbalizer, the share of the loss, in training, that is for predicting the
@@ -122,8 +124,6 @@ class Classify(Task):
             raise TaskError("classify: auxiliary needs a verbalizer; a trained head reads no words")
         if self.multi_label and self.verbalizer is not None:
             raise TaskError("classify: multi_label takes a trained head; leave the verbalizer out")
-        if self.multi_label and self.class_weight is not None:
-            raise TaskError("classify: class_weight is for one label a row, not for multi_label")
         if self.metric not in (MULTI if self.multi_label else SINGLE):
             raise TaskError(
                 f"classify: metric={self.metric!r} is for "
@@ -217,15 +217,22 @@ class Classify(Task):
         """Take the label set from the training examples, unless it was given; count the labels."""
         if self._given is not None and self.class_weight != "balanced":
             return
-        counts = Counter(name for example in examples for name in self._gold(example))
+        counts, rows = Counter[str](), 0
+        for example in examples:
+            counts.update(self._gold(example))
+            rows += 1
         if self._given is None:
             self._check_labels(tuple(counts))
             self.labels = tuple(sorted(counts))
         if self.class_weight == "balanced":
-            share = counts.total() / max(1, len(counts))
-            self._weight = torch.tensor(
-                [share / counts[name] if counts[name] else 1.0 for name in self.names]
-            )
+            self._weight = torch.tensor([self._balance(counts, name, rows) for name in self.names])
+
+    def _balance(self, counts: Counter[str], name: str, rows: int) -> float:
+        """The weight of a label that is there so often; 1 where it is never, or always."""
+        own = counts[name]
+        if self.multi_label:
+            return (rows - own) / own if 0 < own < rows else 1.0
+        return rows / len(counts) / own if own else 1.0
 
     def _gold(self, example: Example) -> list[str]:
         """The names of the labels that an example has. Raises DataError."""
@@ -362,29 +369,36 @@ class Classify(Task):
 
         Of `scores`, how far the softened distributions are apart (`distil`).
         Of `multi_label`, the mean of the labels' binary cross entropies. Weights are not divided
-        out: "balanced" ones have a mean of 1 over the training data.
+        out: "balanced" ones have a mean of 1 over the training data where a row has one label.
         """
         labels = need_labels(batch, "labels")
-        batch, asked = auxiliary.ask(self.auxiliary, self.bound, batch)
-        if asked is None:
+        if not auxiliary.wanted(self.auxiliary):
             return self._off(self.logits(model, batch), labels), len(labels)
+        batch, asked = auxiliary.ask(self.bound, batch)
         hidden = self._hidden(model, batch)
         loss = self._off(self._worded(model, hidden, batch), labels)
-        chart = self.chart(model)
-        return auxiliary.joined(self.auxiliary, loss, asked, chart, model, hidden), len(labels)
+        text = auxiliary.own(asked, self.chart(model), model, hidden)
+        return auxiliary.mixed(self.auxiliary, loss, text), len(labels)
+
+    def text_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """What `auxiliary` asks of the rows' text: each row's mean over its tokens, summed."""
+        batch, asked = auxiliary.ask(self.bound, batch)
+        return auxiliary.own(asked, self.chart(model), model, self._hidden(model, batch))
 
     def _off(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How far the scores `[B, C]` are off the labels, summed."""
-        if self.multi_label:
-            each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            return each.mean(1).sum()
-        if labels.dim() == 2:
+        if labels.dim() == 2 and not self.multi_label:
             return distilled(logits, labels, self.temperature)
         if self.class_weight is not None and self._weight is None:
             raise TaskError(
                 "classify: class_weight='balanced' needs counts; call prepare(training examples)"
             )
         weight = None if self._weight is None else self._weight.to(logits.device)
+        if self.multi_label:
+            each = F.binary_cross_entropy_with_logits(
+                logits, labels, pos_weight=weight, reduction="none"
+            )
+            return each.mean(1).sum()
         return F.cross_entropy(logits, labels, weight, reduction="sum")
 
     @torch.no_grad()

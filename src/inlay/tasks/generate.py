@@ -359,11 +359,15 @@ class Generate(Task):
         """See `Task`: cross entropy of the target's tokens, and how many they are."""
         targets, chart = need_labels(batch, "targets"), self.chart(model)
         names = ("input_ids", "attention_mask", "decoder_input_ids")
-        batch, asked = auxiliary.ask(self.auxiliary, self.bound, batch)
+        asked = None
+        if auxiliary.wanted(self.auxiliary):
+            batch, asked = auxiliary.ask(self.bound, batch)
         hidden = chart.hidden(model, **{name: batch[name] for name in names if name in batch})
         hidden = hidden.flatten(0, 1)
         loss = token_loss(chart, model, hidden.index_select(0, batch["positions"]), targets)
-        loss = auxiliary.joined(self.auxiliary, loss, asked, chart, model, hidden)
+        if asked is not None:
+            text = auxiliary.own(asked, chart, model, hidden)
+            loss = auxiliary.mixed(self.auxiliary, loss, text)
         return loss, len(targets)
 
     @torch.no_grad()

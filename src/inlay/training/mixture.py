@@ -18,7 +18,7 @@ from inlay.attach import Inlay
 from inlay.attach import rows as inlay_rows
 from inlay.data import Example
 from inlay.errors import TrainingError
-from inlay.spec import Method, Spec, Sum
+from inlay.spec import Method, Spec, together
 from inlay.tasks import Prediction, Row, Task
 from inlay.tasks.base import Batch, Bound
 from inlay.training.entry import train
@@ -83,8 +83,7 @@ class Several:
     @property
     def spec(self) -> Spec:
         """All specs, one after the other."""
-        methods = tuple(m for handle in self.handles.values() for m in handle.spec.methods)
-        return methods[0] if len(methods) == 1 else Sum(methods)
+        return together([m for handle in self.handles.values() for m in handle.spec.methods])
 
     def by_method(self) -> list[tuple[Method, list[nn.Parameter]]]:
         """See `Inlay`."""
@@ -123,7 +122,7 @@ class LessonRow(Row):
 
 
 @dataclass(kw_only=True)
-class Mixture(Task):
+class Mixture(Task, listed=False):
     """The task of doing several tasks: each row as its own lesson says, with its own inlays."""
 
     name: ClassVar[str] = "mixture"

@@ -27,7 +27,8 @@ from inlay.attach import Inlay, rows
 from inlay.data import Dataset, Example, load
 from inlay.errors import DataError
 from inlay.state import write_whole
-from inlay.tasks import Classify
+from inlay.tasks import Classify, Task, auxiliary
+from inlay.training.beside import Beside, beside
 from inlay.training.ensemble import member
 from inlay.training.entry import fit
 from inlay.training.evaluation import evaluate
@@ -64,7 +65,7 @@ def pet(recipe: Pet, console: Console | None = None, *, resume: bool = True) -> 
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     patterns = Patterns.load(recipe.patterns)
     recipe.check(len(patterns.patterns))
-    tasks = patterns.tasks(auxiliary=recipe.auxiliary, **recipe.reading())
+    tasks = patterns.tasks(**recipe.reading())
     if recipe.classifier == "words":
         student = patterns.tasks(**recipe.reading())[0]
     else:
@@ -75,6 +76,7 @@ def pet(recipe: Pet, console: Console | None = None, *, resume: bool = True) -> 
         need_fine(model)
     for task in tasks:
         task.bind(model, tokenizer)
+        auxiliary.check(recipe.auxiliary, task.bound)
     course = _Course(recipe, model, tasks, train, unlabelled, test, console, resume)
     course.untouched()
     made = [course.generation(number) for number in range(recipe.generations)]
@@ -261,8 +263,12 @@ class _Course:
         say(self.console, f"{', '.join(of)}: {len(data)} rows")
         told = self.how(recipe.training, f"generation-{generation + 1}/{handle.name}")
         told["seed"] += seed
+        task: Task = self._task(number)
+        if recipe.auxiliary:
+            task = Beside(task=task, share=recipe.auxiliary)
+            data = beside(data, self.unlabelled, told["seed"])
         with rows(self.model, [handle.name]):
-            fit(self.model, handle, self._task(number), data, **told)
+            fit(self.model, handle, task, data, **told)
         return handle
 
     def _ask(

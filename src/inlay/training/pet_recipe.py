@@ -49,7 +49,9 @@ class Pet(BaseModel):
     classifier: a trained "head", or the "words" of the first pattern.
     weights: of the models in their ensemble: the "accuracy" of their pattern on `train` before
         training, or "uniform".
-    auxiliary: the share of the language model's own loss in `training`, 1e-4 in the paper.
+    auxiliary: the share of the language model's own loss in `training`, 1e-4 in the paper: beside
+        every labelled row an unlabelled text is read. A pass over the data is then one over all of
+        these texts.
     temperature: of the distillation.
     generations: how often all patterns learn; above 1 it is iPET, in the paper 3.
     growth: how many times as many rows each generation learns from.
