@@ -151,7 +151,7 @@ class Look:
     def written(self, handle: Inlay) -> str:
         """The template, with places for the inlay's virtual tokens if it has none."""
         from inlay.piece import Tokens
-        from inlay.tasks.base import with_virtual
+        from inlay.tasks.templated import with_virtual
         from inlay.template import Template
 
         pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]

@@ -297,25 +297,6 @@ class Task(ABC):
         return {}
 
 
-def text_template(examples: Iterable[Example]) -> str:
-    """The template of tasks that read `text`, or a pair where any example has a `text_pair`."""
-    pairs = any("text_pair" in example.fields for example in examples)
-    return "{text} {text_pair}" if pairs else "{text}"
-
-
-def with_virtual(template: str, virtual: int, front: int) -> str:
-    """The template with virtual tokens: `front` at its beginning, the rest behind its last column.
-
-    In front of a mask or an answer they are nearest to where the base decides.
-    """
-    cut = template.rfind("{mask}")
-    cut = template.rindex("}") + 1 if cut < 0 else cut
-    ends = [f"{{p*{n}}}".replace("*1}", "}") if n else "" for n in (front, virtual - front)]
-    return " ".join(
-        part for part in (ends[0], template[:cut].strip(), ends[1], template[cut:].strip()) if part
-    )
-
-
 @cache
 def _adapters(task: type[Task]) -> dict[str, TypeAdapter]:
     hints = get_type_hints(task, include_extras=True)

@@ -22,7 +22,6 @@ from inlay.tasks.base import (
     Bound,
     Prediction,
     Row,
-    Task,
     field_of,
     labelled,
     list_of,
@@ -32,10 +31,10 @@ from inlay.tasks.base import (
     need_labels,
     need_language_head,
     padded,
-    with_virtual,
 )
 from inlay.tasks.loss import token_likelihoods
 from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.templated import Templated
 from inlay.template import Template
 
 SCORE = ("score",)
@@ -55,7 +54,7 @@ class Choices(Row):
 
 
 @dataclass(kw_only=True)
-class Choose(Task):
+class Choose(Templated):
     """A premise and k choices -> the number of the best choice, from 0 on; k may differ by row.
 
     Each choice is put behind the premise and scored, and the scores of a row are compared: by
@@ -76,7 +75,6 @@ class Choose(Task):
     name: ClassVar[str] = "choose"
 
     by: Literal["head", "sum", "mean"] = "head"
-    template: str | None = None
     choices: tuple[str, ...] | None = None
     metric: Literal["accuracy"] = "accuracy"
 
@@ -89,31 +87,23 @@ class Choose(Task):
                 "choose: choices are the names of at least two different fields, not "
                 f"{list(self.choices)}"
             )
-        names = self._premise.names
-        if not names:
-            raise TaskError(f"choose: template {self.template!r} names no {{column}}")
         for name in ("choice", "mask"):
-            if name in names:
+            if name in self._premise.names:
                 raise TaskError(
                     f"choose: the choice comes behind the template; leave {{{name}}} out"
                 )
 
     @property
     def _premise(self) -> Template:
-        return Template(self.template or "{text}")
+        return Template(self.template or self.bare(()))
 
     def head(self) -> Head | None:
         """See `Task`."""
         return Head(labels=SCORE) if self.by == "head" else None
 
-    @property
-    def virtual(self) -> int:
-        """See `Task`."""
-        return self._premise.virtual
-
-    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
-        """See `Task`."""
-        self.template = with_virtual(self._premise.text, virtual, front)
+    def bare(self, examples: Sequence[Example]) -> str:
+        """See `Templated`."""
+        return "{text}"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ from inlay.tasks.base import (
     Bound,
     Prediction,
     Row,
-    Task,
     field_of,
     labelled,
     list_of,
@@ -34,11 +33,10 @@ from inlay.tasks.base import (
     need_head,
     need_labels,
     need_language_head,
-    text_template,
-    with_virtual,
 )
 from inlay.tasks.distil import distilled
 from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.templated import Templated
 from inlay.template import Template
 
 MOST_LABELS = 1000
@@ -51,7 +49,7 @@ MULTI = ("accuracy", "macro_f1", "micro_f1")
 
 
 @dataclass(kw_only=True)
-class Classify(Task):
+class Classify(Templated):
     """One text, or a pair -> a label.
 
     With `verbalizer` the language-model head decides: the label wins whose word is the most
@@ -90,7 +88,6 @@ class Classify(Task):
     labels: tuple[str, ...] | None = None
     label_names: dict[str, str] | None = None
     verbalizer: dict[str, str | list[str]] | None = None
-    template: str | None = None
     multi_label: bool = False
     class_weight: Literal["balanced"] | dict[str, float] | None = None
     metric: metrics.ClassificationMetric = "accuracy"
@@ -108,8 +105,6 @@ class Classify(Task):
             self.class_weight = {label_name(key): w for key, w in self.class_weight.items()}
         super().__post_init__()
         self._weight: Tensor | None = None
-        if self.template is not None and set(Template(self.template).names) <= {"mask"}:
-            raise TaskError(f"classify: template {self.template!r} names no {{column}}")
         if self.verbalizer is not None:
             if self.template is None:
                 raise TaskError(
@@ -187,15 +182,6 @@ class Classify(Task):
         """See `Task`."""
         if self._given is None:
             self.labels = labels
-
-    @property
-    def virtual(self) -> int:
-        """See `Task`."""
-        return 0 if self.template is None else Template(self.template).virtual
-
-    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
-        """See `Task`."""
-        self.template = with_virtual(self.template or text_template(examples), virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from inlay.tasks.base import (
     Bound,
     Prediction,
     Row,
-    Task,
     field_of,
     labelled,
     mask_of,
@@ -29,11 +28,11 @@ from inlay.tasks.base import (
     need_language_head,
     padded,
     texts_of,
-    with_virtual,
 )
 from inlay.tasks.chat import ASSISTANT, Chat, Message, messages_of, within
 from inlay.tasks.loss import token_loss
 from inlay.tasks.reader import Reader, trailing
+from inlay.tasks.templated import Templated
 from inlay.template import VIRTUAL, Template
 
 MAX_NEW_TOKENS = 64
@@ -62,7 +61,7 @@ class Talk(Row):
 
 
 @dataclass(kw_only=True)
-class Generate(Task):
+class Generate(Templated):
     """A source text -> a target text, by a decoder or an encoder–decoder.
 
     In a decoder a row is source, target and end token; the loss is on target and end token. Source
@@ -91,7 +90,6 @@ class Generate(Task):
 
     name: ClassVar[str] = "generate"
 
-    template: str | None = None
     target: str = "target"
     chat: bool | Literal["messages"] = False
     system: str | None = None
@@ -116,8 +114,6 @@ class Generate(Task):
         for option in self.generation:
             if option not in known:
                 raise TaskError(f"generate cannot set {option!r} here{nearest(option, known)}")
-        if self.template is not None and not Template(self.template).names:
-            raise TaskError(f"generate: template {self.template!r} names no {{column}}")
 
     def _check_chats(self) -> None:
         """Raise TaskError for fields that mean nothing where rows bring whole chats."""
@@ -128,16 +124,15 @@ class Generate(Task):
                     f'generate: {name} is for rows of texts; leave it out with chat="messages"'
                 )
 
-    @property
-    def virtual(self) -> int:
-        """See `Task`."""
-        return 0 if self.template is None else Template(self.template).virtual
-
     def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""
         if self.chat == "messages":
             raise TaskError(f"rows of chats have no template for {virtual} virtual tokens")
-        self.template = with_virtual(self.template or "{source}", virtual, front)
+        super().place(virtual, front, examples)
+
+    def bare(self, examples: Sequence[Example]) -> str:
+        """See `Templated`."""
+        return "{source}"
 
     @property
     def needs(self) -> tuple[str, ...]:

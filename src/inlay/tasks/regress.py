@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from inlay.data import Example
-from inlay.errors import DataError, TaskError
+from inlay.errors import DataError
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
 from inlay.tasks import metrics
@@ -22,15 +22,13 @@ from inlay.tasks.base import (
     Bound,
     Prediction,
     Row,
-    Task,
     field_of,
     labelled,
     need_head,
     need_labels,
-    text_template,
-    with_virtual,
 )
 from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.templated import Templated
 from inlay.template import Template
 
 VALUE = ("value",)
@@ -38,7 +36,7 @@ VALUE = ("value",)
 
 
 @dataclass(kw_only=True)
-class Regress(Task):
+class Regress(Templated):
     """One text, or a pair -> the number `label`, by a trained head with one output.
 
     The head is a `Head(labels=("value",))` in the inlay, and learns by the squared error.
@@ -50,26 +48,11 @@ class Regress(Task):
 
     name: ClassVar[str] = "regress"
 
-    template: str | None = None
     metric: metrics.RegressionMetric = "pearson"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.template is not None and not Template(self.template).names:
-            raise TaskError(f"regress: template {self.template!r} names no {{column}}")
 
     def head(self) -> Head:
         """See `Task`."""
         return Head(labels=VALUE)
-
-    @property
-    def virtual(self) -> int:
-        """See `Task`."""
-        return 0 if self.template is None else Template(self.template).virtual
-
-    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
-        """See `Task`."""
-        self.template = with_virtual(self.template or text_template(examples), virtual, front)
 
     @property
     def needs(self) -> tuple[str, ...]:
