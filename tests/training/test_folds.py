@@ -109,6 +109,35 @@ def test_a_recipe_is_trained_once_a_fold(recipe, tmp_path):
     assert not tiny.same(a, other)
 
 
+def test_nothing_is_learned_from_rows_held_out(recipe, tmp_path, monkeypatch):
+    module = sys.modules["inlay.training.run"]
+    prepared, split = [], []
+    monkeypatch.setattr(module, "folds", lambda *a: split.append(folds(*a)) or split[-1])
+    real = Classify.prepare
+    monkeypatch.setattr(
+        Classify, "prepare", lambda self, rows: prepared.append((self, list(rows))) or real(self, rows)
+    )  # fmt: skip
+    task = {"kind": "classify", "class_weight": "balanced"}
+    made = {**recipe, "task": task, "fold": 2, "out": str(tmp_path)}
+    run(Recipe.model_validate(made), tiny.quiet())
+    train, held = split[0][1]
+    assert len(held) == 10
+    learned = [rows for asked, rows in prepared if asked._weight is not None][-1]
+    assert learned == list(train)
+
+
+def test_labels_of_rows_held_out_are_known(recipe, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    labels = [[label] for label in LABELS[:29]] + [["rare"]]
+    made = [{"text": row["text"], "labels": own} for row, own in zip(rows(), labels, strict=False)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    task = {"kind": "classify", "multi_label": True}
+    data = {"train": {"source": str(path)}}
+    whole = {**recipe, "task": task, "data": data, "out": str(tmp_path / "out")}
+    found = cross_validate(Recipe.model_validate(whole), tiny.quiet())
+    assert len(found.scores) == 3
+
+
 def test_recipes_with_folds_that_make_no_sense(recipe, tmp_path):
     plain = {**recipe, "out": str(tmp_path)}
     written = tmp_path / "recipe.yaml"

@@ -93,10 +93,11 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
     data = _read(recipe, task, console)
-    task.prepare(data["train"])
     if recipe.folds is not None and recipe.fold is not None:
+        _know_labels(task, recipe, data["train"])
         parts = folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = parts[recipe.fold - 1]
+    task.prepare(data["train"])
     spec = headed(recipe.make_spec(), task)
     model, tokenizer = opened(recipe.base, recipe.dtype, console)
     joint = recipe.training.base_lr is not None
@@ -210,6 +211,19 @@ def _read(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
         if found.skipped:
             say(console, f"{part}: {len(found.skipped)} malformed rows are left out")
     return data
+
+
+def _know_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
+    """Tell a task that reads a trained head the labels of all folds.
+
+    Of the rows held out it learns nothing else: neither how frequent labels are there, nor
+    demonstrations.
+    """
+    whole = recipe.make_task()
+    whole.prepare(data)
+    head = whole.head()
+    if head is not None:
+        task.adopt(tuple(head.labels))
 
 
 def opened(
