@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -19,46 +19,26 @@ from inlay.training import Pet, Petted, pet, text
 
 SIZES = (10, 50, 100)
 
-SETS = {
-    "sst2": {
-        "patterns": (
-            "{text} All in all, it was {mask}",
-            "{text} It was {mask}",
-            "Review: {text}\nThe film is {mask}",
-        ),
-        "verbalizer": {"negative": (" bad", " terrible"), "positive": (" good", " great")},
-    },
-    "trec": {
-        "patterns": (
-            "{text} This question asks for a {mask}",
-            "Question: {text}\nThe answer is a {mask}",
-            "{text} To answer it, name a {mask}",
-        ),
-        "verbalizer": {
-            "ABBR": (" short", " full"),
-            "DESC": (" description", " reason"),
-            "ENTY": " thing",
-            "HUM": " person",
-            "LOC": " place",
-            "NUM": " number",
-        },
-    },
-}
-
 SETTINGS = {
     "base": "smollm2",
     "dtype": "bfloat16",
     "rank": 8,
-    "sets": SETS,
+    "set": "sst2",
+    "patterns": (
+        "{text} All in all, it was {mask}",
+        "{text} It was {mask}",
+        "Review: {text}\nThe film is {mask}",
+    ),
+    "verbalizer": {"negative": (" bad", " terrible"), "positive": (" good", " great")},
     "sizes": SIZES,
     "pattern_steps": 20,
     "pattern_batch_size": 4,
     "generations": 3,
-    "growth": 4,
+    "growth": 3,
     "steps": 30,
     "batch_size": 8,
     "lr": 3e-3,
-    "unlabelled": 160,
+    "unlabelled": 100,
     "test": 100,
 }
 
@@ -69,37 +49,34 @@ def measure(run: Run) -> Numbers:
     A trained head learns in as many steps from the labels as PET's classifier from the soft ones.
     iPET begins with as few labels as there are.
     """
-    s = run.settings
-    found: Numbers = {}
-    for name in s["sets"]:
-        bench = Bench(run)
-        folder = run.folder(name)
-        test = load(folder, split="test", limit=s["test"])
-        few = {size: _few(folder, size, run.seed) for size in s["sizes"]}
-        for size, rows in few.items():
-            task = bench.bind(Classify(labels=tuple(s["sets"][name]["verbalizer"])))
-            spec = LoRA(rank=s["rank"]) + task.head()
-            handle = bench.teach(f"{name}: a head, {size} labels", spec, task, rows)
-            found[f"{name}_head_{size}"] = bench.score(task, test)
-            handle.detach()
-        for size, rows in few.items():
-            run.say(f"{name}: PET, {size} labels")
-            found |= _told(f"{name}_", f"_{size}", _petted(run, name, rows))
-        run.say(f"{name}: iPET, {s['sizes'][0]} labels")
-        made = _petted(run, name, few[s["sizes"][0]], generations=s["generations"])
-        assert made.test is not None
-        found[f"{name}_ipet"] = made.test["accuracy"]
-        for number, generation in enumerate(made.generations, 1):
-            assert generation.ensemble is not None
-            found[f"{name}_generation_{number}"] = generation.ensemble["accuracy"]
+    s, bench, found = run.settings, Bench(run), Numbers()
+    folder = run.folder(s["set"])
+    test = load(folder, split="test", limit=s["test"])
+    few = {size: _few(folder, size, len(s["verbalizer"]), run.seed) for size in s["sizes"]}
+    for size, rows in few.items():
+        task = bench.bind(Classify(labels=tuple(s["verbalizer"])))
+        spec = LoRA(rank=s["rank"]) + task.head()
+        handle = bench.teach(f"a head, {size} labels", spec, task, rows)
+        found[f"head_{size}"] = bench.score(task, test)
+        handle.detach()
+    for size, rows in few.items():
+        run.say(f"PET, {size} labels")
+        found |= _told(size, _petted(run, rows))
+    run.say(f"iPET, {s['sizes'][0]} labels")
+    made = _petted(run, few[s["sizes"][0]], generations=s["generations"])
+    assert made.test is not None
+    found["ipet"] = made.test["accuracy"]
+    for number, generation in enumerate(made.generations, 1):
+        assert generation.ensemble is not None
+        found[f"generation_{number}"] = generation.ensemble["accuracy"]
     for kind in ("head", "pet"):
-        found[kind] = fmean(found[f"{n}_{kind}_{size}"] for n in s["sets"] for size in s["sizes"])
+        found[kind] = fmean(found[f"{kind}_{size}"] for size in s["sizes"])
     return found
 
 
-def _few(folder: Path, size: int, seed: int) -> list[Example]:
+def _few(folder: Path, size: int, labels: int, seed: int) -> list[Example]:
     """So many rows, as evenly over the labels as can be."""
-    rows = load(folder, split="train", shots=size, seed=seed)
+    rows = load(folder, split="train", shots=-(-size // labels), seed=seed)
     apart: dict[Any, list[Example]] = {}
     for row in rows:
         apart.setdefault(row.fields["label"], []).append(row)
@@ -107,7 +84,7 @@ def _few(folder: Path, size: int, seed: int) -> list[Example]:
     return [row for row in turns if row is not None][:size]
 
 
-def _told(before: str, behind: str, made: Petted) -> Numbers:
+def _told(size: int, made: Petted) -> Numbers:
     """The classifier's accuracy, its patterns' together, and the spread between patterns.
 
     Before training the labels do not matter, so neither does their number.
@@ -115,20 +92,18 @@ def _told(before: str, behind: str, made: Petted) -> Numbers:
     together = made.generations[-1].ensemble
     assert made.test is not None
     assert together is not None
-    found = {
-        f"{before}pet{behind}": made.test["accuracy"],
-        f"{before}together{behind}": together["accuracy"],
-    }
+    found = {f"pet_{size}": made.test["accuracy"], f"together_{size}": together["accuracy"]}
     for when, spread in made.spread.items():
         for name in ("mean", "least", "most"):
-            of = "" if when == "untouched" else behind
-            found[f"{before}{when}_{name}{of}"] = spread[name]
+            of = when if when == "untouched" else f"{when}_{size}"
+            found[f"{of}_{name}"] = spread[name]
     return found
 
 
-def _petted(run: Run, name: str, few: Sequence[Example], generations: int = 1) -> Petted:
-    s, folder = run.settings, str(run.folder(name))
-    own: Mapping[str, Any] = s["sets"][name]
+def _petted(run: Run, few: Sequence[Example], generations: int = 1) -> Petted:
+    s = run.settings
+    folder = str(run.folder(s["set"]))
+    own = {name: s[name] for name in ("patterns", "verbalizer")}
     with TemporaryDirectory() as out:
         patterns, train = Path(out) / "patterns.yaml", Path(out) / "train.jsonl"
         patterns.write_text(text.write(json.loads(json.dumps(own))), encoding="utf-8")
@@ -160,47 +135,38 @@ def _petted(run: Run, name: str, few: Sequence[Example], generations: int = 1) -
         return pet(recipe, run.console)
 
 
-def _named(name: str, told: str) -> dict[str, str]:
-    """The numbers of one data set that are worth a line."""
-    return {
-        f"{name}_untouched_mean": f"{told}: accuracy of a pattern without labels",
-        f"{name}_untouched_least": "the worst one",
-        f"{name}_untouched_most": "the best",
-        **{f"{name}_head_{size}": f"a head, {size} labels" for size in SIZES},
-        **{f"{name}_pet_{size}": f"PET, {size} labels" for size in SIZES},
-        f"{name}_trained_least_{SIZES[0]}": f"the worst pattern, {SIZES[0]} labels",
-        f"{name}_trained_most_{SIZES[0]}": "the best",
-        f"{name}_generation_1": f"iPET from {SIZES[0]} labels, its patterns together: first",
-        f"{name}_generation_2": "second",
-        f"{name}_generation_3": "third generation",
-        f"{name}_ipet": "its classifier",
-    }
+TOLD = {
+    "untouched_mean": "accuracy of a pattern without labels",
+    "untouched_least": "the worst one",
+    "untouched_most": "the best",
+    **{f"head_{size}": f"a head, {size} labels" for size in SIZES},
+    **{f"pet_{size}": f"PET, {size} labels" for size in SIZES},
+    f"trained_{SIZES[0]}_least": f"the worst of PET's patterns, {SIZES[0]} labels",
+    f"trained_{SIZES[0]}_most": "the best",
+    "generation_1": f"iPET from {SIZES[0]} labels, its patterns together: first",
+    "generation_2": "second",
+    "generation_3": "third generation",
+    "ipet": "its classifier",
+}
 
 
 CLAIM = Claim(
     name="pet",
     paper="Schick & Schütze, EACL 2021",
     section="4",
-    sentence="With few labels, patterns and unlabelled text do better than a classifier on labels.",
+    sentence="With few labels, patterns and unlabelled text do better than a classifier on labels "
+    "(SST-2).",
     figures="tables for 0 to 1,000 labels of Yelp, AG's, Yahoo and MNLI, not checked here "
     "(RoBERTa-large, all weights)",
-    sized=30,
+    sized=15,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["pet"] - n["head"],
-    told={**_named("sst2", "SST-2"), **_named("trec", "TREC")},
-    plot=curves(
-        "labels",
-        SIZES,
-        logarithmic=True,
-        sst2_head_="SST-2, a trained head",
-        sst2_pet_="SST-2, PET",
-        trec_head_="TREC, a trained head",
-        trec_pet_="TREC, PET",
-    ),
-    needs=tuple(SETS),
+    told=TOLD,
+    plot=curves("labels", SIZES, logarithmic=True, head_="a trained head", pet_="PET"),
+    needs=("sst2",),
     tried=(
-        "the rate is the better of two on SST-2, seed 0, with 50 labels and 60 test rows: a "
-        "pattern after 25 steps 1e-3 0.783, 3e-3 0.833; a head after 30 steps 0.600, 0.650",
+        "the rate is the better of two on seed 0 with 50 labels and 60 test rows: a pattern after "
+        "25 steps 1e-3 0.783, 3e-3 0.833; a head after 30 steps 0.600, 0.650",
     ),
 )

@@ -7,6 +7,7 @@ import numbers
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,6 +26,14 @@ STRICT = ("text", "text_pair", "source", "target", "label", "predicate")
 
 FIELDS = (*STRICT, "context", "question", *LISTS)
 """The field names that tasks read, and so the names that `columns` may map."""
+
+BUNDLED = {
+    "movie-reviews": "movie",
+    "amazon-reviews": "amazon",
+    "tweets": "tweets",
+    "editorials": "nyt",
+}
+"""Data sets that come from the package index, and their folders; see `models.fetch_sentiment`."""
 
 TOLD = 10
 """How many of the rows that were left out are named, where not all of them are."""
@@ -122,8 +131,10 @@ def load(
     Args:
         source: a `.jsonl`, `.json` (a list of objects), `.csv` (with a header) or `.parquet`
             file, the first three also with `.gz` behind; a folder that holds one such file per
-            split; rows in memory; or whatever `datasets.load_dataset` takes, as `"name"` or
-            `"name:config"`.
+            split; rows in memory; `"movie-reviews"`, `"amazon-reviews"`, `"tweets"` or
+            `"editorials"`, sentences labelled `positive` or `negative` that are fetched from the
+            package index, with splits `train`, `dev` and `test`; or whatever
+            `datasets.load_dataset` takes, as `"name"` or `"name:config"`.
         split: which part of a folder or of a `datasets` source. A single file has none.
         columns: our field name -> the source's column, such as `{"text": "review"}`. A row
             without that column is a bad row.
@@ -143,8 +154,9 @@ def load(
     Raises:
         DataError: the source cannot be read, holds no usable row, or (without `skip_bad`) has a
             bad row, which is named; or has fewer rows of a label than `shots`.
+        FetchError: data that are to be fetched cannot be.
     """
-    name, rows = open_rows(source, split)
+    name, rows = _opened(source, split)
     shape = _Shape(columns or {}, template, need)
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit} leaves no rows; give at least 1, or none for all")
@@ -177,11 +189,11 @@ def stream(
     Every row is read once now, so that a bad one is found at once, and again each time the stream
     is gone through.
 
-    Raises DataError as `load` does.
+    Raises what `load` does.
     """
 
     def opened() -> tuple[str, Rows]:
-        return open_rows(source, split)
+        return _opened(source, split)
 
     shape = _Shape(columns or {}, template, need)
     name, rows = opened()
@@ -193,6 +205,20 @@ def stream(
         return _usable(opened()[1], shape, [] if skip_bad else None)
 
     return Stream(name, count, tuple(skipped), again)
+
+
+def _opened(
+    source: str | Path | Iterable[Mapping[str, Any]], split: str | None
+) -> tuple[str, Rows]:
+    """A source's name and its rows; what is bundled is fetched."""
+    if isinstance(source, str) and not Path(source).exists():
+        if source in BUNDLED:
+            from inlay.models import fetch_sentiment
+
+            return open_rows(fetch_sentiment() / BUNDLED[source], split)
+        if get_close_matches(source, BUNDLED, 1, 0.8):  # a near miss is not looked for afar
+            raise DataError(f"there is no file {source}{nearest(source, BUNDLED)}")
+    return open_rows(source, split)
 
 
 def _usable(rows: Rows, shape: _Shape, skipped: list[Skipped] | None) -> Iterator[Example]:

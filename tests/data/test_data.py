@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from inlay.data import Example, label_name, load
+from inlay.data import Example, label_name, load, stream
 from inlay.errors import DataError
 from inlay.template import Template
 
@@ -416,3 +416,17 @@ def test_limit_draws_a_sample_in_order():
     assert picked.examples == load(rows, limit=10).examples
     assert picked.examples != load(rows, limit=10, seed=1).examples
     assert len(load(rows, limit=500)) == 50
+
+
+def test_data_that_are_fetched_by_name(tmp_path, monkeypatch):
+    (tmp_path / "tweets").mkdir()
+    write(tmp_path / "tweets" / "test.jsonl", '{"text": "so good", "label": "positive"}\n')
+    monkeypatch.setattr("inlay.models.fetch_sentiment", lambda: tmp_path)
+    found = load("tweets", split="test")
+    assert [one.fields["label"] for one in found] == ["positive"]
+    assert len(stream("tweets", split="test")) == 1
+    with pytest.raises(DataError, match="there is no file tweet; did you mean 'tweets'"):
+        load("tweet", split="test")
+    monkeypatch.chdir(tmp_path)  # a folder of one's own goes first
+    monkeypatch.setattr("inlay.models.fetch_sentiment", lambda: tmp_path / "nowhere")
+    assert len(load("tweets", split="test")) == 1
