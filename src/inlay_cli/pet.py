@@ -10,7 +10,7 @@ import typer
 
 from inlay_cli.console import busy, err, out
 from inlay_cli.flags import pairs
-from inlay_cli.shared import examples, silence, table
+from inlay_cli.shared import FreshOption, PrintOption, SetOption, examples, silence, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,16 +36,9 @@ def pet(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
     ],
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field, by its dotted name."),
-    ] = [],  # noqa: B006  # typer's way to say: may be given several times
-    print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print the whole recipe and do nothing else.")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew where a run stands in the out folder.")
-    ] = False,
+    settings: SetOption = [],  # noqa: B006  # typer's way to say: may be given several times
+    print_recipe: PrintOption = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Teach a classifier from few labels: by patterns, and texts without labels (PET)."""
     with busy("starting"):

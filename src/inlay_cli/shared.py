@@ -47,6 +47,17 @@ SkipOption = Annotated[
     typer.Option("--skip-bad-rows", help="Leave malformed rows out, and say at the end which."),
 ]
 
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field, by its dotted name."),
+]
+PrintOption = Annotated[
+    bool, typer.Option("--print-recipe", help="Print the whole recipe and do nothing else.")
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start anew where a run stands in the out folder.")
+]
+
 
 def examples(*lines: tuple[str, str]) -> str:
     """The end of a help page: commands one can copy, each under what it is for."""

@@ -10,7 +10,15 @@ import typer
 
 from inlay_cli.console import busy, err, out
 from inlay_cli.flags import flags, pairs, with_flags
-from inlay_cli.shared import SkipOption, examples, silence, table
+from inlay_cli.shared import (
+    FreshOption,
+    PrintOption,
+    SetOption,
+    SkipOption,
+    examples,
+    silence,
+    table,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,17 +49,10 @@ def train(
         Path | None,
         typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False),
     ] = None,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any field, by its dotted name."),
-    ] = [],  # noqa: B006  # typer's way to say: may be given several times
-    print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print the whole recipe and do nothing else.")
-    ] = False,
+    settings: SetOption = [],  # noqa: B006  # typer's way to say: may be given several times
+    print_recipe: PrintOption = False,
     skip_bad_rows: SkipOption = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew where a run stands in the out folder.")
-    ] = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Teach a task: train the pieces of a recipe, and save them in one file.
 
