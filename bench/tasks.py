@@ -1,6 +1,6 @@
 """Every task on every kind of base, with every kind of method, on the same budget.
 
-`python -m bench.tasks` measures the cells that bench/tasks/ does not have yet, stores each as soon
+`python -m bench.tasks` measures the cells that bench/cells/ does not have yet, stores each as soon
 as it is measured, and prints the table. Name data sets to measure these alone; several processes
 may share the work, a data set each. Beside the trained cells stand the untouched base, where it can
 answer at all, and what always giving the commonest answer scores.
@@ -37,7 +37,7 @@ from inlay.training.recipe import Recipe
 from inlay.training.run import run
 from inlay_cli.docs import tasks_page
 
-OUT = Path(__file__).with_name("tasks")
+OUT = Path(__file__).with_name("cells")
 BASES = {"smollm2": "decoder", "minilm": "encoder", "flan-t5-small": "encoder–decoder"}
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"method": "LoRA"},
