@@ -140,7 +140,8 @@ TOLD = {
     "untouched_least": "the worst one",
     "untouched_most": "the best",
     **{f"head_{size}": f"a head, {size} labels" for size in SIZES},
-    **{f"pet_{size}": f"PET, {size} labels" for size in SIZES},
+    **{f"pet_{size}": f"PET's classifier, {size} labels" for size in SIZES},
+    **{f"together_{size}": f"its patterns together, {size} labels" for size in SIZES},
     f"trained_{SIZES[0]}_least": f"the worst of PET's patterns, {SIZES[0]} labels",
     f"trained_{SIZES[0]}_most": "the best",
     "generation_1": f"iPET from {SIZES[0]} labels, its patterns together: first",
@@ -163,7 +164,14 @@ CLAIM = Claim(
     measure=measure,
     margin=lambda n: n["pet"] - n["head"],
     told=TOLD,
-    plot=curves("labels", SIZES, logarithmic=True, head_="a trained head", pet_="PET"),
+    plot=curves(
+        "labels",
+        SIZES,
+        logarithmic=True,
+        head_="a trained head",
+        pet_="PET's classifier",
+        together_="its patterns together",
+    ),
     needs=("sst2",),
     tried=(
         "the rate is the better of two on seed 0 with 50 labels and 60 test rows: a pattern after "
