@@ -176,6 +176,7 @@ def _untouched(recipe: Recipe, one: Task) -> Iterator[tuple[str, Any]]:
     train, test = recipe.data.train.load(task), recipe.data.test.load(task)
     task.prepare(train)
     yield "metric", task.metric
+    yield "rows", len(test)
     yield "commonest", _score(task, _commonest(one, train, test), test)
     if task.head() is None:
         model, tokenizer = load_base(recipe.base)

@@ -30,7 +30,7 @@ CLAIM = replace(
     },
     needs=("trec",),
     tried=(
-        "nothing else: rates and steps are those of `pet`, in which a pattern reads 80 rows and the "
-        "classifier 240, so more labels than that cannot help",
+        "nothing else: rates and steps are those of `pet`, in which a pattern reads 80 rows, so "
+        "more labels than that cannot help it",
     ),
 )

@@ -206,7 +206,8 @@ def _task_row(one: dict[str, Any], base: str, methods: list[str], reasons: list[
     metric = next((cell["metric"] for cell in cells if "metric" in cell), "")
     commonest = f"{cells[0]['commonest']:.3f}" if "commonest" in cells[0] else ""
     shown = [_task_cell(cell, reasons) for cell in cells]
-    return [one["set"], base, metric, str(one["test_rows"]), commonest, *shown]
+    rows = str(cells[0].get("rows", ""))
+    return [one["set"], base, metric, rows, commonest, *shown]
 
 
 def _task_cell(cell: dict[str, Any], reasons: list[str]) -> str:

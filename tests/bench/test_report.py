@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from bench.report import Row, pooled
 
 from bench import report
+from bench.report import Row, pooled
 
 
 def row(*rounds, what="a step", beside="peft", **target):

@@ -7,10 +7,10 @@ from statistics import fmean
 
 import pytest
 import torch
+
 from bench import claims
 from bench.claims import neighbours, results, setting
 from bench.claims.base import Claim, Run, held
-
 from inlay.errors import DataError, SpecError
 from inlay_cli import docs
 from inlay_cli import reproduce as command
