@@ -8,6 +8,12 @@ from bench import report
 from bench.report import Row, pooled
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine that need not have everything that is measured beside us."""
+    monkeypatch.setattr(report, "machine", lambda: {"cores": 2})
+
+
 def row(*rounds, what="a step", beside="peft", **target):
     return Row(what, beside, "s", rounds, **target)
 
