@@ -3,8 +3,8 @@
     loss = (1 - a) · task + a · Σ_texts mean over the text's tokens of -log p(token)
 
 Every row of the task comes with one text without a label, written in the same template: "auxiliary
-language modeling" of PET (Schick & Schütze, EACL 2021), where a = 1e-4, and as many texts as rows in
-its released code.
+language modeling" of PET (Schick & Schütze, EACL 2021). There a = 1e-4, and its released code reads
+as many texts as rows.
 """
 
 from __future__ import annotations
