@@ -104,7 +104,7 @@ def test_likelihoods_in_chunks_are_those_of_all_at_once(monkeypatch):
     base, task = model("llama"), made("llama", by="sum")
     batch = task.collate(task.encode_all(ROWS))
     whole = task.logits(base, batch)
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 99 * 3)  # three positions at a time
+    monkeypatch.setattr(loss, "positions_at_once", lambda *_: 3)
     torch.testing.assert_close(task.logits(base, batch), whole)
 
 
@@ -124,7 +124,7 @@ def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
 
     whole = gradient()
     assert any(grad.abs().sum() > 0 for grad in whole)
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 99 * 3)
+    monkeypatch.setattr(loss, "positions_at_once", lambda *_: 3)
     torch.testing.assert_close(gradient(), whole)
 
 

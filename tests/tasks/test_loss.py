@@ -8,7 +8,7 @@ import inlay
 from inlay.chart import resolve
 from inlay.methods.lora import LoRA
 from inlay.tasks import loss as loss_module
-from inlay.tasks.loss import token_loss
+from inlay.tasks.loss import positions_at_once, token_loss
 from tests.zoo import fresh, model
 
 N, D, V = 23, 32, 99
@@ -113,13 +113,22 @@ def test_the_chunk_is_chosen_by_memory(monkeypatch):
     try:
         with torch.no_grad():
             token_loss(resolve(base), base, hidden, targets)
-            monkeypatch.setattr(loss_module, "CHUNK_BYTES", 5 * 4 * V)
+            monkeypatch.setattr(loss_module, "CHUNK_ROWS", 1)
+            monkeypatch.setattr(loss_module, "CHUNK_BYTES_ON_CPU", 5 * 4 * V)
             token_loss(resolve(base), base, hidden, targets)
     finally:
         handle.remove()
     assert seen[0] == N * V * 4
     assert len(seen) == 1 + 5
     assert max(seen[1:]) <= 5 * 4 * V
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "rows"),
+    [(49_152, "cpu", 128), (49_152, "cuda", 341), (262_144, "cpu", 64), (262_144, "cuda", 64)],
+)
+def test_large_vocabularies_get_enough_rows_to_be_worth_reading_the_head(vocabulary, device, rows):
+    assert positions_at_once(vocabulary, torch.device(device)) == rows
 
 
 def test_a_head_that_is_not_plain_is_applied_once():

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel
 
 from inlay.chart import Chart
 
-CHUNK_BYTES = 64 * 2**20  # of logits in fp32
+CHUNK_BYTES = 64 * 2**20
+"""Of logits in fp32: what stands at once."""
+
+CHUNK_BYTES_ON_CPU = 24 * 2**20
+"""Memory for more than 32 MiB comes fresh from the kernel every time, page by page (LOG.md)."""
+
+CHUNK_ROWS = 64
+"""However large the vocabulary is: a chunk reads the head's whole weight twice."""
 
 
 def token_loss(
@@ -42,12 +49,12 @@ def token_loss(
         hidden: final states at the labelled positions only, `[N, D]`.
         targets: the token that each should predict, `[N]`.
         weights: how much each counts, `[N]`; None for 1.
-        chunk: the most positions to make logits for at once; None for as many as 64 MiB hold. A
+        chunk: the most positions to make logits for at once; None for `positions_at_once`. A
             head that is not plain is always applied to all positions at once.
     """
     if not len(targets):
         return hidden.float().sum()  # 0, and still part of the graph
-    parts = _parts(chart, model, len(targets), chunk)
+    parts = _parts(chart, model, targets, chunk)
     aims = targets.tensor_split(parts)  # sizes differ by one at most
     worth = [None] * parts if weights is None else weights.tensor_split(parts)
     wanted = torch.is_grad_enabled() and hidden.requires_grad
@@ -85,21 +92,27 @@ def token_likelihoods(
         logits = chart.logits(model, states).float()
         return -F.cross_entropy(logits, aim, reduction="none")
 
-    parts = _parts(chart, model, len(targets), chunk)
+    parts = _parts(chart, model, targets, chunk)
     pairs = list(zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True))
     if parts == 1 or not torch.is_grad_enabled():
         return torch.cat([one(*pair) for pair in pairs])
     return torch.cat([checkpoint(one, *pair, use_reentrant=False) for pair in pairs])
 
 
-def _parts(chart: Chart, model: PreTrainedModel, count: int, chunk: int | None) -> int:
-    """Into how many parts so many positions are split; see `token_loss`."""
+def positions_at_once(vocabulary: int, device: torch.device) -> int:
+    """How many positions' logits are made at once."""
+    allowed = CHUNK_BYTES_ON_CPU if device.type == "cpu" else CHUNK_BYTES
+    return max(CHUNK_ROWS, allowed // (4 * vocabulary))
+
+
+def _parts(chart: Chart, model: PreTrainedModel, targets: Tensor, chunk: int | None) -> int:
+    """Into how many parts the positions are split; see `token_loss`."""
     if not chart.plain_head:
         return 1
     if chunk is None:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return -(-count // chunk)
+        chunk = positions_at_once(vocabulary, targets.device)
+    return -(-len(targets) // chunk)
 
 
 def _known(
