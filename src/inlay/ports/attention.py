@@ -1,8 +1,8 @@
 """The way into attention: functions of our own in transformers' attention interface.
 
 They receive q, k, v after rotary embedding and after the cache was updated, let the keys port of
-the module change them, and pass them on to the function that the base ran before. While a base in
-half precision learns on a CPU, short texts are handed on in fp32 (see `SHORT`).
+the module change them, and pass them on to the function that the base ran before (while a base in
+bf16 learns on a CPU, with another way to attend: see `ports.short`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from inlay.errors import PortError
+from inlay.ports.short import Short, learns
 
 PORT = "inlay_keys"
 """The attribute under which an attention module keeps its port, while it has one."""
 
 OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
-
-SHORT = 192
-"""With fewer queries torch's attention for CPUs goes back two to four times as fast in fp32 as in
-half precision, and forward as fast (LOG.md). From here on its blocks are larger, and it does not.
-"""
 
 
 def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
@@ -40,40 +35,14 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     queries = q.shape[2]
     if port is not None:
         q, k, v, mask, more = port.extend(module, q, k, v, mask, more, inner is not None)
-    dtype = q.dtype
-    kept: nullcontext[None] | saved_tensors_hooks = nullcontext()
-    if port is not None and _quicker_in_fp32(q, k, v):
-        q, k, v, mask = (_single(t) for t in (q, k, v, mask))
-        more = {name: _single(value) for name, value in more.items()}
-        if not port.passing.checkpointed:
-            kept = _kept_in(dtype)
+    quick = inner is not None and port is not None and learns(q, k, v)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    with kept:
+    with Short() if quick else nullcontext():
         output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
     if port is not None and weights is not None:
         port.tell(weights, mask)
-    return output[:, -queries:].to(dtype), weights
-
-
-def _quicker_in_fp32(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a gradient will go back through this attention, and sooner in fp32."""
-    half = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return half and learns and q.shape[2] < SHORT
-
-
-def _kept_in(dtype: torch.dtype) -> saved_tensors_hooks:
-    """What attention keeps for backward is kept in half precision, where it came from."""
-    return saved_tensors_hooks(
-        lambda t: t.to(dtype) if t.dim() == 4 and t.dtype == torch.float32 else t,
-        lambda t: t.float() if t.dtype == dtype else t,
-    )
-
-
-def _single(value: Any) -> Any:
-    """A tensor of numbers in fp32; anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return output[:, -queries:], weights
 
 
 def _eager(module: nn.Module) -> Callable:

@@ -93,7 +93,6 @@ class Door:
         if self.adds_keys:
             attention.check_way_in(self._configs)
         attention.enter(self._configs)
-        self.passing.checkpointed = bool(self.stack.checkpointed)
         for name in {name for row in self.route.bound for name in row}:
             for once in self.shared.get(name, ()):
                 once.renew()
@@ -174,14 +173,12 @@ class Door:
         """What puts the rows and shared values of this pass back when its gradient arrives."""
         route, bound = self.route, self.route.bound
         passing, beside = self.passing, self.passing.beside
-        checkpointed = passing.checkpointed
         tokens, asked = self.tokens, self.tokens.asked
         values = [(once, once.value) for ones in self.shared.values() for once in ones]
 
         def rebind(grad: Tensor) -> None:
             route.bound = bound
             passing.beside = beside
-            passing.checkpointed = checkpointed
             tokens.asked = asked
             for once, value in values:
                 once.value = value

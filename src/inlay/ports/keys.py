@@ -47,15 +47,13 @@ class Passing:
     """What the keys ports of one stack give and take in the pass that is under way.
 
     beside: what they add to the pieces'. heard: where they note what they are given, by site.
-    told: what they tell the weights that come out (see `attention.eagerly`). checkpointed: whether
-    the blocks are run again in backward, and keep nothing for it. goes_on: whether it goes on with
-    texts that earlier passes began.
+    told: what they tell the weights that come out (see `attention.eagerly`). goes_on: whether it
+    goes on with texts that earlier passes began.
     """
 
     beside: Ahead | None = None
     heard: dict[str, tuple[Tensor, Tensor]] | None = None
     told: Told | None = None
-    checkpointed: bool = False
     goes_on: bool = False
 
 
