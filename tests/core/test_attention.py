@@ -150,9 +150,9 @@ def test_only_short_texts_that_learn_in_bf16_go_this_way(calls, monkeypatch):
         model(**text(6))
     with torch.autocast("cpu", dtype=HALF):
         model(**text(6))
-    monkeypatch.setattr(short, "SHORT", 35)
-    model(**text(6))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(short, "SHORT", 35)
+        model(**text(6))
     adapted(torch.float32)[0](**text(6))
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1

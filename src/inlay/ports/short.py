@@ -42,7 +42,7 @@ class Short(TorchFunctionMode):
 def learns(*tensors: Tensor) -> bool:
     """Whether a gradient will go back through an attention of these, in bf16 on a CPU."""
     half = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in tensors)
-    return half and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return half and any(t.requires_grad for t in tensors)
 
 
 def fits(
