@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from logging import WARNING
 from pathlib import Path
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
@@ -101,6 +103,9 @@ SENTIMENT = Package(
 PATIENCE = 3.0
 """Seconds that a model hub has to answer."""
 
+EMULATED = 8
+"""A product that takes so many times as long as in float32 is not one of the processor's own."""
+
 
 def announce(message: str) -> None:
     """Say on the error stream what is going on."""
@@ -151,14 +156,17 @@ def load_base(
 
     Args:
         name_or_path: a bundled name, a local folder, or what `from_pretrained` takes.
-        dtype: of the weights; None keeps the one they are stored in.
+        dtype: of the weights; None keeps the one they are stored in, except on a CPU that has no
+            products in it (see `emulated`), where float32 takes its place.
         device: where to put the model; None leaves it on the CPU.
-        report: is told of the steps of a fetch.
+        report: is told of the steps of a fetch, and of weights that are not kept as stored.
 
     A hub that does not answer within seconds is not waited for; what it gave before is loaded.
 
-    Raises FetchError where nothing of that name can be found or loaded.
+    Raises FetchError where nothing of that name can be found or loaded, or the device is none.
     """
+    if device is not None:
+        _check_device(device)
     name = str(name_or_path)
     if not Path(name).exists() and ("/" not in name and get_close_matches(name, MODELS, 1, 0.8)):
         name = str(fetch_model(name, report))  # a near miss is refused here, not looked for afar
@@ -179,7 +187,45 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     if _is_decoder(config):
         tokenizer.padding_side = "left"
-    return model if device is None else model.to(device), tokenizer
+    if device is not None:
+        model = model.to(device)
+    if dtype is None and model.device.type == "cpu" and emulated(model.dtype):
+        kind = str(model.dtype).removeprefix("torch.")
+        report(f"this processor only emulates products in {kind}; going on in float32")
+        model = model.float()
+    return model, tokenizer
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # unknown, absent, or not built in
+        here = torch.accelerator.current_accelerator(check_available=True)
+        places = "cpu" if here is None else f"cpu and {here.type}"
+        raise FetchError(
+            f"{str(device)!r} is no device of this machine, which has {places}"
+        ) from None
+
+
+@cache
+def emulated(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU has no products in a type, so that torch makes them up slowly.
+
+    They then take 40 to 200 times as long as in float32 (LOG.md); tried on one small product.
+    """
+    return _seconds(dtype) > EMULATED * _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The shortest of three products of 128 rows and columns."""
+    square = torch.ones(128, 128, dtype=dtype)
+    square @ square
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        square @ square
+        times.append(perf_counter() - start)
+    return min(times)
 
 
 def _is_decoder(config: PreTrainedConfig) -> bool:

@@ -35,11 +35,18 @@ AnyFileArgument = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="The base's weights; by default as they are stored."),
+    typer.Option(
+        "--dtype",
+        help="The base's weights; by default as they are stored, "
+        "or float32 on a CPU that only emulates that.",
+    ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="Where to run, such as cuda; by default the CPU."),
+    typer.Option(
+        "--device",
+        help="Where to run, such as cpu or cuda:1; by default an accelerator if there is one.",
+    ),
 ]
 
 SkipOption = Annotated[
@@ -92,9 +99,14 @@ def refuse_taken(path: Path, kind: str) -> None:
 
 
 def open_base(
-    base: str, dtype: Dtype | None = None, device: str | None = None
+    base: str, dtype: Dtype | None = None, device: str | None = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A base and its tokenizer, with a sign of life while they load. Raises FetchError."""
+    """A base and its tokenizer, with a sign of life while they load.
+
+    device: None for an accelerator if there is one.
+
+    Raises FetchError.
+    """
     with busy(f"loading {base}") as say:
         import torch
 
@@ -102,7 +114,8 @@ def open_base(
 
         silence()
         kind = None if dtype is None else getattr(torch, dtype)
-        return load_base(base, dtype=kind, device=device, report=say)
+        place = device or torch.accelerator.current_accelerator(check_available=True)
+        return load_base(base, dtype=kind, device=place, report=say)
 
 
 def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:

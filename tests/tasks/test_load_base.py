@@ -1,6 +1,7 @@
 """`load_base`: the class that a config asks for, and a tokenizer that is ready."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -55,7 +56,42 @@ def test_an_encoder_that_its_config_makes_a_decoder(tmp_path):
     assert read.padding_side == "left"
 
 
-def test_dtype_and_device(tmp_path):
+def test_what_a_cpu_only_emulates_goes_on_in_fp32(tmp_path, monkeypatch):
+    saved(tmp_path, fresh("llama").bfloat16())
+    told = []
+    monkeypatch.setattr(models, "emulated", lambda dtype: dtype == torch.bfloat16)
+    loaded, _ = load_base(tmp_path, report=told.append)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert told == ["this processor only emulates products in bfloat16; going on in float32"]
+    asked, _ = load_base(tmp_path, dtype=torch.bfloat16, report=told.append)
+    assert asked.dtype == torch.bfloat16
+    away, _ = load_base(tmp_path, device="meta", report=told.append)
+    assert away.dtype == torch.bfloat16
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("device", ["cudaa", "cuda:99", "no device"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(tmp_path, device):
+    with pytest.raises(FetchError, match=f"'{device}' is no device of this machine, which has cpu"):
+        load_base(tmp_path / "nowhere", device=device)
+
+
+def test_emulated_products_are_found_out():
+    assert not models.emulated(torch.float32)
+    assert not models.emulated(torch.float64)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="hides x86 instructions")
+def test_a_processor_without_bf16_is_recognised():
+    code = "import torch; from inlay.models import emulated; print(emulated(torch.bfloat16))"
+    hidden = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, env={**os.environ, **hidden}, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_dtype_and_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "emulated", lambda dtype: False)
     saved(tmp_path, fresh("llama").bfloat16())
     assert load_base(tmp_path)[0].dtype == torch.bfloat16
     assert load_base(tmp_path, dtype=torch.float32)[0].dtype == torch.float32
