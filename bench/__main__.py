@@ -103,7 +103,7 @@ def _beside(
 def of_serving(quick: bool) -> list[Row]:
     """Generation with a prefix, and a batch with as many inlays as rows."""
     amount = ROWS * serving.WRITTEN
-    times = take_turns(serving.generation(), 2 if quick else 7, warm=1)
+    times = take_turns(serving.generation(), 2 if quick else 15, warm=1)
     one = rated(
         "generation, prefix of 20",
         times,
