@@ -166,11 +166,11 @@ def test_only_short_texts_that_learn_in_bf16_go_this_way(calls, monkeypatch):
 def test_a_mask_that_learns_stays_with_torch(calls):
     q, k, v = (t.requires_grad_() for t in drawn(kept=6))
     mask = torch.zeros(1, 6, 7, 7, dtype=HALF, requires_grad=True)
-    with short.Short():
+    with short.Short(k, v):
         F.scaled_dot_product_attention(q, k, v, mask).float().sum().backward()
     assert mask.grad is not None
     assert not calls
-    with short.Short():
+    with short.Short(k, v):
         F.scaled_dot_product_attention(q, k, v, mask.detach())
     assert calls == [HALF]
 
@@ -232,6 +232,21 @@ def test_checkpointed_blocks_attend_again_in_the_same_way(reentrant, calls):
         assert (again - exact).norm() <= 1.5 * (plain - exact).norm()
     else:
         assert torch.equal(again, plain)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_shared_keys_are_not_repeated(padded, monkeypatch):
+    """With a mask transformers copies them for every query head."""
+    heads = []
+    real = short.attend
+    monkeypatch.setattr(
+        short,
+        "attend",
+        lambda q, k, *args, **how: heads.append(k.shape[1]) or real(q, k, *args, **how),
+    )
+    model, handle = adapted(spec=Prefix(length=3, mlp=None) + SPEC)
+    gradients(model, handle, text(9, padded=padded))
+    assert heads == [model.config.num_key_value_heads] * 3 == [2] * 3
 
 
 def test_every_way_of_torch_into_attention_is_open(monkeypatch):

@@ -38,7 +38,7 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     quick = inner is not None and port is not None and learns(q, k, v)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    with Short() if quick else nullcontext():
+    with Short(k, v) if quick else nullcontext():
         output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
     if port is not None and weights is not None:
         port.tell(weights, mask)

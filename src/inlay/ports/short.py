@@ -28,15 +28,26 @@ CACHED = 2 * 2**20
 
 
 class Short(TorchFunctionMode):
-    """Inside it `F.scaled_dot_product_attention` is `attend`, for texts that are short."""
+    """Inside it `F.scaled_dot_product_attention` is `attend`, for texts that are short.
+
+    key, value: what transformers' attention function is given. Where there is a mask it repeats
+    them for every query that shares them, before it comes to torch; `attend` takes them once.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor):
+        super().__init__()
+        self.key = key
+        self.value = value
 
     def __torch_function__(
         self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and fits(*args, **kwargs):
-            return attend(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention or not fits(*args, **kwargs):
+            return func(*args, **kwargs)
+        length = args[1].shape[2]  # an empty static cache is cut down to the text
+        key, value = self.key[:, :, :length], self.value[:, :, :length]
+        return attend(args[0], key, value, *args[3:], **kwargs)
 
 
 def learns(*tensors: Tensor) -> bool:
