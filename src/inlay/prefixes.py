@@ -13,7 +13,7 @@ from inlay.errors import SpecError
 from inlay.parts import common
 from inlay.piece import Keys, Once, Piece
 from inlay.site import Site
-from inlay.spec import Method, Shared, only, share, whole
+from inlay.spec import Method, Shared, only, whole
 
 
 def keys_at(
@@ -65,10 +65,9 @@ def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> 
     kind = type(method).__name__
     if isinstance(start, str):
         if start != "common":
-            raise SpecError(f"{kind}: start is 'common', token ids or None, not {start!r}")
+            raise SpecError(f"{kind}: start is 'common' or token ids, not {start!r}")
     elif start is not None and len(start) != length:
         raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
-    share(method, "dropout")
 
 
 def prefix_rate(mlp: int | None) -> float:
@@ -141,9 +140,14 @@ class Reparameterisation(nn.Module):
         target = target.flatten(1).to(hidden)
         self.outer.bias.copy_(target.mean(0))
         rest = target - target.mean(0)
-        solved = torch.linalg.lstsq(hidden.double(), rest.double(), driver="gelsd").solution \
-            if hidden.device.type == "cpu" else torch.linalg.pinv(hidden.double()) @ rest.double()  # fmt: skip  # noqa: E501
-        self.outer.weight.copy_(solved.T.to(hidden))
+        self.outer.weight.copy_(_least_squares(hidden.double(), rest.double()).T.to(hidden))
+
+
+def _least_squares(a: Tensor, b: Tensor) -> Tensor:
+    """The smallest x for which `a x` comes nearest to b, whatever the rank of a."""
+    if a.device.type == "cpu":
+        return torch.linalg.lstsq(a, b, driver="gelsd").solution
+    return torch.linalg.pinv(a) @ b  # there torch has a driver for full rank only
 
 
 class Sliced(Keys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from inlay.errors import SpecError
 from inlay.parts import FreeTokens, common, embedded
 from inlay.piece import Deep, Once, Piece, Tokens
-from inlay.prefixes import prefix_rate
+from inlay.prefixes import check_prefix, prefix_rate
 from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, whole
+from inlay.spec import Method, Shared, only
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +36,7 @@ class Infix(Method):
 
     length: int = 10
     mlp: int | None = 512
-    start: str | tuple[int, ...] = "common"
+    start: Literal["common"] | tuple[int, ...] = "common"
     at: Where = Where(("embed", "attn.k", "attn.v"))
 
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
@@ -48,14 +48,7 @@ class Infix(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "length")
-        if self.mlp is not None:
-            whole(self, "mlp")
-        if isinstance(self.start, str):
-            if self.start != "common":
-                raise SpecError(f"Infix: start is 'common' or token ids, not {self.start!r}")
-        elif len(self.start) != self.length:
-            raise SpecError(f"Infix: {len(self.start)} token ids for {self.length} positions")
+        check_prefix(self, self.length, self.mlp, self.start)
 
     def rate(self) -> float:
         """See `Method`: as for `Prefix`."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from inlay.piece import Keys, Piece
 from inlay.prefixes import Start, check_prefix, keys_at, prefix_rate, start_from
 from inlay.site import Site, Where
-from inlay.spec import Method, Shared
+from inlay.spec import Method, Shared, share
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +45,7 @@ class PTuningV2(Method):
     def check(self) -> None:
         """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
+        share(self, "dropout")
 
     def rate(self) -> float:
         """See `Method`: as for `Prefix`."""
