@@ -211,9 +211,11 @@ def _check_device(device: torch.device | str) -> None:
 def emulated(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU has no products in a type, so that torch makes them up slowly.
 
-    They then take 40 to 200 times as long as in float32 (LOG.md); tried on one small product.
+    They then take 40 to 200 times as long as in float32 (LOG.md); tried on one small product. Only
+    of the two types of 16 bits it is asked at all.
     """
-    return _seconds(dtype) > EMULATED * _seconds(torch.float32)
+    halves = (torch.bfloat16, torch.float16)
+    return dtype in halves and _seconds(dtype) > EMULATED * _seconds(torch.float32)
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -76,9 +76,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_loaded(tmp_path
         load_base(tmp_path / "nowhere", device=device)
 
 
-def test_emulated_products_are_found_out():
-    assert not models.emulated(torch.float32)
-    assert not models.emulated(torch.float64)
+@pytest.mark.parametrize("times", [2, 50])
+def test_emulated_products_are_found_out(times, monkeypatch):
+    seconds = {torch.float32: 1e-4, torch.bfloat16: times * 1e-4}
+    monkeypatch.setattr(models, "_seconds", seconds.__getitem__)
+    models.emulated.cache_clear()
+    assert models.emulated(torch.bfloat16) == (times == 50)
+    models.emulated.cache_clear()
+    assert not any(map(models.emulated, (torch.float32, torch.float64, torch.float8_e4m3fn)))
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="hides x86 instructions")
