@@ -191,10 +191,27 @@ def test_gradients_are_as_near_to_those_of_fp32(family, spec, padded, calls, mon
     assert (ours - exact).norm() <= 1.25 * (plain - exact).norm()
 
 
-def test_gradients_of_one_attention_are_nearer_than_torchs(monkeypatch):
+def attending():
+    """A module as transformers' attention function reads it, with a keys port and no pieces."""
     core = torch.nn.Module()
     core.num_key_value_groups, core.is_causal = 3, True
     setattr(core, attention.PORT, KeysPort("here", Route(), Passing()))
+    return core
+
+
+def test_the_empty_end_of_a_static_cache_is_not_seen(calls):
+    q, k, v = drawn(length=5, keys=9)
+    q.requires_grad_()
+    whole, _ = attention._attention(sdpa_attention_forward, attending(), q, k, v, None)
+    short, _ = attention._attention(
+        sdpa_attention_forward, attending(), q, k[:, :, :5], v[:, :, :5], None
+    )
+    assert len(calls) == 2
+    assert torch.equal(whole, short)
+
+
+def test_gradients_of_one_attention_are_nearer_than_torchs(monkeypatch):
+    core = attending()
     given = drawn(length=100, keys=100, width=64)
     weights = torch.randn(3, 100, 6, 64, generator=torch.Generator().manual_seed(1)).to(HALF)
 
