@@ -1,8 +1,9 @@
 """The file of an inlay: one safetensors file, and a fingerprint of the base it belongs to.
 
 Tensors are named by place and part, `decoder.3.attn.q/0/lora/a`. The header holds the format
-version, the spec as JSON and the fingerprint: the shape of the base, and a few of its numbers,
-taken at sites, so that the same base under another task head is still the same base.
+version, the spec as JSON, a digest of the whole file, and the fingerprint: the shape of the base,
+and a few of its numbers, taken at sites, so that the same base under another task head is still the
+same base.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def save(handle: Inlay, path: str | Path, tokenizer: Any = None) -> Path:
     }
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_print(tokenizer)
+    header["digest"] = digest(header, tensors)
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     return write_whole(path, to_bytes(copies, metadata=header))
 
@@ -173,7 +175,7 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            missing = {"format", "spec", "name", "base"} - header.keys()
+            missing = {"format", "spec", "name", "base", "digest"} - header.keys()
             if missing:
                 raise FileError(f"{path} is not an inlay file: its header has no {min(missing)!r}")
             if header["format"] != FORMAT:
@@ -191,7 +193,21 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise FileError(f"{path}: {name!r:.120} holds numbers that are not finite")
+    if header["digest"] != digest(header, tensors):
+        raise FileError(
+            f"{path} is damaged or was altered: it does not hold what was saved; copy it anew"
+        )
     return header, tensors
+
+
+def digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of all that a file says and holds, but for the digest itself."""
+    said = sorted((key, value) for key, value in header.items() if key != "digest")
+    made = hashlib.sha256(json.dumps(said).encode())
+    for name, tensor in sorted(tensors.items()):
+        made.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        made.update(tensor.flatten().view(torch.uint8).numpy())
+    return made.hexdigest()
 
 
 def _check_header(path: Path) -> None:
@@ -281,7 +297,7 @@ def _same_base(path: Path, header: Mapping[str, str], chart: Chart) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path}: the fingerprint of its base cannot be read") from None
     ours = fingerprint(chart)
-    cure = "load it into that base, or pass strict=False if you know that it fits"
+    cure = "load it into that base; in Python strict=False takes it all the same"
     for word, a, b in (
         ("family", family, ours["family"]),
         ("number of blocks", depth[: len(ours["depth"])], ours["depth"][: len(depth)]),
@@ -319,6 +335,6 @@ def _same_tokenizer(path: Path, header: Mapping[str, str], tokenizer: Any) -> No
     theirs = header.get("tokenizer")
     if tokenizer is not None and theirs is not None and tokenizer_print(tokenizer) != theirs:
         raise BaseError(
-            f"{path} was made with another tokenizer; load the one of its base, "
-            "or pass strict=False if you know that it fits"
+            f"{path} was made with another tokenizer; load the one of its base; "
+            "in Python strict=False takes it all the same"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import struct
 import subprocess
@@ -23,7 +24,7 @@ import inlay
 from inlay.errors import BaseError, FileError, NamingError
 from inlay.laws.case import move
 from inlay.laws.traces import snapshot
-from inlay.state import write_whole
+from inlay.state import digest, write_whole
 from tests import zoo
 
 
@@ -176,6 +177,21 @@ def test_truncated(file: Path, keep: int) -> None:
     refused(zoo.model("llama"), file, FileError, "truncated|damaged")
 
 
+@pytest.mark.parametrize(
+    "place", [-1, -5, -1000, rb"alpha\D+(\d)", rb'"name":"(\w)', rb"samples.*?\.(\d)\d\d"], ids=str
+)
+def test_one_flipped_bit(file: Path, place: int | bytes) -> None:
+    """Numbers that are finite and a header that can be read: nothing else would notice."""
+    raw = bytearray(file.read_bytes())
+    if isinstance(place, bytes):
+        found = re.search(place, raw)
+        assert found is not None
+        place = found.start(1)
+    raw[place] ^= 1
+    file.write_bytes(raw)
+    refused(zoo.model("llama"), file, FileError, "is damaged or was altered")
+
+
 def test_garbage(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for data in (b"PK\x03\x04" * 50, os.urandom(4000), b"\x80\x04\x95" + b"x" * 100):
@@ -195,7 +211,8 @@ def test_huge_header(file: Path) -> None:
 def rewrite(file: Path, change: Any, header: dict[str, str] | None = None) -> None:
     metadata, tensors = parts(file)
     change(tensors)
-    save_file(tensors, file, metadata={**metadata, **(header or {})})
+    metadata |= header or {}
+    save_file(tensors, file, metadata={**metadata, "digest": digest(metadata, tensors)})
 
 
 def test_tensors_that_are_not_those_expected(file: Path) -> None:
