@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.chart import Chart, resolve
+from inlay.chart import Chart, need_model, resolve
 from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
 from inlay.piece import Deep, Head, Keys, Piece, Slots, Tap, TapIn, Tokens
 from inlay.ports import attention
@@ -189,8 +189,9 @@ def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inla
     """
     if not isinstance(spec, Spec):
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
+    need_model(model)
     present = attached(model)
     if name in present:
         raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")

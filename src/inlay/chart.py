@@ -172,12 +172,17 @@ class Chart:
         return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-2, atol=1e-2)
 
 
-def resolve(model: PreTrainedModel) -> Chart:
-    """Read a base. Raises SiteError for what is not a transformer this library can read."""
+def need_model(model: object) -> None:
+    """Raise SiteError for what is no transformers model."""
     if not isinstance(model, PreTrainedModel):
         raise SiteError(
             f"inlay works on transformers models; {type(model).__name__} is not a PreTrainedModel"
         )
+
+
+def resolve(model: PreTrainedModel) -> Chart:
+    """Read a base. Raises SiteError for what is not a transformer this library can read."""
+    need_model(model)
     family = FAMILIES.get(model.config.model_type)
     backbone = model.base_model
     if family is None or not any(reaches(backbone, lay) for lay in family.layouts):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from logging import WARNING
+from logging import ERROR, WARNING
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
@@ -168,12 +168,14 @@ def load_base(
     if device is not None:
         _check_device(device)
     name = str(name_or_path)
+    told = WARNING
     if not Path(name).exists() and ("/" not in name and get_close_matches(name, MODELS, 1, 0.8)):
         name = str(fetch_model(name, report))  # a near miss is refused here, not looked for afar
+        told = ERROR  # what there is to warn of in these files, nobody here can change
     silence = None if Path(name).exists() else _unanswered(name)
     options: dict[str, Any] = {"local_files_only": silence is not None}
     try:
-        with _convert.quietly(WARNING):
+        with _convert.quietly(told):
             config = AutoConfig.from_pretrained(name, **options)
             model = _model_class(config).from_pretrained(name, dtype=dtype or "auto", **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -219,11 +221,11 @@ def emulated(dtype: torch.dtype) -> bool:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The shortest of three products of 128 rows and columns."""
+    """The shortest of twenty products of 128 rows and columns: one that nothing interrupted."""
     square = torch.ones(128, 128, dtype=dtype)
     square @ square
     times = []
-    for _ in range(3):
+    for _ in range(20):
         start = perf_counter()
         square @ square
         times.append(perf_counter() - start)

@@ -20,8 +20,19 @@ from inlay.route import Route
 def probe(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
     """The bare base's own keys and values of a text: site name -> (k, v), each `[H, T, K]`.
 
-    In an encoder–decoder the text is both source and target.
+    In an encoder–decoder the text is both source and target. A text that is longer than the base
+    reads at once is read in parts.
     """
+    size = chart.max_length(chart.base) or len(ids)
+    parts = [_read(chart, ids[start : start + size]) for start in range(0, len(ids), size)]
+    return {
+        name: (torch.cat([part[name][0] for part in parts], 1),
+               torch.cat([part[name][1] for part in parts], 1))
+        for name in parts[0]
+    }  # fmt: skip
+
+
+def _read(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
     model = chart.base
     embed = chart.stacks[0].embed
     if embed is None:

@@ -53,6 +53,8 @@ class Route:
             raise RowsError(f"rows takes a list with one entry a row, not the text {names!r}")
         rows = []
         for entry in names:
+            if entry is not None and not isinstance(entry, str | list | tuple):
+                raise RowsError(f"rows takes the names of inlays, not {entry!r:.60}")
             row = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
             for name in row:
                 if name not in self.known:

@@ -206,7 +206,7 @@ def digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256(json.dumps(said).encode())
     for name, tensor in sorted(tensors.items()):
         made.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        made.update(tensor.flatten().view(torch.uint8).numpy())
+        made.update(tensor.flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 

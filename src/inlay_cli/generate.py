@@ -64,6 +64,8 @@ def generate(
     """Write on from a prompt, with or without an inlay."""
     if len(words) > 2:
         raise typer.BadParameter("give at most a FILE and one PROMPT; put the prompt in quotes")
+    if len(words) == 1 and words[0].endswith(".safetensors"):
+        raise typer.BadParameter(f"{words[0]} is a FILE; give a PROMPT behind it")
     file = Path(words[0]) if len(words) == 2 else None
     prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
     with busy("starting"):

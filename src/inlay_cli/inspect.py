@@ -150,12 +150,18 @@ class Look:
 
     def written(self, handle: Inlay) -> str:
         """The template, with places for the inlay's virtual tokens if it has none."""
+        from inlay.errors import SpecError
         from inlay.piece import Tokens
         from inlay.tasks.templated import with_virtual
         from inlay.template import Template
 
         pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]
         tokens = [piece for piece in pieces if isinstance(piece, Tokens)]
+        if not tokens and Template(self.template).virtual:
+            raise SpecError(
+                f"the template {self.template!r} has virtual tokens and the inlay has none; leave "
+                "{p} out of it"
+            )
         if not tokens or Template(self.template).virtual:
             return self.template
         count, front = (sum(getattr(p, name) for p in tokens) for name in ("length", "front"))

@@ -47,6 +47,8 @@ def methods(
 
 
 def _list(entries: tuple[Entry, ...]) -> None:
+    from rich.markup import escape
+
     shown = table()
     shown.add_column("method", style="bold cyan", no_wrap=True)
     shown.add_column("what it computes")
@@ -54,7 +56,8 @@ def _list(entries: tuple[Entry, ...]) -> None:
     shown.add_column("merges", justify="center")
     shown.add_column("starts as\nthe base", justify="center")
     for one in entries:
-        shown.add_row(one.name, one.equation, one.paper, _mark(one.merges), _mark(one.identity))
+        told = map(escape, (one.name, one.equation, one.paper))
+        shown.add_row(*told, _mark(one.merges), _mark(one.identity))
     out().print(shown)
     out().print("Methods add: LoRA(rank=8) + Prefix(length=10). One of them: inlay methods LoRA")
 

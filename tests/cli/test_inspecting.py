@@ -61,6 +61,11 @@ def test_a_prompt_is_shown_among_the_words(inlay, base, prompt):
     assert "two of its" not in ran.out
 
 
+def test_virtual_tokens_that_an_inlay_has_not_are_refused(inlay, base, prompt):
+    ran = inlay("inspect", base, prompt, "--template", "{p*3} {text}")
+    assert "has virtual tokens and the inlay has none; leave {p} out of it" in ran.error
+
+
 def test_a_map_has_a_line_for_every_layer_and_a_block_for_every_head(inlay, base, saved):
     ran = inlay("inspect", base, saved("prefix", Prefix(length=4, mlp=None)), "--text", "good cat")
     assert ran.code == 0, ran.err

@@ -15,6 +15,7 @@ def test_methods_lists_every_method(inlay):
     for name, kind in library.METHODS.items():
         assert name in ran.out
         assert kind.paper in ran.out
+    assert "[x; INFIX; y]" in ran.out  # not taken for markup
 
 
 def test_methods_teaches_one(inlay):

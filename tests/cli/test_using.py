@@ -45,6 +45,7 @@ def test_generate_draws_with_a_seed(inlay, base):
 def test_generate_refuses_what_does_not_fit(inlay, base, trained):
     assert "quotes" in inlay("generate", base, trained, "two", "words").error
     assert "chat" in inlay("generate", base, "hello", "--chat").error
+    assert "is a FILE; give a PROMPT" in inlay("generate", base, trained).error
     assert "gone.safetensors" in inlay("generate", base, "gone.safetensors", "hello").error
 
 

@@ -64,17 +64,15 @@ def test_names() -> None:
     before = snapshot(model)
     with pytest.raises(NamingError, match="'legal' is attached already"):
         inlay.attach(model, inlay.LoRA(rank=2), name="legal")
-    for name in ("", "a.b", "a/b", "../x", "a b"):
+    for name in ("", "a.b", "a/b", "../x", "a b", None):
         with pytest.raises(NamingError, match="letters, digits"):
             inlay.attach(model, inlay.LoRA(rank=2), name=name)
     with pytest.raises(NamingError, match="around this one"):
-        inlay.attach(model.model, inlay.LoRA(rank=2), name="inner") if False else inlay.attach(
-            wrapped(model), inlay.LoRA(rank=2), name="outer"
-        )
+        inlay.attach(wrapped(), inlay.LoRA(rank=2), name="outer")
     assert snapshot(model) == before
 
 
-def wrapped(model: Any) -> Any:
+def wrapped() -> Any:
     """A causal model around a backbone that has an inlay of its own."""
     outer = zoo.fresh("llama")
     inlay.attach(outer.model, inlay.LoRA(rank=2), name="inner")
@@ -83,7 +81,9 @@ def wrapped(model: Any) -> Any:
 
 def test_not_a_transformers_model() -> None:
     with pytest.raises(SiteError, match="Linear is not a PreTrainedModel"):
-        inlay.attach(torch.nn.Linear(2, 2), inlay.LoRA())
+        inlay.attach(torch.nn.Linear(2, 2), inlay.LoRA())  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match="str is not a PreTrainedModel"):
+        inlay.attach("smollm2", inlay.LoRA())  # type: ignore[arg-type]
 
 
 def test_flash_attention_has_no_keys_port() -> None:
@@ -163,6 +163,8 @@ def test_rows_refuses_what_cannot_be() -> None:
         inlay.rows(model, "legal")
     with pytest.raises(RowsError, match="at least one"):
         inlay.rows(model, [])
+    with pytest.raises(RowsError, match="takes the names of inlays, not legal: LoRA"):
+        inlay.rows(model, [inlay.attached(model)["legal"], None])
     with inlay.rows(model, ["legal", None]), pytest.raises(RowsError, match="2 rows, .* has 3"):
         model(input_ids=ids(3))
     model(input_ids=ids(3))  # and afterwards all is well

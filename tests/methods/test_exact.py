@@ -219,6 +219,19 @@ def test_prefix_from_words_is_running_the_words_as_context(family: str, mlp: int
     handle.detach()
 
 
+def test_a_prefix_may_be_longer_than_the_base_reads() -> None:
+    """Its words are run in parts then; keys take no positions."""
+    model = zoo.fresh("gpt2")
+    words = tuple(10 + number % 80 for number in range(70))
+    assert model.config.n_positions == 64
+    handle = inlay.attach(model, inlay.Prefix(length=70, mlp=None, start=words))
+    k = {site.name: piece.k for _, site, piece in handle.pieces()}["decoder.0.attn.kv"]
+    rest = inlay.attach(model, inlay.Prefix(length=6, mlp=None, start=words[64:]), name="rest")
+    expected = {site.name: piece.k for _, site, piece in rest.pieces()}["decoder.0.attn.kv"]
+    assert k.shape[1] == 70
+    torch.testing.assert_close(k[:, 64:], expected)
+
+
 def test_prefix_slots_have_no_order() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.Prefix(length=4, mlp=None))

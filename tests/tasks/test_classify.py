@@ -220,6 +220,8 @@ def test_a_label_outside_the_set_is_named():
     refused(
         lambda: Classify().prepare(examples({"text": "a"})), "no field 'label'", error=DataError
     )
+    blank = examples({"text": "a", "label": ""})
+    refused(lambda: Classify().prepare(blank), "rows#1: its label is empty", error=DataError)
 
 
 def test_label_sets_that_make_no_sense():

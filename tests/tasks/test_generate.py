@@ -150,7 +150,7 @@ def test_chat():
 def test_chat_that_is_impossible():
     refused(lambda: bound("llama", chat=True), "chat needs a tokenizer with a chat template")
     refused(lambda: bound("t5", chat=True), "chat is for decoders")
-    refused(lambda: Generate(system="a"), "a system message needs chat=True")
+    refused(lambda: Generate(system="a"), "a system message needs chat, which is off")
     strict = tokenizer("decoder", chat="{{ raise_exception('no system') }}")
     refused(lambda: bound("llama", strict, chat=True), "refuses these messages: no system")
 

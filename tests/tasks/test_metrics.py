@@ -89,6 +89,8 @@ def test_numbers_that_are_all_alike_are_no_error():
     assert set(metrics.regression([1.0, 1.0], [1.0, 2.0]).values()) == {0.0, -1.0}
     assert set(metrics.regression([1.0, 2.0], [3.0, 3.0]).values()) == {0.0}
     assert set(metrics.regression([1.0], [3.0]).values()) == {0.0}
+    rounded = metrics.regression([1.0329854, 1.0329857, 1.0329854], [1.0, 2.0, 3.0])
+    assert rounded["pearson"] == rounded["spearman"] == 0.0
 
 
 def test_confusion():

@@ -103,7 +103,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
         ({"lr": 0.5}, "lr was [0.001] and is [0.5]"),
         ({"accumulate": 3}, "accumulate was 2 and is 3"),
         ({"seed": 1}, "seed was 0 and is 1"),
-        ({"spec": LoRA(rank=3)}, "method was "),
+        ({"spec": LoRA(rank=3)}, '"rank": 3'),
         ({"data": 19}, "data was 20 rows"),
         ({"dev": 5}, "dev was 4 rows"),
         ({"model": lambda: tiny.base().bfloat16()}, "base was LlamaForCausalLM torch.float32"),

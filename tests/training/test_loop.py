@@ -109,6 +109,11 @@ def test_dropout_of_the_base_is_a_choice_and_that_of_pieces_is_not(dropout):
     assert seen == [(dropout, True)]
 
 
+def test_rows_that_are_no_examples_are_refused():
+    with pytest.raises(TrainingError, match=r"as inlay.data.load\(rows\) makes them, not {'text'"):
+        train(data=[{"text": "a"}])
+
+
 def test_other_inlays_hold_still():
     model, handle = tiny.attached()
     _, other = tiny.attached(Prefix(length=2, mlp=None), model=model, name="other")

@@ -120,8 +120,16 @@ def test_flags_alone_make_a_recipe():
         ("training.schedule", "lin", "training.schedule: input should be 'linear', 'cosine' or"),
         ("training.betas", "[0.9, 2]", "training.betas: input should be less than 1, not 2"),
         ("training.tokens", "64", "training: give batch_size or tokens, not both"),
-        ("data.train", "x.jsonl", "data.train: input should be a valid dictionary"),
-        ("data.train", "null", "data.train: input should be"),
+        (
+            "data.train",
+            "x.jsonl",
+            "data.train has fields, such as {source: …}, and is not 'x.jsonl'",
+        ),
+        ("data.train", "null", "data.train has fields, such as"),
+        ("task", "classify", "task has fields, such as {kind: …}, and is not 'classify'"),
+        ("training", "5", "training has fields, such as {lr: …}, and is not 5"),
+        ("training.betas", "[0.9]", "training.betas has too few values: [0.9]"),
+        ("training.betas", "0.9", "training.betas: write a list, in brackets, not 0.9"),
         ("data.dev.template", "5", None),
         ("data.dev.template", "[5]", "data.dev.template: input should be a valid string"),
         ("data.dev.template", "{text", "data.dev.template: template '{text' cannot be read"),
@@ -162,6 +170,7 @@ def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, 
         ("- x\n", "r.yaml: a recipe is a mapping"),
         ("", "r.yaml: a recipe is a mapping"),
         ("base: x\n", "task is missing"),
+        ("base: x\nmethd: LoRA\n", "methd: there is no such field; did you mean 'method'?"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, monkeypatch, written, said):
@@ -227,6 +236,14 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
     assert Recipe.load(out / "recipe.yaml") == recipe
     anew = run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet(), resume=False)
     assert anew.training.loss != outcome.training.loss
+
+
+def test_a_file_where_the_folder_should_be_is_refused_at_once(recipe_file, tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(RecipeError, match="out is a folder to write into, and .*taken is a file"):
+        # before the base, which is not there, is looked for
+        made = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}
+        run(Recipe.load(recipe_file, made), tiny.quiet())
 
 
 def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):

@@ -170,8 +170,8 @@ class Classify(Templated):
         if self._given is not None:
             return self._given
         raise TaskError(
-            "classify: the labels are not known yet; give labels=[...], or call "
-            "prepare(training examples)"
+            "classify: the labels are not known yet; give labels (--task.labels), or, in Python, "
+            "call prepare(training examples)"
         )
 
     def head(self) -> Head | None:
@@ -231,6 +231,8 @@ class Classify(Templated):
                     f"{example.where}: a label is {kind_of(value)}, not text or a number"
                 )
         names = [label_name(value) for value in given]
+        if "" in names:
+            raise DataError(f"{example.where}: its label is empty")
         renamed = self.label_names or {}
         return list(dict.fromkeys(renamed.get(name, name) for name in names))
 

@@ -105,7 +105,7 @@ class Generate(Templated):
         self.demonstrations = tuple(given) if isinstance(given, list) else given
         super().__post_init__()
         if self.system is not None and not self.chat:
-            raise TaskError("generate: a system message needs chat=True")
+            raise TaskError("generate: a system message needs chat, which is off")
         if isinstance(self.demonstrations, int) and self.demonstrations < 0:
             raise TaskError(f"generate: demonstrations={self.demonstrations} is less than none")
         if self.chat == "messages":

@@ -103,17 +103,23 @@ def multi_label(
     }
 
 
+ALIKE = 1e-5
+"""By what share of the largest one equal predictions may differ: batches round differently."""
+
+
 def regression(predictions: Sequence[float], gold: Sequence[float]) -> dict[str, float]:
     """Pearson's and Spearman's correlation of numbers, and R², the share of variance explained.
 
     Where the predictions or the gold numbers are all alike, correlations are 0/0, and 0 here by
-    convention; so is R² where the gold ones are.
+    convention; so is R² where the gold ones are. Predictions that differ by rounding are alike.
     """
     _check(predictions, gold)
     with _scikit():
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import r2_score
-    varied, related = len(set(gold)) > 1, len(set(gold)) > 1 and len(set(predictions)) > 1
+    varied = len(set(gold)) > 1
+    spread, largest = max(predictions) - min(predictions), max(map(abs, predictions))
+    related = varied and spread > ALIKE * largest
     return {
         "pearson": float(pearsonr(predictions, gold).statistic) if related else 0.0,
         "spearman": float(spearmanr(predictions, gold).statistic) if related else 0.0,

@@ -84,7 +84,7 @@ class Tag(Task):
         """The tags in their order. Raises TaskError while they are not known."""
         if self.labels is None:
             raise TaskError(
-                "tag: the tags are not known yet; give labels=[...], or call "
+                "tag: the tags are not known yet; give labels (--task.labels), or, in Python, call "
                 "prepare(training examples)"
             )
         return self.labels

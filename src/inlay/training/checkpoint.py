@@ -102,15 +102,25 @@ def compare(path: Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     """Raise TrainingError, which says what differs, unless the checkpoint is of this run."""
     for name, value in now.items():
         if found.get(name) != value:
+            before, after = _differing(found.get(name), value)
             raise TrainingError(
-                f"{path} is of another run: {name} was {_short(found.get(name))} and is "
-                f"{_short(value)}; use another folder, or resume=False to start anew"
+                f"{path} is of another run: {name} was {before} and is {after}; use another "
+                "folder, or start anew (--fresh, in Python resume=False)"
             )
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _differing(before: Any, after: Any) -> tuple[str, str]:
+    """Two values as text; of long ones the part from shortly before they differ."""
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in (before, after)]
+    pairs = enumerate(zip(*texts, strict=False))
+    start = max(0, next((at for at, (a, b) in pairs if a != b), 0) - 20)
+    return _short(texts[0], start), _short(texts[1], start)
+
+
+def _short(text: str, start: int) -> str:
+    if len(text) <= 80:
+        return text
+    return "…" * (start > 0) + text[start : start + 76] + "…" * (start + 76 < len(text))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

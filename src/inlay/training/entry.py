@@ -118,6 +118,11 @@ def train(
     chosen = options(given)
     if not len(data) or (dev is not None and not len(dev)):
         raise TrainingError("there are no examples to train or to evaluate on")
+    for rows in (data, dev or data):
+        if not isinstance(rows[0], Example):
+            raise TrainingError(
+                f"the rows are examples, as inlay.data.load(rows) makes them, not {rows[0]!r:.60}"
+            )
     for name in ("eval_every", "patience"):
         if dev is None and getattr(chosen, name) is not None:
             raise TrainingError(f"{name} needs examples to evaluate on; give dev")

@@ -32,7 +32,7 @@ class Log:
             self._file.close()
             raise TrainingError(
                 f"{path} is shorter than when the checkpoint beside it was written; "
-                "put it back, or start anew with resume=False"
+                "put it back, or start anew (--fresh, in Python resume=False)"
             )
         self._file.truncate(length)
 

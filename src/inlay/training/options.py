@@ -94,8 +94,12 @@ def options(given: Mapping[str, Any]) -> Options:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in one sentence: path of the field, cause, and the nearest right name."""
-    first = error.errors()[0]
+    """The first problem in one sentence: path of the field, cause, and the nearest right name.
+
+    A field that does not exist comes before one that is missing: it is often that one, misspelt.
+    """
+    problems = error.errors()
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     path, inner = _path(first["loc"], model)
     at = ".".join(path)
     match first["type"]:
@@ -103,8 +107,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             name = str(first["loc"][-1])
             at = ".".join([*path, name])
             return f"{at}: there is no such field{nearest(name, inner.model_fields)}"
+        case "missing" if isinstance(first["loc"][-1], int):
+            return f"{at} has too few values: {first['input']!r:.80}"
         case "missing":
             return f"{at} is missing"
+        case "tuple_type" | "list_type":
+            return f"{at}: write a list, in brackets, not {first['input']!r:.80}"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            has = "kind" if at == "task" else next(iter(inner.model_fields))
+            return f"{at} has fields, such as {{{has}: …}}, and is not {first['input']!r:.80}"
         case "value_error":
             reason = str(first["ctx"]["error"])
             return f"{at}: {reason}" if at else reason

@@ -89,6 +89,10 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     """
     if recipe.folds is not None and recipe.fold is None:
         raise RecipeError("run does one fold; give fold, or call cross_validate for all of them")
+    if Path(recipe.out).exists() and not Path(recipe.out).is_dir():
+        raise RecipeError(
+            f"out is a folder to write into, and {recipe.out} is a file; name another"
+        )
     main = processes().is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
