@@ -240,9 +240,8 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
 
 def test_a_file_where_the_folder_should_be_is_refused_at_once(recipe_file, tmp_path):
     (tmp_path / "taken").write_text("x")
+    made = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}  # no base either
     with pytest.raises(RecipeError, match="out is a folder to write into, and .*taken is a file"):
-        # before the base, which is not there, is looked for
-        made = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}
         run(Recipe.load(recipe_file, made), tiny.quiet())
 
 
