@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 SHORT = 192 * 192
-"""Queries times keys, and so the size of P, up to which it is kept instead of made again."""
+"""The most queries times keys: P, which is kept, has as many numbers a head."""
 
 CACHED = 2 * 2**20
 """Bytes of scores that each thread has under way at once."""
