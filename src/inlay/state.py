@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
-SAMPLES = 32
+SAMPLES = 16
+PROJECTIONS = (
+    *(f"{side}.{part}" for side in ("attn", "cross") for part in ("q", "k", "v", "o")),
+    *(f"mlp.{part}" for part in ("up", "gate", "down")),
+)
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -270,10 +274,10 @@ def fingerprint(chart: Chart) -> dict[str, Any]:
 
 
 def _telling(chart: Chart) -> list[Site]:
-    """First, middle and last projection of each stack's queries and down projections."""
+    """Each stack's first, middle and last projection of every kind."""
     chosen = []
     for stack in chart.stacks:
-        for role in ("attn.q", "mlp.down"):
+        for role in PROJECTIONS:
             found = [s for s in chart.sites if s.role == role and s.stack == stack.name]
             if found:
                 picks = sorted({0, len(found) // 2, len(found) - 1})

@@ -147,6 +147,16 @@ def test_another_base(file: Path) -> None:
     refused(wide, file, FileError, "has shape", strict=False)
 
 
+@pytest.mark.parametrize("role", ["self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj"])
+def test_a_base_that_differs_in_one_kind_of_projection(file: Path, role: str) -> None:
+    """As one does into which an update of values alone was merged."""
+    other = zoo.fresh("llama")
+    with torch.no_grad():
+        for layer in other.model.layers:
+            layer.get_submodule(role).weight.mul_(1.1)
+    refused(other, file, BaseError, "made for another base: the weights at decoder.0")
+
+
 def test_the_same_base_in_sixteen_bits_is_the_same_base(file: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         assert inlay.load(zoo.fresh("llama").to(dtype), file).attached
