@@ -10,7 +10,7 @@ from logging import ERROR, WARNING
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -143,7 +143,7 @@ def fetch_sentiment(report: Report = announce) -> Path:
 def load_base(
     name_or_path: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str | None = None,
     report: Report = announce,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -156,9 +156,11 @@ def load_base(
 
     Args:
         name_or_path: a bundled name, a local folder, or what `from_pretrained` takes.
-        dtype: of the weights; None keeps the one they are stored in, except on a CPU that has no
-            products in it (see `emulated`), where float32 takes its place.
-        device: where to put the model; None leaves it on the CPU.
+        dtype: of the weights; "stored" for the one they are stored in. None does the same, except
+            where the base is to run on a CPU that has no products in it (see `emulated`): there
+            float32 takes its place.
+        device: where to put the model; None leaves it on the CPU, where it is taken to run unless
+            there is an accelerator that it may be moved to.
         report: is told of the steps of a fetch, and of weights that are not kept as stored.
 
     A hub that does not answer within seconds is not waited for; what it gave before is loaded.
@@ -168,6 +170,7 @@ def load_base(
     if device is not None:
         _check_device(device)
     name = str(name_or_path)
+    asked = "auto" if dtype in (None, "stored") else dtype
     told = WARNING
     if not Path(name).exists() and ("/" not in name and get_close_matches(name, MODELS, 1, 0.8)):
         name = str(fetch_model(name, report))  # a near miss is refused here, not looked for afar
@@ -177,7 +180,7 @@ def load_base(
     try:
         with _convert.quietly(told):
             config = AutoConfig.from_pretrained(name, **options)
-            model = _model_class(config).from_pretrained(name, dtype=dtype or "auto", **options)
+            model = _model_class(config).from_pretrained(name, dtype=asked, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         missing = isinstance(error, OSError)
@@ -191,7 +194,8 @@ def load_base(
         tokenizer.padding_side = "left"
     if device is not None:
         model = model.to(device)
-    if dtype is None and model.device.type == "cpu" and emulated(model.dtype):
+    runs = device is not None or not torch.accelerator.is_available()
+    if dtype is None and runs and model.device.type == "cpu" and emulated(model.dtype):
         kind = str(model.dtype).removeprefix("torch.")
         report(f"this processor only emulates products in {kind}; going on in float32")
         model = model.float()
@@ -213,7 +217,7 @@ def _check_device(device: torch.device | str) -> None:
 def emulated(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU has no products in a type, so that torch makes them up slowly.
 
-    They then take 40 to 200 times as long as in float32 (LOG.md); tried on one small product. Only
+    They then take some 40 times as long as in float32 (LOG.md); tried on one small product. Only
     of the two types of 16 bits it is asked at all.
     """
     halves = (torch.bfloat16, torch.float16)

@@ -40,7 +40,7 @@ def check(
         ),
     ] = None,
     dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Prove the laws on your own model: nothing left behind, rows apart, padding inert, …
 

@@ -71,7 +71,7 @@ def evaluate(
     ] = None,
     skip_bad_rows: SkipOption = False,
     dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):

@@ -59,7 +59,7 @@ def generate(
     beams: Annotated[int, typer.Option(min=1, help="Beams to search with.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
     dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Write on from a prompt, with or without an inlay."""
     if len(words) > 2:

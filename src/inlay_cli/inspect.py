@@ -90,7 +90,7 @@ def inspect(
         Path | None, typer.Option("--json", metavar="OUT", help="Write every number here.")
     ] = None,
     dtype: DtypeOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Look inside a soft prompt or prefix: the tokens near it, and the attention it gets."""
     if text and data is not None:

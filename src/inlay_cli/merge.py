@@ -56,7 +56,7 @@ def merge(
         tokenizer.save_pretrained(new)
 
     refuse_taken(folder, "folder")
-    model, tokenizer = open_base(base, dtype)
+    model, tokenizer = open_base(base, dtype or "stored")
     with busy("folding"):
         handle = open_inlay(model, tokenizer, file)
         spec = handle.spec

@@ -42,10 +42,10 @@ DtypeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--device",
-        help="Where to run, such as cpu or cuda:1; by default an accelerator if there is one.",
+        help="Where to run, such as cpu or cuda:1; auto is an accelerator if there is one.",
     ),
 ]
 
@@ -99,11 +99,11 @@ def refuse_taken(path: Path, kind: str) -> None:
 
 
 def open_base(
-    base: str, dtype: Dtype | None = None, device: str | None = "cpu"
+    base: str, dtype: Dtype | Literal["stored"] | None = None, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A base and its tokenizer, with a sign of life while they load.
 
-    device: None for an accelerator if there is one.
+    dtype: as for `load_base`. device: "auto" for an accelerator if there is one.
 
     Raises FetchError.
     """
@@ -113,8 +113,9 @@ def open_base(
         from inlay.models import load_base
 
         silence()
-        kind = None if dtype is None else getattr(torch, dtype)
-        place = device or torch.accelerator.current_accelerator(check_available=True)
+        kind = dtype if dtype in (None, "stored") else getattr(torch, dtype)
+        here = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        place = here if device == "auto" else device
         return load_base(base, dtype=kind, device=place, report=say)
 
 

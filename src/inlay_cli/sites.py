@@ -35,7 +35,7 @@ def sites(
     every: Annotated[bool, typer.Option("--all", help="List every site, not only roles.")] = False,
 ) -> None:
     """Show the map of a base: where pieces can be set, and through which port."""
-    model, _ = open_base(base)
+    model, _ = open_base(base, "stored")
     from inlay.chart import resolve
     from inlay.charts import FAMILIES
 

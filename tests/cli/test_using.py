@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import inlay as library
 from inlay import laws
+from inlay.errors import FetchError
 from inlay.laws import Broken
 from inlay.models import load_base
 
@@ -99,6 +100,36 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
     ids = torch.arange(5, 14)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp_path, monkeypatch):
+    """Also where this processor had rather run another."""
+    monkeypatch.setattr("inlay.models.emulated", lambda dtype: True)
+    half = tmp_path / "half"
+    model, tokenizer = load_base(base, dtype=torch.bfloat16)
+    model.save_pretrained(half)
+    tokenizer.save_pretrained(half)
+    assert load_base(half)[0].dtype == torch.float32
+    ran = inlay("merge", half, trained, tmp_path / "merged")
+    assert ran.code == 0, ran.err
+    assert load_base(tmp_path / "merged", dtype="stored")[0].dtype == torch.bfloat16
+
+
+def test_an_accelerator_is_used_where_there_is_one(inlay, base, monkeypatch):
+    seen = []
+
+    def load(name, **how):
+        seen.append(how["device"])
+        raise FetchError("enough")
+
+    monkeypatch.setattr("inlay.models.load_base", load)
+    for words in ([], ["--device", "cpu"]):
+        inlay("generate", base, "hello", *words)
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **how: gpu)
+    inlay("generate", base, "hello")
+    inlay("check", base, "--method", "LoRA")
+    assert seen == ["cpu", "cpu", gpu, "cpu"]
 
 
 def test_merge_writes_a_head_beside_the_model(inlay, base, tmp_path):

@@ -65,6 +65,10 @@ def test_what_a_cpu_only_emulates_goes_on_in_fp32(tmp_path, monkeypatch):
     assert told == ["this processor only emulates products in bfloat16; going on in float32"]
     asked, _ = load_base(tmp_path, dtype=torch.bfloat16, report=told.append)
     assert asked.dtype == torch.bfloat16
+    kept, _ = load_base(tmp_path, dtype="stored", report=told.append)
+    assert kept.dtype == torch.bfloat16
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # it may be moved there
+    assert load_base(tmp_path, report=told.append)[0].dtype == torch.bfloat16
     away, _ = load_base(tmp_path, device="meta", report=told.append)
     assert away.dtype == torch.bfloat16
     assert len(told) == 1

@@ -29,7 +29,7 @@ CHUNK_BYTES_ON_CPU = 24 * 2**20
 """Memory for more than 32 MiB comes fresh from the kernel every time, page by page (LOG.md)."""
 
 CHUNK_ROWS = 64
-"""However large the vocabulary is: a chunk reads the head's whole weight twice."""
+"""At least so many positions a chunk, however large: it reads the head's whole weight twice."""
 
 
 def token_loss(

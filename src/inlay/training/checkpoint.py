@@ -113,7 +113,7 @@ def _differing(before: Any, after: Any) -> tuple[str, str]:
     """Two values as text; of long ones the part from shortly before they differ."""
     texts = [one if isinstance(one, str) else json.dumps(one) for one in (before, after)]
     pairs = enumerate(zip(*texts, strict=False))
-    start = max(0, next((at for at, (a, b) in pairs if a != b), 0) - 20)
+    start = max(0, next((at for at, (a, b) in pairs if a != b), min(map(len, texts))) - 20)
     return _short(texts[0], start), _short(texts[1], start)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from inlay.errors import RecipeError
 from inlay.state import write_whole
 from inlay.training.launch import processes
-from inlay.training.recipe import Recipe
+from inlay.training.recipe import Recipe, folder_of
 from inlay.training.run import run
 
 NAME = "folds.json"
@@ -47,7 +47,7 @@ def cross_validate(
     if recipe.folds is None or recipe.fold is not None:
         raise RecipeError("cross-validation takes a recipe with folds, and without fold")
     console = console or Console(stderr=True)
-    main, out = processes().is_main_process, Path(recipe.out)
+    main, out = processes().is_main_process, folder_of(recipe.out)
     scores: list[dict[str, float]] = []
     metric = ""
     for number in range(1, recipe.folds + 1):

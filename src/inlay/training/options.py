@@ -113,9 +113,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             return f"{at} is missing"
         case "tuple_type" | "list_type":
             return f"{at}: write a list, in brackets, not {first['input']!r:.80}"
-        case "dict_type" | "model_type" | "model_attributes_type":
-            has = "kind" if at == "task" else next(iter(inner.model_fields))
-            return f"{at} has fields, such as {{{has}: …}}, and is not {first['input']!r:.80}"
+        case "model_type" | "model_attributes_type":
+            one = next(iter(inner.model_fields))
+            return f"{at}: write its fields, such as {{{one}: …}}, not {first['input']!r:.80}"
         case "value_error":
             reason = str(first["ctx"]["error"])
             return f"{at}: {reason}" if at else reason

@@ -38,7 +38,7 @@ from inlay.training.patterns import Patterns
 from inlay.training.pet_recipe import Pet
 from inlay.training.pet_results import Asked, Generation, Member, Petted, Scores
 from inlay.training.progress import Shown
-from inlay.training.recipe import Recipe
+from inlay.training.recipe import Recipe, folder_of
 from inlay.training.run import headed, opened, say
 from inlay.training.soft import ensemble, scores, softly
 from inlay.training.whole import BASE, need_fine, restored, save_base
@@ -63,6 +63,7 @@ def pet(recipe: Pet, console: Console | None = None, *, resume: bool = True) -> 
     """
     main = processes().is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
+    out = folder_of(recipe.out)
     patterns = Patterns.load(recipe.patterns)
     recipe.check(len(patterns.patterns))
     tasks = patterns.tasks(**recipe.reading())
@@ -92,7 +93,6 @@ def pet(recipe: Pet, console: Console | None = None, *, resume: bool = True) -> 
         result = fit(model, handle, student, taught, **course.how(recipe.distilling, CLASSIFIER))
         scored = None if test is None else evaluate(model, student, test, **course.sizes)
     joint = recipe.training.base_lr is not None
-    out = Path(recipe.out)
     outcome = Petted(
         recipe=recipe,
         path=out / f"{CLASSIFIER}.safetensors" if handle.spec.methods else None,

@@ -133,6 +133,15 @@ class Recipe(BaseModel):
             raise ValueError(f"a name is letters, digits, '_' and '-', not {value!r}")
         return value
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(  # noqa: TRY004  # pydantic tells of no TypeError
+                f"write its fields, such as {{kind: classify}}, not {value!r:.80}"
+            )
+        return value
+
     @field_validator("task")
     @classmethod
     def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +226,13 @@ def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str]
         return kind.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(error, kind)) from None
+
+
+def folder_of(out: str) -> Path:
+    """The folder that a run writes into. Raises RecipeError where a file has its name."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise RecipeError(f"out is a folder to write into, and {out} is a file; name another")
+    return Path(out)
 
 
 def _task_of(fields: Mapping[str, Any]) -> Task:

@@ -29,7 +29,7 @@ from inlay.training.launch import processes
 from inlay.training.log import Log
 from inlay.training.loop import LOG
 from inlay.training.progress import Shown
-from inlay.training.recipe import Recipe
+from inlay.training.recipe import Recipe, folder_of
 from inlay.training.results import Result
 from inlay.training.whole import BASE, need_fine, save_base
 
@@ -89,10 +89,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     """
     if recipe.folds is not None and recipe.fold is None:
         raise RecipeError("run does one fold; give fold, or call cross_validate for all of them")
-    if Path(recipe.out).exists() and not Path(recipe.out).is_dir():
-        raise RecipeError(
-            f"out is a folder to write into, and {recipe.out} is a file; name another"
-        )
+    out = folder_of(recipe.out)
     main = processes().is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
@@ -111,7 +108,6 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     handle = member(model, spec, recipe.name, recipe.seed, 0)
     recipe = _placed(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    out = Path(recipe.out)
     course = _Course(recipe, out, model, task, data, console, resume)
     untouched = course.untouched(handle)
     if main and not (resume and (out / checkpoint.NAME).exists()):
