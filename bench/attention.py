@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from inlay.ports import short
+from inlay.runtime import short_attention
 
 SIZES = [
     (16, 16, 9, 3, 64),
@@ -43,7 +43,7 @@ def single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """inlay's."""
-    return short.attend(q, k, v, is_causal=True)
+    return short_attention.attend(q, k, v, is_causal=True)
 
 
 def milliseconds(run: Callable[[], object]) -> float:

@@ -19,9 +19,9 @@ from rich.console import Console
 
 import inlay
 from bench.base import model, quiet, tokenizer
-from inlay.data import Example, load
-from inlay.models import fetch_sentiment
-from inlay.piece import Tokens
+from inlay.core.piece import VirtualTokens
+from inlay.data.dataset import Example, load
+from inlay.hub.models import fetch_sentiment
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate
 
@@ -50,7 +50,7 @@ def measure(
     spec = inlay.parse(method)
     torch.manual_seed(seed)
     handle = inlay.attach(base, spec)
-    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, Tokens)]
+    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, VirtualTokens)]
     if tokens:
         task.place(handle.virtual, sum(piece.front for piece in tokens), train)
     task.bind(base, tokenizer())

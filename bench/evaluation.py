@@ -27,11 +27,11 @@ import inlay
 from bench.base import quiet
 from bench.memory import MIB, RESET, status
 from inlay import LoRA
-from inlay.data import Dataset, load, stream
-from inlay.state import write_whole
+from inlay.data.dataset import Dataset, load, stream
+from inlay.files.format import write_whole
 from inlay.tasks import Regress
 from inlay.training import evaluate
-from inlay.training.run import headed
+from inlay.training.recipes.run import headed
 
 OUT = Path(__file__).parent / "evaluation.json"
 COUNTS = (1_000, 10_000, 100_000)

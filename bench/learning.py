@@ -27,8 +27,8 @@ import inlay
 from bench.base import model, tokenizer
 from bench.steps import OURS, THEIRS
 from bench.timing import synchronise
-from inlay.data import Dataset, load
-from inlay.models import fetch_sentiment
+from inlay.data.dataset import Dataset, load
+from inlay.hub.models import fetch_sentiment
 from inlay.tasks import Classify
 
 TEMPLATE = "{text} All in all, it was"

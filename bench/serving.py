@@ -12,7 +12,7 @@ from bench.base import ROWS, batch, model
 from bench.steps import OURS
 from bench.timing import Run
 from inlay import Prefix
-from inlay.chart import resolve
+from inlay.architectures.resolve import resolve
 
 READ, WRITTEN = 32, 64
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import inlay
 from bench.base import Batch, batch, model
 from inlay import Houlsby, LoRA, Prefix, Prompt
-from inlay.chart import resolve
-from inlay.spec import Spec
+from inlay.architectures.resolve import resolve
+from inlay.core.method import Spec
 from inlay.tasks import token_loss
 
 Step = Callable[[], float]

@@ -27,14 +27,15 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from bench.base import machine, quiet
-from inlay.data import Dataset, Example
+from inlay.data.dataset import Dataset, Example
 from inlay.errors import InlayError
-from inlay.models import load_base
+from inlay.hub.models import load_base
 from inlay.tasks import Generate
 from inlay.tasks import Task as Asked
-from inlay.training import evaluate, loop, predict
-from inlay.training.recipe import Recipe
-from inlay.training.run import run
+from inlay.training import evaluate, predict
+from inlay.training.loop import trainer
+from inlay.training.recipes.recipe import Recipe
+from inlay.training.recipes.run import run
 from inlay_cli.docs import tasks_page
 
 OUT = Path(__file__).with_name("cells")
@@ -130,7 +131,7 @@ SETS = {
 def cell(name: str, base: str, method: str, seconds: float, data: Path) -> dict[str, Any]:
     """What one combination scores; or, in one sentence, why it cannot be."""
     one = SETS[name]
-    with tempfile.TemporaryDirectory() as out, patch.object(loop, "clock", time.process_time):
+    with tempfile.TemporaryDirectory() as out, patch.object(trainer, "clock", time.process_time):
         try:
             recipe = _recipe(one, base, METHODS.get(method, {"method": "LoRA"}), seconds, data, out)
             if method == UNTOUCHED:

@@ -13,9 +13,10 @@ from typing import Any
 from bench.claims.base import Claim, Numbers, Run, curves
 from bench.claims.setting import Bench
 from inlay import LoRA
-from inlay.data import Example, load
+from inlay.data.dataset import Example, load
 from inlay.tasks import Classify
-from inlay.training import Pet, Petted, pet, text
+from inlay.training import Pet, Petted, pet
+from inlay.training.recipes import yaml
 
 SIZES = (10, 50, 100)
 
@@ -106,7 +107,7 @@ def _petted(run: Run, few: Sequence[Example], generations: int = 1) -> Petted:
     own = {name: s[name] for name in ("patterns", "verbalizer")}
     with TemporaryDirectory() as out:
         patterns, train = Path(out) / "patterns.yaml", Path(out) / "train.jsonl"
-        patterns.write_text(text.write(json.loads(json.dumps(own))), encoding="utf-8")
+        patterns.write_text(yaml.write(json.loads(json.dumps(own))), encoding="utf-8")
         train.write_text("".join(json.dumps(row.fields) + "\n" for row in few), encoding="utf-8")
         drawn = {"limit": s["unlabelled"], "seed": run.seed + 1000}
         recipe = Pet.model_validate(

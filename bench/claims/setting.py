@@ -9,12 +9,12 @@ import torch
 
 import inlay
 from bench.claims.base import Run
-from inlay.data import Example, load
-from inlay.layout import evaluating
-from inlay.models import fetch_sentiment, load_base
+from inlay.core.modes import evaluating
+from inlay.data.dataset import Example, load
+from inlay.hub.models import fetch_sentiment, load_base
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate
-from inlay.training.batches import by_length
+from inlay.training.loop.batches import by_length
 
 LABELS = ("negative", "positive")
 

@@ -1,21 +1,22 @@
 """inlay: every parameter-efficient fine-tuning method, set into a frozen transformer.
 
 The public names, and nothing else. Methods (`LoRA`, `Prefix`, …) are those registered in
-`inlay.spec.METHODS`; `inlay methods` lists them.
+`inlay.core.method.METHODS`; `inlay methods` lists them.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
 from inlay._version import __version__
-from inlay.attach import Inlay, attach, attached, rows
-from inlay.check import check
-from inlay.compile import compile_prompt
+from inlay.compile_prompt import compile_prompt
+from inlay.core.method import METHODS, Method, Sum
+from inlay.core.parse import load_entry_points, parse
+from inlay.core.site import ROLES, Site, Where
+from inlay.data.words import labels, words
 from inlay.errors import InlayError
-from inlay.site import ROLES, Site, Where
-from inlay.spec import METHODS, Method, Sum, load_strangers, parse
-from inlay.state import load
-from inlay.words import labels, words
+from inlay.files.format import load
+from inlay.handle import Inlay, attach, attached, rows
+from inlay.laws.check import check
 
 if TYPE_CHECKING:
     from inlay.methods.bitfit import BitFit
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from inlay.methods.warp import WARP
     from inlay.training import fit, tune
 
-load_strangers()
+load_entry_points()
 
 __all__ = [
     "IA3",

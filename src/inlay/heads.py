@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.attach import attached
-from inlay.chart import Chart
+from inlay.architectures.chart import Chart
+from inlay.core.piece import HeadPiece
 from inlay.errors import RowsError, TaskError
-from inlay.piece import Head
+from inlay.handle import attached
 
 
-def head_of(model: PreTrainedModel, name: str) -> Head | None:
+def head_of(model: PreTrainedModel, name: str) -> HeadPiece | None:
     """The head that an attached inlay holds, or None."""
     for _, _, piece in attached(model)[name].pieces():
-        if isinstance(piece, Head):
+        if isinstance(piece, HeadPiece):
             return piece
     return None
 
@@ -30,7 +30,7 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
     present = attached(model)
     heads = {name: head for name in present if (head := head_of(model, name)) is not None}
     if not heads:
-        raise TaskError("no attached inlay has a trained head; add + Head(labels=[...]) to it")
+        raise TaskError("no attached inlay has a trained head; add + HeadPiece(labels=[...]) to it")
     route = next(iter(present.values())).root.route
     groups = route.groups(len(hidden), heads)
     if groups is None or any(len(names) != 1 for names in groups.names):
@@ -52,7 +52,7 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _judged(
-    chart: Chart, model: PreTrainedModel, head: Head, hidden: Tensor, mask: Tensor
+    chart: Chart, model: PreTrainedModel, head: HeadPiece, hidden: Tensor, mask: Tensor
 ) -> Tensor:
     """What one head says; one that reads features is given those of each row's last place."""
     if head.reads == "states":

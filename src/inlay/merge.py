@@ -1,15 +1,15 @@
-"""Merging: fold an inlay into the base's weights. All or nothing, but for what judges beside it."""
+"""Merging: fold an inlay into the base's weights. All or nothing, but for trained heads."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, attach
+from inlay.core.method import sum_of
+from inlay.core.piece import Foldable, InputMap, Piece
+from inlay.core.site import Site, stored_transposed
 from inlay.errors import MergeError
-from inlay.piece import Foldable, Piece, TapIn
-from inlay.site import Site, stored_transposed
-from inlay.spec import together
+from inlay.handle import Inlay, attach
 
 Written = tuple[nn.Parameter, Tensor]
 
@@ -23,12 +23,12 @@ def merge(handle: Inlay) -> PreTrainedModel:
             "detach every other inlay first"
         )
     methods = handle.spec.methods
-    judging = [number for number, method in enumerate(methods) if method.judges]
+    judging = [number for number, method in enumerate(methods) if method.has_head]
     for parameter, value in plan(handle):
         parameter.data.copy_(value)
     model = handle.detach()
     if judging:
-        kept = attach(model, together([methods[n] for n in judging]), name=handle.name)
+        kept = attach(model, sum_of([methods[n] for n in judging]), name=handle.name)
         kept.take(handle, dict(enumerate(judging)))
     return model
 
@@ -44,7 +44,7 @@ def plan(handle: Inlay) -> list[Written]:
     places: dict[str, tuple[Site, list[Piece]]] = {}
     for key, site, piece in handle.pieces():
         method = handle.spec.methods[int(key.rsplit("/", 1)[1])]
-        if method.judges:
+        if method.has_head:
             continue
         if not isinstance(piece, Foldable):
             raise MergeError(
@@ -66,7 +66,7 @@ def plan(handle: Inlay) -> list[Written]:
             )
         w, b = host.part(site)
         # what acts on the way in sees x first, so it is folded last
-        for piece in sorted(pieces, key=lambda piece: isinstance(piece, TapIn)):
+        for piece in sorted(pieces, key=lambda piece: isinstance(piece, InputMap)):
             assert isinstance(piece, Foldable)
             try:
                 w, b = piece.fold(w, b)

@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 
 from inlay import METHODS, Method, attach
+from inlay.core.parse import make_method, method_class
 from inlay.errors import InlayError, MergeError
 from inlay.merge import plan
-from inlay.spec import make, method_named
 
 SOURCE = re.compile(r" \([^()]*\d{4}[^()]*\)\.?$")
 """The citation at the end of a method's first line."""
@@ -63,7 +63,7 @@ def catalogue() -> tuple[Entry, ...]:
 
 def entry(name: str) -> Entry:
     """One method. Raises SpecError with the nearest name."""
-    kind = method_named(name)
+    kind = method_class(name)
     line = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().split("\n")[0]
     about, fields = _read(inspect.getdoc(kind) or "")
     port, merges = _tried(kind)
@@ -76,7 +76,7 @@ def entry(name: str) -> Entry:
         port=port,
         merges=merges,
         identity=kind.identity,
-        rate=(make(name, {}).rate(), kind.sources.get("lr", "")),
+        rate=(make_method(name, {}).learning_rate(), kind.sources.get("lr", "")),
         fields=tuple(
             Field(
                 field.name,
@@ -120,7 +120,7 @@ def _tried(kind: type[Method]) -> tuple[str, bool | None]:
     """The way in that a method takes, and whether it merges, by trying it on small models."""
     for model in _specimens():
         try:
-            handle = attach(model, make(kind.__name__, {}))
+            handle = attach(model, make_method(kind.__name__, {}))
         except InlayError:
             continue
         try:

@@ -48,9 +48,9 @@ def check(
     """
     if (file is None) == (method is None):
         raise typer.BadParameter("give a FILE, or --method, and not both")
-    from inlay.check import check as run
+    from inlay.core.parse import parse
     from inlay.laws import LAWS
-    from inlay.spec import parse
+    from inlay.laws.check import check as run
 
     spec = parse(method or "LoRA")
     model, tokenizer = open_base(base, dtype, device)

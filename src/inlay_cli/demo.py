@@ -14,9 +14,9 @@ from inlay_cli.console import busy, err, out
 from inlay_cli.shared import examples, open_base, open_inlay, silence, table
 
 if TYPE_CHECKING:
-    from inlay.data import Dataset
+    from inlay.data.dataset import Dataset
     from inlay.tasks import Task
-    from inlay.training.recipe import Recipe
+    from inlay.training.recipes.recipe import Recipe
 
 BASE = "smollm2"
 RECIPE = {
@@ -81,9 +81,9 @@ def demo(
     """
     begun = time.monotonic()
     with busy("starting"):
-        from inlay.models import fetch_sentiment
+        from inlay.hub.models import fetch_sentiment
         from inlay.training import Recipe, predict
-        from inlay.training.run import run
+        from inlay.training.recipes.run import run
     silence()
     with busy("looking for the sentences") as say:
         sentences = fetch_sentiment(say)
@@ -114,7 +114,7 @@ def demo(
 
 
 def _held_out(folder: Path, task: Task, limit: int) -> Dataset:
-    from inlay.data import load
+    from inlay.data.dataset import load
 
     return load(folder, split="test", need=task.needs, limit=limit)
 

@@ -26,8 +26,8 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
 
-    from inlay.attach import Inlay
-    from inlay.data import Dataset, Example, Stream
+    from inlay.data.dataset import Dataset, Example, Stream
+    from inlay.handle import Inlay
     from inlay.tasks import Prediction, Task
 
 RECIPE = "recipe.yaml"
@@ -75,7 +75,7 @@ def evaluate(
 ) -> None:
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
-        from inlay.data import left_out
+        from inlay.data.dataset import left_out
         from inlay.training.evaluation import Answers, predict_each
 
     if skip_bad_rows:
@@ -114,7 +114,7 @@ def _asked(
     Raises RecipeError, TaskError, DataError.
     """
     from inlay.errors import RecipeError
-    from inlay.training.recipe import Recipe
+    from inlay.training.recipes.recipe import Recipe
 
     if recipe is None and file is not None and (file.parent / RECIPE).is_file():
         recipe = file.parent / RECIPE
@@ -154,7 +154,7 @@ def _same_labels(task: Task, handle: Inlay) -> None:
 
 def _write(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:
     """Write the predictions while they are made."""
-    from inlay.state import write_whole
+    from inlay.files.format import write_whole
 
     lines = (json.dumps({**row.fields, "where": row.where, "said": one}) for row, one in pairs)
     write_whole(path, (f"{line}\n".encode() for line in lines))

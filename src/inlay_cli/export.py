@@ -50,7 +50,7 @@ def export(
     refuse_taken(path, "file")
     model, tokenizer = open_base(base, dtype)
     with busy("compiling"):
-        from inlay.compile import compile_prompt
+        from inlay.compile_prompt import compile_prompt
 
         before = open_inlay(model, tokenizer, file)
         spec = before.spec

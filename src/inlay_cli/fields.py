@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
-from inlay.data import load
+from inlay.data.dataset import load
 from inlay.tasks import TASKS
-from inlay.training.options import Training
-from inlay.training.recipe import Recipe, Source
+from inlay.training.loop.options import Training
+from inlay.training.recipes.recipe import Recipe, Source
 from inlay_cli.flags import Flag
 
 

@@ -71,7 +71,7 @@ def generate(
     with busy("starting"):
         import torch
 
-        from inlay.data import Example
+        from inlay.data.dataset import Example
         from inlay.tasks import Generate
         from inlay.training import predict
 

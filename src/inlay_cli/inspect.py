@@ -25,8 +25,8 @@ from inlay_cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from inlay.attach import Inlay
-    from inlay.data import Example
+    from inlay.data.dataset import Example
+    from inlay.handle import Inlay
     from inlay.inspect import Neighbours, Share
     from inlay.tasks import Task
 
@@ -98,7 +98,7 @@ def inspect(
     rows = _rows(text, data, limit)
     model, tokenizer = open_base(base, dtype, device)
     with busy(f"looking into {file}"):
-        from inlay.state import load
+        from inlay.files.format import load
 
         handle = load(model, file, name="this", tokenizer=tokenizer)
         task = _task(file)
@@ -150,13 +150,13 @@ class Look:
 
     def written(self, handle: Inlay) -> str:
         """The template, with places for the inlay's virtual tokens if it has none."""
+        from inlay.core.piece import VirtualTokens
+        from inlay.data.template import Template
         from inlay.errors import SpecError
-        from inlay.piece import Tokens
         from inlay.tasks.templated import with_virtual
-        from inlay.template import Template
 
         pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]
-        tokens = [piece for piece in pieces if isinstance(piece, Tokens)]
+        tokens = [piece for piece in pieces if isinstance(piece, VirtualTokens)]
         if not tokens and Template(self.template).virtual:
             raise SpecError(
                 f"the template {self.template!r} has virtual tokens and the inlay has none; leave "
@@ -168,9 +168,9 @@ class Look:
         return with_virtual(self.template, count, front)
 
     def _sources(self, handle: Inlay) -> list[list[int]]:
+        from inlay.data.template import Template
         from inlay.inspect import room
-        from inlay.tasks.reader import Reader, trailing
-        from inlay.template import Template
+        from inlay.tasks.rows import Reader, trailing
 
         chart = handle.root.chart
         mask = self.tokenizer.mask_token or ""
@@ -214,7 +214,7 @@ def _compared(report: Report, here: Inlay, file: Path, there: Inlay, look: Look)
 
 def _rows(given: list[str] | None, data: str | None, limit: int) -> list[Example]:
     """The rows to measure on. Raises DataError."""
-    from inlay.data import Example, load
+    from inlay.data.dataset import Example, load
     from inlay.inspect import TEXTS
 
     if data is not None:
@@ -225,7 +225,7 @@ def _rows(given: list[str] | None, data: str | None, limit: int) -> list[Example
 
 def _task(file: Path) -> Task | None:
     """The task of the recipe that training has put beside the file, if it is there."""
-    from inlay.training.recipe import Recipe
+    from inlay.training.recipes.recipe import Recipe
 
     recipe = file.parent / RECIPE
     return Recipe.load(recipe).make_task() if recipe.is_file() else None
@@ -236,9 +236,9 @@ def _template(given: str | None, task: Task | None, rows: list[Example]) -> str:
 
     Raises DataError for rows that have nothing to write.
     """
+    from inlay.data.template import Template
     from inlay.errors import DataError
     from inlay.tasks import Classify, Generate
-    from inlay.template import Template
 
     if given is not None:
         return given
@@ -280,6 +280,6 @@ def _forms(tokenizer: Any, words: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _write(path: Path, text: str) -> None:
-    from inlay.state import write_whole
+    from inlay.files.format import write_whole
 
     write_whole(path, text.encode())

@@ -16,12 +16,12 @@ def method_names() -> list[str]:
 
 def model_names() -> list[str]:
     """The names of the bundled models."""
-    tree = ast.parse((_folder() / "models.py").read_text("utf-8"))
+    tree = ast.parse((_folder() / "hub" / "models.py").read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MODELS":
             keys = next(n.keys for n in ast.walk(node) if isinstance(n, ast.Dict))
             return [ast.literal_eval(key) for key in keys if key is not None]
-    raise LookupError("inlay.models defines no MODELS")
+    raise LookupError("inlay.hub.models defines no MODELS")
 
 
 def _folder() -> Path:

@@ -15,7 +15,7 @@ from inlay_cli.shared import FreshOption, PrintOption, SetOption, examples, sile
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.training.pet_results import Petted
+    from inlay.training.pet.results import Petted
 
 
 def register(app: typer.Typer) -> None:
@@ -42,8 +42,8 @@ def pet(
 ) -> None:
     """Teach a classifier from few labels: by patterns, and texts without labels (PET)."""
     with busy("starting"):
-        from inlay.training.pet import pet as teach
-        from inlay.training.pet_recipe import Pet
+        from inlay.training.pet.pet import pet as teach
+        from inlay.training.pet.recipe import Pet
     made = Pet.load(recipe, dict(pairs(settings)))
     if print_recipe:
         sys.stdout.write(made.dump())

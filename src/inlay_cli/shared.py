@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from inlay.attach import Inlay
+    from inlay.handle import Inlay
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -110,7 +110,7 @@ def open_base(
     with busy(f"loading {base}") as say:
         import torch
 
-        from inlay.models import load_base
+        from inlay.hub.models import load_base
 
         silence()
         kind = dtype if dtype in (None, "stored") else getattr(torch, dtype)
@@ -121,6 +121,6 @@ def open_base(
 
 def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:
     """The inlay of a file, attached. Raises FileError, BaseError."""
-    from inlay.state import load
+    from inlay.files.format import load
 
     return load(model, file, tokenizer=tokenizer)

@@ -12,8 +12,8 @@ from inlay_cli.shared import BaseArgument, examples, open_base, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.chart import Chart
-    from inlay.site import Site
+    from inlay.architectures.chart import Chart
+    from inlay.core.site import Site
 
 
 EXPLAINED = 110
@@ -36,8 +36,8 @@ def sites(
 ) -> None:
     """Show the map of a base: where pieces can be set, and through which port."""
     model, _ = open_base(base, "stored")
-    from inlay.chart import resolve
-    from inlay.charts import FAMILIES
+    from inlay.architectures.families import FAMILIES
+    from inlay.architectures.resolve import resolve
 
     chart = resolve(model)
     kind = model.config.model_type
@@ -59,7 +59,7 @@ def sites(
 
 
 def _roles(chart: Chart) -> None:
-    from inlay.site import ROLES
+    from inlay.core.site import ROLES
 
     columns = ["role", "sites", "for example", "x → y", "ports"]
     explained = out().width >= EXPLAINED
@@ -104,7 +104,7 @@ def _widths(site: Site) -> str:
 
 def _ports(site: Site) -> str:
     """The ways in that exist at a site."""
-    from inlay.ports.attention import has_port
+    from inlay.runtime.attention import has_port
 
     if site.heads:
         return "keys" if has_port(site.host) else "[dim]none[/]"

@@ -23,9 +23,9 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.training.cross_validation import Validated
-    from inlay.training.ensemble import Voted
-    from inlay.training.run import Outcome
+    from inlay.training.recipes.cross_validation import Validated
+    from inlay.training.recipes.ensemble import Voted
+    from inlay.training.recipes.run import Outcome
 
 
 def register(app: typer.Typer) -> None:
@@ -62,9 +62,9 @@ def train(
         raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
     changes = {**given, **dict(pairs(settings))}
     with busy("starting"):
-        from inlay.training.cross_validation import cross_validate
-        from inlay.training.recipe import Recipe
-        from inlay.training.run import run
+        from inlay.training.recipes.cross_validation import cross_validate
+        from inlay.training.recipes.recipe import Recipe
+        from inlay.training.recipes.run import run
     made = Recipe.load(recipe, changes)
     if skip_bad_rows:
         parts = made.data.model_dump(exclude_none=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inlay import models
-from inlay.training.recipe import Recipe
+from inlay.hub import models
+from inlay.training.recipes.recipe import Recipe
 from inlay_cli import docs
 
 ROOT = Path(__file__).parents[2]

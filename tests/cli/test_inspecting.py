@@ -9,7 +9,7 @@ import torch
 
 import inlay as library
 from inlay import LoRA, Prefix, Prompt, PTuning
-from inlay.models import load_base
+from inlay.hub.models import load_base
 from tests.tasks import tiny
 
 

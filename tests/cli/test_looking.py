@@ -4,7 +4,7 @@ import pytest
 from transformers import FalconConfig, FalconForCausalLM
 
 import inlay as library
-from inlay.models import MODELS
+from inlay.hub.models import MODELS
 from inlay_cli import catalogue, names
 from tests.tasks import tiny
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from inlay.tasks import Task
-from inlay.training.options import Training
-from inlay.training.recipe import Recipe
+from inlay.training.loop.options import Training
+from inlay.training.recipes.recipe import Recipe
 from inlay_cli.fields import fields_of, takes, train_flags
 
 
@@ -20,8 +20,8 @@ def test_train_does_what_a_recipe_says(inlay, recipe, tmp_path):
 
 
 def test_train_shows_how_far_it_is_in_all_it_does(inlay, recipe, rows, monkeypatch):
-    monkeypatch.setattr("inlay.training.progress.SOON", 0.0)
-    monkeypatch.setattr("inlay.training.progress.EVERY", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
     monkeypatch.setattr("inlay.tasks.base.TOGETHER", 3)
     small = ("--batch-size", "2", "--set", f"data.test.source={rows}")
     ran = inlay("train", recipe, *small)
@@ -227,7 +227,7 @@ def test_eval_reads_rows_as_it_needs_them(inlay, base, rows, tmp_path, monkeypat
     monkeypatch.setattr(
         Task, "encode_all", lambda *given: held.append(len(given[1])) or encode_all(*given)
     )
-    monkeypatch.setattr("inlay.training.recipe.load", None)  # which would read everything
+    monkeypatch.setattr("inlay.training.recipes.recipe.load", None)  # which would read everything
     asked = ("eval", base, "--data", rows, "--task", "generate", "--json")
     ran = inlay(*asked)
     assert ran.code == 0, ran.err

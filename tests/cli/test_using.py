@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import inlay as library
 from inlay import laws
 from inlay.errors import FetchError
+from inlay.hub.models import load_base
 from inlay.laws import Broken
-from inlay.models import load_base
 
 
 def test_generate_with_and_without_an_inlay(inlay, base, trained):
@@ -57,7 +57,7 @@ def test_a_file_of_another_base_is_refused(inlay, encoder, trained):
 @pytest.fixture
 def two_laws(monkeypatch):
     kept = {name: laws.LAWS[name] for name in ("identity", "no trace")}
-    for module in (sys.modules["inlay.check"], laws):  # `inlay.check` itself is the function
+    for module in (sys.modules["inlay.laws.check"], laws):
         monkeypatch.setattr(module, "LAWS", kept)
     return kept
 
@@ -104,7 +104,7 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
 
 def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp_path, monkeypatch):
     """Also where this processor had rather run another."""
-    monkeypatch.setattr("inlay.models.emulated", lambda dtype: True)
+    monkeypatch.setattr("inlay.hub.models.emulated", lambda dtype: True)
     half = tmp_path / "half"
     model, tokenizer = load_base(base, dtype=torch.bfloat16)
     model.save_pretrained(half)
@@ -122,7 +122,7 @@ def test_an_accelerator_is_used_where_there_is_one(inlay, base, monkeypatch):
         seen.append(how["device"])
         raise FetchError("enough")
 
-    monkeypatch.setattr("inlay.models.load_base", load)
+    monkeypatch.setattr("inlay.hub.models.load_base", load)
     for words in ([], ["--device", "cpu"]):
         inlay("generate", base, "hello", *words)
     gpu = torch.device("cuda:0")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import inlay
-from inlay.laws import LAWS, Beside, Case
+from inlay.laws import LAWS, Case, NotApplicable
 from tests import zoo
 
 FILE = '''
@@ -23,9 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from inlay.piece import Foldable, Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only
+from inlay.core.piece import Foldable, OutputDelta
+from inlay.core.site import Site, Where
+from inlay.core.method import Method, Shared, require_site
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,14 +37,14 @@ class Echo(Method):
     identity: ClassVar[bool] = True
 
     def build(self, site: Site, shared: Shared) -> "Gate":
-        only(self, site, site.is_projection and site.d_in == site.d_out, "square projections")
+        require_site(self, site, site.is_projection and site.d_in == site.d_out, "square projections")
         return Gate(site.d_out)
 
 
 Echo.examples = (Echo(),)
 
 
-class Gate(Foldable, Tap):
+class Gate(Foldable, OutputDelta):
     def __init__(self, width: int):
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(width))
@@ -79,6 +79,6 @@ def test_every_law_holds(echo: Any, family: str) -> None:
         try:
             law(case)
             held += 1
-        except Beside:
+        except NotApplicable:
             continue
     assert held >= 6

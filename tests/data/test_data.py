@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from inlay.data import Example, label_name, load, stream
+from inlay.data.dataset import Example, label_name, load, stream
+from inlay.data.template import Template
 from inlay.errors import DataError
-from inlay.template import Template
 
 ROWS = [{"text": "good", "label": 1}, {"text": 'bad, "very"\nbad', "label": 0}]
 
@@ -421,12 +421,12 @@ def test_limit_draws_a_sample_in_order():
 def test_data_that_are_fetched_by_name(tmp_path, monkeypatch):
     (tmp_path / "tweets").mkdir()
     write(tmp_path / "tweets" / "test.jsonl", '{"text": "so good", "label": "positive"}\n')
-    monkeypatch.setattr("inlay.models.fetch_sentiment", lambda: tmp_path)
+    monkeypatch.setattr("inlay.hub.models.fetch_sentiment", lambda: tmp_path)
     found = load("tweets", split="test")
     assert [one.fields["label"] for one in found] == ["positive"]
     assert len(stream("tweets", split="test")) == 1
     with pytest.raises(DataError, match="there is no file tweet; did you mean 'tweets'"):
         load("tweet", split="test")
     monkeypatch.chdir(tmp_path)  # a folder of one's own goes first
-    monkeypatch.setattr("inlay.models.fetch_sentiment", lambda: tmp_path / "nowhere")
+    monkeypatch.setattr("inlay.hub.models.fetch_sentiment", lambda: tmp_path / "nowhere")
     assert len(load("tweets", split="test")) == 1

@@ -17,16 +17,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
 from inlay import merge as merge_file
-from inlay import prefixes
-from inlay import state as state_file
+from inlay.blocks import kv_prefix
+from inlay.core.piece import Piece
+from inlay.core.site import Part, Site
+from inlay.files import format as state_file
 from inlay.methods import ia3
-from inlay.piece import Piece
-from inlay.ports import attention, door, front, keys, slots, tap
-from inlay.route import Groups, Route
-from inlay.site import Part, Site
+from inlay.runtime import attention, extra_kv, module_hooks, prompts, shared_prefix, stack
+from inlay.runtime.routing import Groups, Routing
 
-attach_file: Any = sys.modules["inlay.attach"]  # `inlay.attach` is the function
-root_file: Any = sys.modules["inlay.root"]
+attach_file: Any = sys.modules["inlay.handle"]
+root_file: Any = sys.modules["inlay.runtime.container"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def mask_function_not_registered(patch: pytest.MonkeyPatch) -> None:
 
 
 def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keys, "_causal", lambda module, more: False)
+    patch.setattr(extra_kv, "_causal", lambda module, more: False)
 
 
 def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
@@ -61,12 +61,12 @@ def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
 
 
 def prefix_columns_hidden_from_the_mask(patch: pytest.MonkeyPatch) -> None:
-    real = keys._widen
+    real = extra_kv._widen
 
     def wrong(mask: Any, seen: Any, extra: int, length: int) -> Any:
         return real(mask, None, extra, length)  # shorter prefixes get phantom keys
 
-    patch.setattr(keys, "_widen", wrong)
+    patch.setattr(extra_kv, "_widen", wrong)
 
 
 def fused_part_ignored_in_merge(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
         self.at_exit.pop(name, None)
         return True
 
-    patch.setattr(tap.TapPort, "drop", drop)
+    patch.setattr(module_hooks.ModuleHooks, "drop", drop)
 
 
 def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
@@ -114,13 +114,13 @@ def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
-    real = root_file.Root.__init__
+    real = root_file.Container.__init__
 
     def init(self: Any, chart: Any) -> None:
         real(self, chart)
         self.learning = []
 
-    patch.setattr(root_file.Root, "__init__", init)
+    patch.setattr(root_file.Container, "__init__", init)
 
 
 def base_not_frozen(patch: pytest.MonkeyPatch) -> None:
@@ -138,26 +138,26 @@ def half_of_the_prefix_dead(patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any) -> Any:
         return self.k, self.k.detach() * 0.5
 
-    patch.setattr(prefixes.Vectors, "forward", forward)
+    patch.setattr(kv_prefix.Vectors, "forward", forward)
 
 
 def rows_permuted(patch: pytest.MonkeyPatch) -> None:
-    real = Route._spread
+    real = Routing._spread
 
     def spread(self: Any, batch: int, here: Any) -> Groups:
         made = real(self, batch, here)
         return Groups(made.names, None if made.group is None else made.group[::-1])
 
-    patch.setattr(Route, "_spread", spread)
+    patch.setattr(Routing, "_spread", spread)
 
 
 def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
     real = torch.argsort
-    patch.setattr(tap.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
+    patch.setattr(module_hooks.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
 
 
 def beams_tiled(patch: pytest.MonkeyPatch) -> None:
-    real = Route._spread
+    real = Routing._spread
 
     def spread(self: Any, batch: int, here: Any) -> Groups:
         made = real(self, batch, here)
@@ -165,52 +165,54 @@ def beams_tiled(patch: pytest.MonkeyPatch) -> None:
         group = made.group and made.group[::times] * times
         return Groups(made.names, group)
 
-    patch.setattr(Route, "_spread", spread)
+    patch.setattr(Routing, "_spread", spread)
 
 
 def rows_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(door.Door, "_rebind", lambda self: lambda grad: None)
+    patch.setattr(stack.StackHooks, "_rebind", lambda self: lambda grad: None)
 
 
 def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(door.Door, "_counted", lambda self, inputs: inputs)
+    patch.setattr(stack.StackHooks, "_counted", lambda self, inputs: inputs)
 
 
 def text_not_moved_behind_the_front(patch: pytest.MonkeyPatch) -> None:
-    real = front.Front.beside
+    real = shared_prefix.Front.beside
     patch.setattr(
-        front.Front,
+        shared_prefix.Front,
         "beside",
         lambda self, *more: dataclasses.replace(real(self, *more), shift=0),
     )
 
 
 def front_of_another_row(patch: pytest.MonkeyPatch) -> None:
-    real = front.Beside._spread
-    patch.setattr(front.Beside, "_spread", lambda self, one, batch: real(self, one.flip(0), batch))
+    real = shared_prefix.Beside._spread
+    patch.setattr(
+        shared_prefix.Beside, "_spread", lambda self, one, batch: real(self, one.flip(0), batch)
+    )
 
 
 def opening_without_gradient(patch: pytest.MonkeyPatch) -> None:
-    real = front.Beside.states
-    patch.setattr(front.Beside, "states", lambda self, batch: real(self, batch).detach())
+    real = shared_prefix.Beside.states
+    patch.setattr(shared_prefix.Beside, "states", lambda self, batch: real(self, batch).detach())
 
 
 def opening_put_back_elsewhere(patch: pytest.MonkeyPatch) -> None:
-    real = front.Beside.states
-    patch.setattr(front.Beside, "states", lambda self, batch: real(self, batch).flip(1))
+    real = shared_prefix.Beside.states
+    patch.setattr(shared_prefix.Beside, "states", lambda self, batch: real(self, batch).flip(1))
 
 
 def shorter_front_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
-    real = front.Front.beside
+    real = shared_prefix.Front.beside
     patch.setattr(
-        front.Front,
+        shared_prefix.Front,
         "beside",
         lambda self, *more: dataclasses.replace(real(self, *more), seen=None),
     )
 
 
 def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
-    real = door.Door._rebind
+    real = stack.StackHooks._rebind
 
     def rebind(self: Any) -> Any:
         made = real(self)
@@ -221,35 +223,35 @@ def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
 
         return wrong
 
-    patch.setattr(door.Door, "_rebind", rebind)
+    patch.setattr(stack.StackHooks, "_rebind", rebind)
 
 
 def prompt_not_cut_off(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(slots.SlotsPort, "leave", lambda self, output: output)
+    patch.setattr(prompts.PromptPort, "leave", lambda self, output: output)
 
 
 def decoder_does_not_see_the_prompt(patch: pytest.MonkeyPatch) -> None:
-    real = slots.SlotsPort.widened
+    real = prompts.PromptPort.widened
 
     def widened(self: Any, mask: Any, states: Any) -> Any:
         wide = real(self, mask, states)
         extra = states.shape[1] - (states.shape[1] if mask is None else mask.shape[1])
         return wide if mask is None else torch.nn.functional.pad(mask, (extra, 0), value=1)
 
-    patch.setattr(slots.SlotsPort, "widened", widened)
+    patch.setattr(prompts.PromptPort, "widened", widened)
 
 
 def later_positions_not_moved(patch: pytest.MonkeyPatch) -> None:
-    real = slots.SlotsPort._continue
+    real = prompts.PromptPort._continue
 
     def go_on(self: Any, inputs: Any, *more: Any) -> Any:
         return {**real(self, inputs, *more), "position_ids": inputs.get("position_ids")}
 
-    patch.setattr(slots.SlotsPort, "_continue", go_on)
+    patch.setattr(prompts.PromptPort, "_continue", go_on)
 
 
 def copies_share_an_inlay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tap.TapPort, "__deepcopy__", lambda self, memo: self, raising=False)
+    patch.setattr(module_hooks.ModuleHooks, "__deepcopy__", lambda self, memo: self, raising=False)
 
 
 def file_rounded(patch: pytest.MonkeyPatch) -> None:
@@ -264,9 +266,9 @@ def file_rounded(patch: pytest.MonkeyPatch) -> None:
 
 
 def something_else_served(patch: pytest.MonkeyPatch) -> None:
-    real = prefixes.Sliced.served
+    real = kv_prefix.Sliced.served
     patch.setattr(
-        prefixes.Sliced,
+        kv_prefix.Sliced,
         "served",
         lambda self: {k: t.flip(0).clone() for k, t in real(self).items()},
     )

@@ -6,7 +6,7 @@ import pytest
 
 import inlay
 from inlay.errors import SiteError
-from inlay.laws import LAWS, Beside, Case
+from inlay.laws import LAWS, Case, NotApplicable
 from tests import zoo
 
 SPECS = [example for kind in inlay.METHODS.values() for example in kind.examples]
@@ -33,7 +33,7 @@ def test_laws(family: str, spec: inlay.Method) -> None:
     for name, law in LAWS.items():
         try:
             law(subject)
-        except Beside:
+        except NotApplicable:
             continue
         except Exception as error:
             broken.append(f"{name}: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from inlay.laws import LAWS, Beside, Case
+from inlay.laws import LAWS, Case, NotApplicable
 from tests import zoo
 from tests.laws.mutations import MUTATIONS, Mutation
 
@@ -16,7 +16,7 @@ from tests.laws.mutations import MUTATIONS, Mutation
 )
 def test_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(zoo.fresh(mutation.family), mutation.spec)
-    with suppress(Beside):
+    with suppress(NotApplicable):
         LAWS[mutation.law](case)  # holds before the damage
     case = Case(zoo.fresh(mutation.family), mutation.spec)
     mutation.breaks(monkeypatch)

@@ -9,8 +9,8 @@ import torch
 import transformers as hf
 
 import inlay
-from inlay.chart import resolve
-from inlay.spec import Shared
+from inlay.architectures.resolve import resolve
+from inlay.core.method import Shared
 
 
 def count(model: Any, spec: inlay.Method) -> int:

@@ -322,7 +322,7 @@ def test_prompt_of_words_is_feeding_the_words(family: str) -> None:
     inputs = batch(family)
     ids = inputs["input_ids"]
     prompt = torch.tensor([[11, 12, 13]] * 2)
-    kept = 1 if inlay.chart.resolve(model).stacks[0].first_stays else 0
+    kept = 1 if inlay.architectures.resolve.resolve(model).stacks[0].first_stays else 0
     whole = torch.cat((ids[:, :kept], prompt, ids[:, kept:]), 1)
     wide = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
     expected = run(model, wide)
@@ -379,7 +379,8 @@ def test_prompt_longer_than_the_positions_left() -> None:
 
 def test_head_pools_over_the_text_only() -> None:
     head = inlay.Head(labels=("a", "b"), pool="mean").build(
-        inlay.chart.resolve(zoo.model("llama")).find(inlay.Where(("final",)))[0], None
+        inlay.architectures.resolve.resolve(zoo.model("llama")).find(inlay.Where(("final",)))[0],
+        None,
     )
     hidden = torch.randn(2, 5, 32)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])

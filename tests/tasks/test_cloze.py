@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import inlay
-from inlay.data import load
+from inlay.data.dataset import load
 from inlay.errors import DataError
 from inlay.tasks import Classify, from_spec
-from inlay.tasks.distil import distilled
+from inlay.tasks.distillation import distilled
 from tests.tasks.tiny import KINDS, add_head, bind, examples, refused, tokenizer, words
 from tests.zoo import fresh, model
 

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 import inlay
 from inlay import Head, LoRA
-from inlay.data import load
+from inlay.data.dataset import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, from_spec, metrics
 from inlay.training import evaluate
-from inlay.training.ensemble import vote
 from inlay.training.evaluation import predict
-from inlay.training.run import headed
+from inlay.training.recipes.ensemble import vote
+from inlay.training.recipes.run import headed
 from tests.tasks.tiny import KINDS, WORDS, add_head, add_two_heads, bind, examples, refused, words
 from tests.zoo import fresh, model
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import inlay
-from inlay.chart import resolve
+from inlay.architectures.resolve import resolve
 from inlay.methods.lora import LoRA
 from inlay.tasks import loss as loss_module
 from inlay.tasks.loss import positions_at_once, token_loss

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 import inlay
 from inlay import Head, LoRA, Prompt
-from inlay.data import load
+from inlay.data.dataset import load
 from inlay.errors import DataError, RowsError
 from inlay.tasks import Classify, Tag, from_spec, metrics
 from inlay.tasks.tag import LOST
 from inlay.training import evaluate
-from inlay.training.ensemble import vote
-from inlay.training.run import headed
+from inlay.training.recipes.ensemble import vote
+from inlay.training.recipes.run import headed
 from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, refused, words
 from tests.zoo import fresh
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import inlay
+from inlay.data.template import VIRTUAL, Template
 from inlay.errors import DataError, RowsError, TrainingError
 from inlay.laws.case import far
 from inlay.tasks import Classify, Generate
-from inlay.template import VIRTUAL, Template
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 import inlay
 from inlay import LoRA, Prompt
-from inlay.data import Example
+from inlay.data.dataset import Example
 from inlay.errors import TaskError
 from tests import zoo
 

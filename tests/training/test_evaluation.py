@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from inlay.data import Example, load, stream
+from inlay.data.dataset import Example, load, stream
 from inlay.errors import DataError
 from inlay.tasks import Choose, Extract, Generate, Regress, Tag
 from inlay.tasks.base import TASKS, Row

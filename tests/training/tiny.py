@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import inlay
 from inlay import LoRA
-from inlay.chart import resolve
-from inlay.data import Example
+from inlay.architectures.resolve import resolve
+from inlay.data.dataset import Example
 from inlay.tasks.base import TASKS, Bound, Row, Task, mask_of, padded
 
 CONFIG = {

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inlay.attach import Inlay, rows
-from inlay.chart import Chart
+from inlay.architectures.chart import Chart
+from inlay.core.modes import evaluating
+from inlay.core.site import Site
 from inlay.errors import DataError, PortError
-from inlay.layout import evaluating
-from inlay.ports.attention import eagerly
-from inlay.site import Site
+from inlay.handle import Inlay, rows
+from inlay.runtime.attention import eagerly
 
 LONGEST = 256
 """Texts are cut off behind so many tokens: eager attention keeps a number for every pair."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inlay.attach import Inlay
 from inlay.errors import SpecError
+from inlay.handle import Inlay
 from inlay.inspect.attention import Share
 from inlay.inspect.vectors import Neighbours, keys_of
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inlay.attach import Inlay
+from inlay.core.piece import ExtraKV, PromptVectors, VirtualTokens
+from inlay.core.site import Site
 from inlay.errors import SpecError
-from inlay.piece import Keys, Slots, Tokens
-from inlay.site import Site
+from inlay.handle import Inlay
 
 CHUNK = 8192
 """Tokens of the vocabulary that are embedded at a time."""
@@ -97,7 +97,10 @@ class Neighbours:
 
 def check_soft(handle: Inlay) -> None:
     """Raise SpecError where an inlay has neither vectors nor keys to look into."""
-    if not any(isinstance(piece, (Slots, Tokens, Keys)) for _, _, piece in handle.pieces()):
+    if not any(
+        isinstance(piece, (PromptVectors, VirtualTokens, ExtraKV))
+        for _, _, piece in handle.pieces()
+    ):
         raise SpecError(
             f"{handle.spec!r} has no soft prompt or prefix to look into; "
             "inspect takes what a method such as Prompt or Prefix has made"
@@ -107,7 +110,7 @@ def check_soft(handle: Inlay) -> None:
 def vectors_of(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
     """(key, site, vectors `[P, D]` in fp32) of every piece in the space of the embeddings."""
     _renew(handle)
-    pieces = [one for one in handle.pieces() if isinstance(one[2], (Slots, Tokens))]
+    pieces = [one for one in handle.pieces() if isinstance(one[2], (PromptVectors, VirtualTokens))]
     return [(key, site, piece().detach().float()) for key, site, piece in pieces]
 
 
@@ -115,7 +118,7 @@ def keys_of(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
     """(key, site, k, v) of every piece of keys; k and v `[H, P, K]` in fp32."""
     _renew(handle)
     pieces = [
-        (key, site, piece()) for key, site, piece in handle.pieces() if isinstance(piece, Keys)
+        (key, site, piece()) for key, site, piece in handle.pieces() if isinstance(piece, ExtraKV)
     ]
     return [(key, site, k.detach().float(), v.detach().float()) for key, site, (k, v) in pieces]
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, attach, attached, rows
-from inlay.chart import Chart, resolve
+from inlay.architectures.chart import Chart
+from inlay.architectures.resolve import resolve
+from inlay.core.method import Spec
+from inlay.core.piece import HeadPiece, VirtualTokens
 from inlay.errors import LawError
-from inlay.piece import Head, Tokens
-from inlay.root import root_of
-from inlay.spec import Spec
+from inlay.handle import Inlay, attach, attached, rows
+from inlay.runtime.container import container_of
 
 TOO_LARGE = 300_000_000
 """Bases with more parameters are not copied."""
@@ -26,7 +27,7 @@ class Broken(LawError):
     """The law does not hold here."""
 
 
-class Beside(LawError):
+class NotApplicable(LawError):
     """The law says nothing about this case."""
 
 
@@ -48,8 +49,8 @@ class Case:
         self.chart: Chart = resolve(self.model)
         pieces = [piece for _, _, piece in self._pieces()]
         kinds = [type(piece) for piece in pieces]
-        self.virtual = sum(piece.length for piece in pieces if isinstance(piece, Tokens))
-        self.acts = any(not issubclass(kind, Head) for kind in kinds)
+        self.virtual = sum(piece.length for piece in pieces if isinstance(piece, VirtualTokens))
+        self.acts = any(not issubclass(kind, HeadPiece) for kind in kinds)
         self.learns = self.acts
 
     def _pieces(self) -> list[Any]:
@@ -167,7 +168,7 @@ def readable(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Ten
     if ids is None or not bool((ids >= first_virtual(model)).any()):
         return inputs
     served = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
-    root = root_of(model)
+    root = container_of(model)
     if root is not None:
         root.route.bind()
         groups = root.route.groups(len(ids), root.doors[0].tokens.pieces)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.attach import attach, attached, rows
+from inlay.core.piece import Foldable
 from inlay.errors import MergeError
+from inlay.files.format import load
+from inlay.handle import attach, attached, rows
 from inlay.laws.case import (
-    Beside,
     Broken,
     Case,
+    NotApplicable,
     answer,
     counted,
     join,
@@ -23,14 +25,12 @@ from inlay.laws.case import (
     readable,
 )
 from inlay.merge import plan
-from inlay.piece import Foldable
-from inlay.state import load
 
 
 def identity(case: Case) -> float:
     """A model with the method just attached computes exactly what the base does."""
     if not all(method.identity for method in case.spec.methods):
-        raise Beside("the method does not promise it")
+        raise NotApplicable("the method does not promise it")
     inputs = join(case.inputs(2))
     with case.quiet(), torch.no_grad():
         base = answer(case.model, inputs)
@@ -44,8 +44,8 @@ def identity(case: Case) -> float:
 
 def dropped(case: Case) -> float:
     """Dropping what only training needs changes nothing."""
-    if case.spec.served() == case.spec:
-        raise Beside("the method drops nothing")
+    if case.spec.exported() == case.spec:
+        raise NotApplicable("the method drops nothing")
     inputs = join(case.inputs(2))
     with case.quiet(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder, "law.safetensors")
@@ -76,7 +76,7 @@ def merging(case: Case) -> float:
                 for name, p in case.model.named_parameters():
                     if name in before and not torch.equal(p, before[name]):
                         raise Broken(f"refused, but {name} was written") from None
-                raise Beside(f"refused as it should be: {refusal}") from None
+                raise NotApplicable(f"refused as it should be: {refusal}") from None
             if not foldable:
                 raise Broken("a piece without fold was merged")
             old = [(parameter, parameter.detach().clone()) for parameter, _ in writes]
@@ -98,9 +98,9 @@ def generation(case: Case) -> float:
     model: Any = case.model
     chart = case.chart
     if not model.can_generate() or chart.kind not in ("decoder", "encoder-decoder"):
-        raise Beside("this base does not generate")
+        raise NotApplicable("this base does not generate")
     if case.tolerance > 1e-3:
-        raise Beside("in 16 bits rounding alone changes tokens and beams; check in fp32")
+        raise NotApplicable("in 16 bits rounding alone changes tokens and beams; check in fp32")
     singles = [{k: v for k, v in s.items() if k != "decoder_input_ids"} for s in case.inputs(3)]
     names = ["law", None, "law-b"]
     new = 4

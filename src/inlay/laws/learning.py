@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.attach import Inlay, attached, rows
+from inlay.core.piece import HeadPiece
+from inlay.handle import Inlay, attached, rows
 from inlay.laws.case import (
-    Beside,
     Broken,
     Case,
+    NotApplicable,
     answer,
     join,
     move,
     weigh,
 )
-from inlay.piece import Head
 
 
 def only_pieces_learn(case: Case) -> float:
     """Every number of the pieces gets a gradient, and nothing of the base does."""
     inputs = join(case.inputs(3))
     if not case.learns:
-        raise Beside("a head learns through the task's loss")
+        raise NotApplicable("a head learns through the task's loss")
     with case.quiet(), case.inlay() as handle:
         weigh(answer(case.model, inputs)).backward()
         for _ in range(2):  # a rectifier may be shut for every token by chance, hardly thrice
             move(handle)
             weigh(answer(case.model, inputs)).backward()
-        heads = [piece for _, _, piece in handle.pieces() if isinstance(piece, Head)]
+        heads = [piece for _, _, piece in handle.pieces() if isinstance(piece, HeadPiece)]
         apart = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
         pieces = {id(p) for p in handle.parameters()} - apart
         others = {id(p) for one in attached(case.model).values() for p in one.parameters()}
@@ -54,9 +54,9 @@ def checkpointing(case: Case) -> float:
     """Gradient checkpointing gives the same gradients, for the rows of each pass."""
     model = case.model
     if not model.supports_gradient_checkpointing:
-        raise Beside("this base has no gradient checkpointing")
+        raise NotApplicable("this base has no gradient checkpointing")
     if not case.learns:
-        raise Beside("a head learns outside the blocks")
+        raise NotApplicable("a head learns outside the blocks")
     singles = case.inputs(2)
     batch = {**join(singles)}
     if case.chart.stacks[-1].takes("use_cache"):

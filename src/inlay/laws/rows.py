@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inlay.attach import Inlay, rows
+from inlay.handle import Inlay, rows
 from inlay.laws.case import (
-    Beside,
     Broken,
     Case,
+    NotApplicable,
     aligned,
     answer,
     join,
@@ -80,7 +80,7 @@ def padding_inert(case: Case) -> float:
     """A padded row computes what the row alone does, on every side where the base does so."""
     singles = case.inputs(3)
     if case.chart.kind == "vision":
-        raise Beside("images are not padded")
+        raise NotApplicable("images are not padded")
     worst = 0.0
     with case.quiet():
         ways = paddings(case, singles)

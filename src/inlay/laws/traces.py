@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from inlay.attach import attached, rows
+from inlay.files.format import load
+from inlay.handle import attached, rows
 from inlay.laws.case import (
     TOO_LARGE,
-    Beside,
     Broken,
     Case,
+    NotApplicable,
     answer,
     join,
     move,
 )
-from inlay.state import load
 
 
 def no_trace(case: Case) -> float:
@@ -94,7 +94,7 @@ def save_load(case: Case) -> float:
 def copies_apart(case: Case) -> float:
     """A deep or pickled copy computes the same, and nothing done to one reaches the other."""
     if case.model.num_parameters() > TOO_LARGE:
-        raise Beside("the base is too large to copy")
+        raise NotApplicable("the base is too large to copy")
     inputs = join(case.inputs(2))
     with case.quiet(), case.inlay() as handle, torch.no_grad():
         whole = answer(case.model, inputs)

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from inlay.core.method import Method, Shared, require_site
+from inlay.core.piece import Foldable, OutputDelta
+from inlay.core.site import Site, Where
 from inlay.errors import MergeError
-from inlay.piece import Foldable, Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,14 +55,14 @@ class BitFit(Method):
 
     def build(self, site: Site, shared: Shared) -> Shift | None:
         """See `Method`."""
-        only(self, site, site.is_projection or site.is_norm, "projections and norms")
+        require_site(self, site, site.is_projection or site.is_norm, "projections and norms")
         return Shift(site.d_out) if self.create or site.bias() is not None else None
 
 
 BitFit.examples = (BitFit(), BitFit(at=Where(("attn.q", "mlp.up"))))
 
 
-class Shift(Foldable, Tap):
+class Shift(Foldable, OutputDelta):
     """`y + δ`; δ starts at zero, so the base is what it was."""
 
     def __init__(self, width: int):
@@ -70,7 +70,7 @@ class Shift(Foldable, Tap):
         self.delta = nn.Parameter(torch.zeros(width))  # [d_out]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`."""
+        """See `OutputDelta`."""
         return y + self.delta.to(y.dtype)
 
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

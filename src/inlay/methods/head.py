@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from inlay.blocks.init import normal
+from inlay.core.method import Method, Shared
+from inlay.core.piece import HeadPiece
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import normal
-from inlay.piece import Head as HeadPiece
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +32,7 @@ class Head(Method):
 
     lr: ClassVar[float] = 1e-2
     identity: ClassVar[bool] = True
-    judges: ClassVar[bool] = True
+    has_head: ClassVar[bool] = True
     sources: ClassVar[Mapping[str, str]] = {
         "lr": "measured on names in tweets, on three bases (LOG.md)",
     }

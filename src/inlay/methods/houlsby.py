@@ -8,10 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from inlay.parts import Bottleneck, NormTwin, activation, normal
-from inlay.piece import Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, positive, whole
+from inlay.blocks.bottleneck import Bottleneck, activation
+from inlay.blocks.init import normal
+from inlay.blocks.norm import NormTwin
+from inlay.core.method import Method, Shared, positive, positive_int, require_site
+from inlay.core.piece import OutputDelta
+from inlay.core.site import Site, Where
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,15 +43,17 @@ class Houlsby(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "bottleneck")
+        positive_int(self, "bottleneck")
         positive(self, "std")
         activation(self.act)
 
-    def build(self, site: Site, shared: Shared) -> Tap:
+    def build(self, site: Site, shared: Shared) -> OutputDelta:
         """See `Method`."""
         if site.is_norm:
             return NormTwin(site)
-        only(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp') and norms")
+        require_site(
+            self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp') and norms"
+        )
         d, m = site.d_out, self.bottleneck
         down, up = normal(m, d, std=self.std, cut=2), normal(d, m, std=self.std, cut=2)
         return Sequential(Bottleneck(down, up, self.act))
@@ -61,7 +65,7 @@ Houlsby.examples = (
 )
 
 
-class Sequential(Tap):
+class Sequential(OutputDelta):
     """The bottleneck and its own residual, reading the sub-layer's output."""
 
     def __init__(self, inner: Bottleneck):
@@ -69,5 +73,5 @@ class Sequential(Tap):
         self.inner = inner
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`."""
+        """See `OutputDelta`."""
         return y + self.inner(y)

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from inlay.piece import Foldable, Tap, TapIn
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only
+from inlay.core.method import Method, Shared, require_site
+from inlay.core.piece import Foldable, InputMap, OutputDelta
+from inlay.core.site import Site, Where
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,16 +30,16 @@ class IA3(Method):
         "lr": "the authors' code",
     }
 
-    def build(self, site: Site, shared: Shared) -> Tap | TapIn:
+    def build(self, site: Site, shared: Shared) -> OutputDelta | InputMap:
         """See `Method`."""
-        only(self, site, site.is_projection, "projections such as 'attn.k'")
+        require_site(self, site, site.is_projection, "projections such as 'attn.k'")
         return ScaleIn(site.d_in) if site.role == "mlp.down" else ScaleOut(site.d_out)
 
 
 IA3.examples = (IA3(),)
 
 
-class ScaleOut(Foldable, Tap):
+class ScaleOut(Foldable, OutputDelta):
     """`y ⊙ l`; l starts at one, so the base is what it was."""
 
     def __init__(self, width: int):
@@ -47,7 +47,7 @@ class ScaleOut(Foldable, Tap):
         self.factor = nn.Parameter(torch.ones(width))  # [d_out]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`."""
+        """See `OutputDelta`."""
         return y * self.factor.to(y.dtype)
 
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +56,7 @@ class ScaleOut(Foldable, Tap):
         return w * factor[:, None], None if b is None else b * factor
 
 
-class ScaleIn(Foldable, TapIn):
+class ScaleIn(Foldable, InputMap):
     """`x ⊙ l`."""
 
     def __init__(self, width: int):
@@ -64,7 +64,7 @@ class ScaleIn(Foldable, TapIn):
         self.factor = nn.Parameter(torch.ones(width))  # [d_in]
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `TapIn`."""
+        """See `InputMap`."""
         return x * self.factor.to(x.dtype)
 
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inlay.blocks.init import common, embedded
+from inlay.blocks.kv_prefix import check_prefix, prefix_rate
+from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.core.method import Method, Shared, require_site
+from inlay.core.piece import Piece, SharedModule, VirtualTokenDelta, VirtualTokens
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import FreeTokens, common, embedded
-from inlay.piece import Deep, Once, Piece, Tokens
-from inlay.prefixes import check_prefix, prefix_rate
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,14 +51,14 @@ class Infix(Method):
         """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See `Method`: as for `Prefix`."""
         return prefix_rate(self.mlp)
 
     def build(self, site: Site, shared: Shared) -> Piece | None:
         """See `Method`."""
         fits = site.role in ("embed", "attn.k", "attn.v")
-        only(self, site, fits, "'embed', 'attn.k' and 'attn.v'")
+        require_site(self, site, fits, "'embed', 'attn.k' and 'attn.v'")
         home = next((s for s in shared.sites if s.role == "embed"), None)
         if home is None:
             raise SpecError("Infix: its tokens stand at 'embed', which `at` leaves out")
@@ -69,7 +70,7 @@ class Infix(Method):
             return Offsets(self.length, site.d_out)
         deep = [s for s in shared.sites if s.stack == home.stack and s is not home]
         widths = [s.d_out for s in deep]
-        made = shared.once(
+        made = shared.module(
             home.stack,
             home.stack,
             lambda: Maker(self.length, home.d_out, self.mlp or 0, sum(widths)),
@@ -79,12 +80,12 @@ class Infix(Method):
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """See `Method`: every layer's offsets belong to the tokens."""
-        tokens = next(piece for piece in pieces.values() if isinstance(piece, Tokens))
+        tokens = next(piece for piece in pieces.values() if isinstance(piece, VirtualTokens))
         for piece in pieces.values():
-            if isinstance(piece, Deep):
+            if isinstance(piece, VirtualTokenDelta):
                 piece.belong(tokens)
 
-    def served(self) -> Infix:
+    def exported(self) -> Infix:
         """See `Method`: without the MLP."""
         return replace(self, mlp=None, start="common")
 
@@ -96,13 +97,13 @@ class Infix(Method):
 Infix.examples = (Infix(length=3, mlp=None), Infix(length=2, mlp=5))
 
 
-class Vectors(FreeTokens):
+class Vectors(FreeVirtualTokens):
     """What the virtual tokens are in the embedding layer."""
 
     front = 0  # all stand behind the text
 
 
-class Offsets(Deep):
+class Offsets(VirtualTokenDelta):
     """What one layer adds to their keys, or to their values."""
 
     def __init__(self, length: int, width: int):
@@ -131,10 +132,10 @@ class Maker(nn.Module):
         return made
 
 
-class Made(Deep):
+class Made(VirtualTokenDelta):
     """One layer's part of what the MLP makes."""
 
-    def __init__(self, made: Once, begin: int, width: int):
+    def __init__(self, made: SharedModule, begin: int, width: int):
         super().__init__()
         self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
         self.begin = begin
@@ -144,7 +145,7 @@ class Made(Deep):
         """See `Deep`."""
         return _added(y, number, self._made[0]().narrow(1, self.begin, self.width))
 
-    def served(self) -> dict[str, Tensor]:
+    def export(self) -> dict[str, Tensor]:
         """The offsets alone, as `Offsets` reads them."""
         with torch.no_grad():
             values = self._made[0].net().narrow(1, self.begin, self.width)

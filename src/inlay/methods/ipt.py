@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from inlay.blocks.init import embedded
+from inlay.blocks.vectors import FreePrompt
+from inlay.core.method import Method, Shared, positive_int, require_site
+from inlay.core.piece import PromptVectors
+from inlay.core.site import Site, Where
 from inlay.errors import FileError, SpecError
-from inlay.parts import FreeSlots, embedded
-from inlay.piece import Slots
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,19 +49,21 @@ class IPT(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "length", "inner")
+        positive_int(self, "length", "inner")
         if self.code is not None:
-            whole(self, "code")
+            positive_int(self, "code")
         elif self.decoder is not None:
             raise SpecError("IPT: a decoder needs a code to decode")
 
-    def build(self, site: Site, shared: Shared) -> Slots:
+    def build(self, site: Site, shared: Shared) -> PromptVectors:
         """See `Method`."""
-        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
+        require_site(
+            self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
+        )
         drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
         words = embedded(self, site, [(number,) for number in drawn.tolist()])
         if self.code is None:
-            return FreeSlots(words)
+            return FreePrompt(words)
         width = self.length * site.d_out
         net = Decoder(self.code, self.inner, width)
         if self.decoder is None:
@@ -70,7 +73,7 @@ class IPT(Method):
             net.read(Path(self.decoder))
         return Coded(net, self.code, self.length)
 
-    def served(self) -> IPT:
+    def exported(self) -> IPT:
         """See `Method`: the prompt alone."""
         return replace(self, code=None, decoder=None)
 
@@ -103,7 +106,7 @@ class Decoder(nn.Module):
         self.load_state_dict(found)
 
 
-class Coded(Slots):
+class Coded(PromptVectors):
     """What a frozen decoder makes of the code."""
 
     inner_weight: Tensor
@@ -123,7 +126,7 @@ class Coded(Slots):
         hidden = torch.tanh(self.inner_weight @ self.code + self.inner_bias)
         return (self.outer_weight @ hidden + self.outer_bias).unflatten(0, (self.length, -1))
 
-    def served(self) -> dict[str, Tensor]:
-        """The prompt alone, as `FreeSlots` reads it."""
+    def export(self) -> dict[str, Tensor]:
+        """The prompt alone, as `FreePrompt` reads it."""
         with torch.no_grad():
             return {"values": self.forward().contiguous()}

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inlay.blocks.bottleneck import linear
+from inlay.blocks.init import kaiming
+from inlay.core.method import Method, Shared, fraction, positive, positive_int, require_site
+from inlay.core.piece import Foldable, OutputDelta
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import kaiming, linear
-from inlay.piece import Foldable, Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, positive, share, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,13 +44,13 @@ class LoRA(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "rank")
+        positive_int(self, "rank")
         positive(self, "alpha")
-        share(self, "dropout")
+        fraction(self, "dropout")
 
     def build(self, site: Site, shared: Shared) -> LowRank:
         """See `Method`."""
-        only(self, site, site.is_projection, "projections such as 'attn.q'")
+        require_site(self, site, site.is_projection, "projections such as 'attn.q'")
         if self.rank > min(site.d_in, site.d_out):
             raise SpecError(
                 f"LoRA: rank {self.rank} is larger than the matrix at {site.name} "
@@ -64,7 +65,7 @@ LoRA.examples = (
 )
 
 
-class LowRank(Foldable, Tap):
+class LowRank(Foldable, OutputDelta):
     """The two factors. B starts at zero, so the base is what it was."""
 
     def __init__(self, d_in: int, d_out: int, spec: LoRA):
@@ -75,7 +76,7 @@ class LowRank(Foldable, Tap):
         self.dropout = spec.dropout
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`."""
+        """See `OutputDelta`."""
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return y + linear(linear(x, self.a), self.b * self.scale)
 

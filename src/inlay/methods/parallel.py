@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from inlay.parts import Bottleneck, activation, kaiming
-from inlay.piece import Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, positive, whole
+from inlay.blocks.bottleneck import Bottleneck, activation
+from inlay.blocks.init import kaiming
+from inlay.core.method import Method, Shared, positive, positive_int, require_site
+from inlay.core.piece import OutputDelta
+from inlay.core.site import Site, Where
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,13 +46,13 @@ class Parallel(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "bottleneck")
+        positive_int(self, "bottleneck")
         positive(self, "scale")
         activation(self.act)
 
     def build(self, site: Site, shared: Shared) -> Beside:
         """See `Method`."""
-        only(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
+        require_site(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
         down = kaiming(self.bottleneck, site.d_out)
         up = nn.Parameter(torch.zeros(site.d_out, self.bottleneck))
         return Beside(Bottleneck(down, up, self.act), self)
@@ -63,7 +64,7 @@ Parallel.examples = (
 )
 
 
-class Beside(Tap):
+class Beside(OutputDelta):
     """The scaled bottleneck. The up-projection starts at zero, so the base is what it was."""
 
     def __init__(self, inner: Bottleneck, spec: Parallel):
@@ -73,6 +74,6 @@ class Beside(Tap):
         self.scale = nn.Parameter(torch.tensor([spec.scale])) if spec.learned else None  # [1]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`."""
+        """See `OutputDelta`."""
         scale = self.fixed if self.scale is None else self.scale.to(y.dtype)
         return y + scale * self.inner(x)

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from inlay.blocks.bottleneck import Bottleneck, activation
+from inlay.blocks.init import normal
+from inlay.core.method import Method, Shared, positive, positive_int, require_site
+from inlay.core.piece import OutputDelta
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import Bottleneck, activation, normal
-from inlay.piece import Tap
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, positive, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,13 +44,13 @@ class Pfeiffer(Method):
     def check(self) -> None:
         """See `Method`."""
         if self.bottleneck is not None:
-            whole(self, "bottleneck")
+            positive_int(self, "bottleneck")
         positive(self, "std")
         activation(self.act)
 
     def build(self, site: Site, shared: Shared) -> Renormed:
         """See `Method`."""
-        only(self, site, site.role == "block", "whole blocks ('block')")
+        require_site(self, site, site.role == "block", "whole blocks ('block')")
         d = site.d_out
         m = self.bottleneck if self.bottleneck is not None else d // 16
         if m < 1:
@@ -61,7 +62,7 @@ class Pfeiffer(Method):
 Pfeiffer.examples = (Pfeiffer(bottleneck=4),)
 
 
-class Renormed(Tap):
+class Renormed(OutputDelta):
     """The bottleneck; with a norm, the sum is normalised anew."""
 
     def __init__(self, inner: Bottleneck, norm: nn.Module | None):
@@ -70,7 +71,7 @@ class Renormed(Tap):
         self._norm = (norm,)  # the base's own: in a tuple, so that it is no part of the piece
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `Tap`; with a norm, x is the sum before it and y = norm(x)."""
+        """See `OutputDelta`; with a norm, x is the sum before it and y = norm(x)."""
         (norm,) = self._norm
         if norm is None:
             return y + self.inner(y)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from inlay.piece import Keys, Piece
-from inlay.prefixes import Start, check_prefix, keys_at, prefix_rate, start_from
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, share
+from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_rate, start_from
+from inlay.core.method import Method, Shared, fraction
+from inlay.core.piece import ExtraKV, Piece
+from inlay.core.site import Site, Where
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,13 +53,13 @@ class Prefix(Method):
     def check(self) -> None:
         """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
-        share(self, "dropout")
+        fraction(self, "dropout")
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See `Method`."""
         return prefix_rate(self.mlp)
 
-    def build(self, site: Site, shared: Shared) -> Keys:
+    def build(self, site: Site, shared: Shared) -> ExtraKV:
         """See `Method`."""
         return keys_at(
             self,
@@ -75,7 +75,7 @@ class Prefix(Method):
         """Start from the activations of real words (section 7.4)."""
         start_from(self, self.start, self.length, pieces, shared)
 
-    def served(self) -> Prefix:
+    def exported(self) -> Prefix:
         """See `Method`: without the MLP, and not starting anew."""
         return replace(self, mlp=None, start=None)
 

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from inlay.blocks.init import common, embedded
+from inlay.blocks.vectors import FreePrompt
+from inlay.core.method import Method, Shared, positive_int, require_site
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import FreeSlots, common, embedded
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, whole
 
 Words = tuple[tuple[int, ...], ...]
 
@@ -44,7 +45,7 @@ class Prompt(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "length")
+        positive_int(self, "length")
         if isinstance(self.start, str):
             if self.start not in ("common", "uniform"):
                 raise SpecError(f"Prompt: start is 'common', 'uniform' or ids, not {self.start!r}")
@@ -52,12 +53,14 @@ class Prompt(Method):
             groups = len(self.start)
             raise SpecError(f"Prompt: {groups} groups of ids for {self.length} positions")
 
-    def build(self, site: Site, shared: Shared) -> FreeSlots:
+    def build(self, site: Site, shared: Shared) -> FreePrompt:
         """See `Method`."""
-        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
-        return FreeSlots(self._values(site))
+        require_site(
+            self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
+        )
+        return FreePrompt(self._values(site))
 
-    def served(self) -> Prompt:
+    def exported(self) -> Prompt:
         """See `Method`: not starting anew."""
         return replace(self, start="uniform")
 

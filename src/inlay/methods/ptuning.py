@@ -9,11 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from inlay.blocks.init import embedded
+from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.core.method import Method, Shared, positive_int, require_site
+from inlay.core.piece import Piece, SharedModule, VirtualTokens
+from inlay.core.site import Site, Where
 from inlay.errors import SpecError
-from inlay.parts import FreeTokens, embedded
-from inlay.piece import Once, Piece, Tokens
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only, whole
 
 Words = tuple[tuple[int, ...], ...]
 
@@ -51,23 +52,25 @@ class PTuning(Method):
 
     def check(self) -> None:
         """See `Method`."""
-        whole(self, "length")
+        positive_int(self, "length")
         if self.encoder not in ("lstm", "mlp", None):
             raise SpecError(f"PTuning: encoder is 'lstm', 'mlp' or None, not {self.encoder!r}")
         if self.start is not None and (len(self.start) != self.length or not all(self.start)):
             groups = len(self.start)
             raise SpecError(f"PTuning: {groups} groups of ids for {self.length} positions")
 
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """See `Method`."""
         return {None: 1e-2, "mlp": 1e-3, "lstm": 3e-3}[self.encoder]
 
-    def build(self, site: Site, shared: Shared) -> Tokens:
+    def build(self, site: Site, shared: Shared) -> VirtualTokens:
         """See `Method`."""
-        only(self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')")
+        require_site(
+            self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
+        )
         if self.encoder is None:
-            return FreeTokens(self._start(site))
-        made = shared.once(
+            return FreeVirtualTokens(self._start(site))
+        made = shared.module(
             site.name, site.stack, lambda: Encoder(self.length, site.d_out, self.encoder == "lstm")
         )
         return Made(made, self.length)
@@ -80,7 +83,7 @@ class PTuning(Method):
                 assert isinstance(once.net, Encoder)
                 once.net.fit(self._start(site).to(site.device()), exactly=self.start is not None)
 
-    def served(self) -> PTuning:
+    def exported(self) -> PTuning:
         """See `Method`: without the encoder, and not starting anew."""
         return replace(self, encoder=None, start=None)
 
@@ -141,10 +144,10 @@ class Encoder(nn.Module):
         self.outer.weight.copy_((torch.linalg.pinv(hidden) @ rest).T)
 
 
-class Made(Tokens):
+class Made(VirtualTokens):
     """What the encoder makes, once for all rows."""
 
-    def __init__(self, made: Once, length: int):
+    def __init__(self, made: SharedModule, length: int):
         super().__init__()
         self.length = length
         self._made = (made,)  # kept beside the pieces: in a tuple, so that it is no part of this
@@ -153,7 +156,7 @@ class Made(Tokens):
         """See `Tokens`."""
         return self._made[0]()
 
-    def served(self) -> dict[str, Tensor]:
-        """The vectors alone, as `FreeTokens` reads them."""
+    def export(self) -> dict[str, Tensor]:
+        """The vectors alone, as `FreeVirtualTokens` reads them."""
         with torch.no_grad():
             return {"values": self._made[0].net().contiguous()}

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from inlay.blocks.init import check_tokens, embedded, normal
+from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.core.method import Method, Shared, require_site
+from inlay.core.piece import HeadPiece, VirtualTokens
+from inlay.core.site import Site, Where
 from inlay.errors import SiteError, SpecError
-from inlay.parts import FreeTokens, check_tokens, embedded, normal
-from inlay.piece import Head, Tokens
-from inlay.site import Site, Where
-from inlay.spec import Method, Shared, only
 
 Words = tuple[tuple[int, ...], ...]
 
@@ -40,7 +41,7 @@ class WARP(Method):
     words: Words | None = None
     at: Where = Where(("embed", "head"))
 
-    judges: ClassVar[bool] = True
+    has_head: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = "Hambardzumyan et al., ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
@@ -61,16 +62,16 @@ class WARP(Method):
             if given is not None and (len(given) != count or not all(given)):
                 raise SpecError(f"WARP: {name} has {len(given)} groups of ids where {count} belong")
 
-    def build(self, site: Site, shared: Shared) -> Tokens | Head | None:
+    def build(self, site: Site, shared: Shared) -> VirtualTokens | HeadPiece | None:
         """See `Method`."""
-        only(self, site, site.role in ("embed", "head"), "'embed' and 'head'")
+        require_site(self, site, site.role in ("embed", "head"), "'embed' and 'head'")
         if len({one.stack for one in shared.sites}) > 1:
             raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
         if site.role == "head":
             return LabelVectors(self, site)
-        return FreeTokens(self._start(site)) if self.length else None
+        return FreeVirtualTokens(self._start(site)) if self.length else None
 
-    def served(self) -> WARP:
+    def exported(self) -> WARP:
         """See `Method`: not starting anew."""
         return replace(self, start=None, words=None)
 
@@ -85,7 +86,7 @@ class WARP(Method):
 WARP.examples = (WARP(length=3), WARP(length=2, words=((5,), (6, 7))))
 
 
-class LabelVectors(Head):
+class LabelVectors(HeadPiece):
     """The vectors of the labels, in fp32."""
 
     reads = "features"

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.chart import Chart
+from inlay.architectures.chart import Chart
 from inlay.errors import TaskError
 from inlay.tasks.base import Batch, Bound
 from inlay.tasks.loss import token_loss

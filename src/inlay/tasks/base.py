@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inlay.attach import attached
-from inlay.chart import Chart, resolve
-from inlay.data import Example, Value
+from inlay.architectures.chart import Chart
+from inlay.architectures.resolve import resolve
+from inlay.data.dataset import Example, Value
+from inlay.data.readers import kind_of
 from inlay.errors import DataError, TaskError, nearest
+from inlay.handle import attached
 from inlay.heads import head_of
 from inlay.methods.head import Head
-from inlay.readers import kind_of
 
 Batch = dict[str, Tensor]
 

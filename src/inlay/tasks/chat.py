@@ -16,9 +16,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.readers import kind_of
 from inlay.errors import DataError, TaskError
-from inlay.readers import kind_of
 from inlay.tasks.base import list_of
 
 Message = Mapping[str, str]

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.readers import kind_of
+from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
-from inlay.readers import kind_of
 from inlay.tasks import metrics
 from inlay.tasks.base import (
     Batch,
@@ -33,9 +34,8 @@ from inlay.tasks.base import (
     padded,
 )
 from inlay.tasks.loss import token_likelihoods
-from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.rows import INPUTS, Encoded, Reader, stacked
 from inlay.tasks.templated import Templated
-from inlay.template import Template
 
 SCORE = ("score",)
 """The one label of the head: how well a choice suits its premise."""

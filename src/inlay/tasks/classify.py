@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example, Value, label_name
+from inlay.data.dataset import Example, Value, label_name
+from inlay.data.readers import kind_of
+from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
-from inlay.readers import kind_of
 from inlay.tasks import auxiliary, cloze, metrics
 from inlay.tasks.auxiliary import Share
 from inlay.tasks.base import (
@@ -34,10 +35,9 @@ from inlay.tasks.base import (
     need_labels,
     need_language_head,
 )
-from inlay.tasks.distil import distilled
-from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.distillation import distilled
+from inlay.tasks.rows import INPUTS, Encoded, Reader, stacked
 from inlay.tasks.templated import Templated
-from inlay.template import Template
 
 MOST_LABELS = 1000
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inlay.data.template import Template
 from inlay.errors import TaskError
 from inlay.tasks.base import Bound
-from inlay.template import Template
 
 MASK = "{mask}"
 

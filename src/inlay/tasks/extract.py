@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example
+from inlay.data.dataset import Example
 from inlay.errors import DataError, TaskError
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
@@ -30,7 +30,7 @@ from inlay.tasks.base import (
     need_labels,
     padded,
 )
-from inlay.tasks.frame import framed_pair, framed_text
+from inlay.tasks.text_pair import framed_pair, framed_text
 
 ENDS = ("start", "end")
 """What the head says of every position: how well an answer begins there, or ends."""

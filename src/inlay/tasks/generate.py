@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.template import VIRTUAL, Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.auxiliary import Share
@@ -31,9 +32,8 @@ from inlay.tasks.base import (
 )
 from inlay.tasks.chat import ASSISTANT, Chat, Message, messages_of, within
 from inlay.tasks.loss import token_loss
-from inlay.tasks.reader import Reader, trailing
+from inlay.tasks.rows import Reader, trailing
 from inlay.tasks.templated import Templated
-from inlay.template import VIRTUAL, Template
 
 MAX_NEW_TOKENS = 64
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from inlay.chart import Chart
+from inlay.architectures.chart import Chart
 
 CHUNK_BYTES = 64 * 2**20
 """Of logits in fp32: what stands at once."""

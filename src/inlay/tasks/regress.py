@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.template import Template
 from inlay.errors import DataError
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
@@ -27,9 +28,8 @@ from inlay.tasks.base import (
     need_head,
     need_labels,
 )
-from inlay.tasks.reader import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.rows import INPUTS, Encoded, Reader, stacked
 from inlay.tasks.templated import Templated
-from inlay.template import Template
 
 VALUE = ("value",)
 """The one label of the head: the number that it says."""

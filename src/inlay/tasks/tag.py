@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.readers import kind_of
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.methods.head import Head
-from inlay.readers import kind_of
 from inlay.tasks import metrics
 from inlay.tasks.base import (
     Batch,
@@ -32,7 +32,7 @@ from inlay.tasks.base import (
     padded,
 )
 from inlay.tasks.metrics import OUTSIDE
-from inlay.tasks.reader import around
+from inlay.tasks.rows import around
 
 LOST = -1
 """The place of a word without a token."""

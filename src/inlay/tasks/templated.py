@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inlay.data import Example
+from inlay.data.dataset import Example
+from inlay.data.template import Template
 from inlay.errors import TaskError
 from inlay.tasks.base import Task
-from inlay.template import Template
 
 
 @dataclass(kw_only=True)

@@ -14,12 +14,12 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from inlay.data import Example
-from inlay.layout import evaluating
+from inlay.core.modes import evaluating
+from inlay.data.dataset import Example
 from inlay.tasks import Prediction, Row, Task
-from inlay.training.batches import by_length
-from inlay.training.launch import processes
-from inlay.training.progress import Shown
+from inlay.training.loop.batches import by_length
+from inlay.training.loop.launch import processes
+from inlay.training.loop.progress import Shown
 
 Predicted = tuple[int, Any]
 """The number of a row, and what is said to it."""

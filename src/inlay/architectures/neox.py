@@ -1,0 +1,27 @@
+"""GPT-NeoX: queries, keys and values interleaved head by head; attention and MLP in parallel."""
+
+from inlay.architectures.layout import Family, Fused, Layout, Sub
+
+NEOX = Layout(
+    stack="decoder",
+    path="",
+    layers="layers",
+    embed="embed_in",
+    core="attention",
+    width="head_size",
+    block={
+        "attn": Sub("input_layernorm", "post_attention_dropout"),
+        "attn.q": Fused("attention.query_key_value", 0, 3, per_head=True),
+        "attn.k": Fused("attention.query_key_value", 1, 3, per_head=True),
+        "attn.v": Fused("attention.query_key_value", 2, 3, per_head=True),
+        "attn.o": "attention.dense",
+        "mlp": Sub("post_attention_layernorm", "post_mlp_dropout"),
+        "mlp.up": "mlp.dense_h_to_4h",
+        "mlp.down": "mlp.dense_4h_to_h",
+        "norm.attn": "input_layernorm",
+        "norm.mlp": "post_attention_layernorm",
+    },
+    norms={"norm.final": "final_layer_norm"},
+)
+
+CHARTS = (Family(("gpt_neox",), (NEOX,), ahead=True),)

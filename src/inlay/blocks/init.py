@@ -1,0 +1,60 @@
+"""Arithmetic that more than one method is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from inlay.core.site import Site
+from inlay.errors import SpecError
+
+
+def kaiming(rows: int, columns: int) -> nn.Parameter:
+    """`[rows, columns]`, uniform within ±1/√columns: what `nn.Linear` starts from."""
+    return nn.Parameter(torch.empty(rows, columns).uniform_(-1, 1) / math.sqrt(columns))
+
+
+def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
+    """Normal numbers of that deviation, cut off at `cut` deviations where it is given."""
+    value = torch.empty(*shape)
+    if cut is None:
+        return nn.Parameter(value.normal_(0, std))
+    return nn.Parameter(nn.init.trunc_normal_(value, 0, std, -cut * std, cut * std))
+
+
+COMMON = 5000
+"""How many of the most common tokens a start from "common" draws from (Lester et al., 3.2). The
+vocabularies of today are ordered by frequency."""
+
+
+def common(method: object, vocabulary: int, count: int) -> list[int]:
+    """Different ones of the most common tokens, at random. Raises SpecError for too many."""
+    pool = min(COMMON, vocabulary)
+    if pool < count:
+        kind = type(method).__name__
+        raise SpecError(f"{kind}: {count} positions, but only {pool} tokens to draw")
+    return torch.randperm(pool, device="cpu")[:count].tolist()
+
+
+def check_tokens(method: object, groups: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """Raise SpecError for an id that is none of so many tokens."""
+    for number in (number for group in groups for number in group):
+        if not 0 <= number < vocabulary:
+            kind = type(method).__name__
+            raise SpecError(f"{kind}: token id {number} is outside {vocabulary} tokens")
+
+
+def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The input embeddings of token ids, one mean a group: `[N, D]`, fp32.
+
+    Raises SpecError for an id that the base does not have.
+    """
+    check_tokens(method, groups, site.d_in)
+    made = [
+        site.host.forward(torch.tensor(tuple(group), device=site.device())).detach().float().mean(0)
+        for group in groups
+    ]
+    return torch.stack(made)

@@ -1,0 +1,184 @@
+"""Trained keys and values, and the MLP that makes them: what prefix methods are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inlay.blocks.init import common
+from inlay.core.method import Method, Shared, positive_int, require_site
+from inlay.core.piece import ExtraKV, Piece, SharedModule
+from inlay.core.site import Site
+from inlay.errors import SpecError
+
+
+def keys_at(
+    method: Method,
+    site: Site,
+    shared: Shared,
+    *,
+    length: int,
+    mlp: int | None,
+    dropout: float = 0.0,
+    std: float = 0.02,
+    shift: int = 0,
+) -> ExtraKV:
+    """The piece of a prefix method at one attention.
+
+    length: P. mlp: inner width of the MLP that makes the keys and values of all layers, or None.
+    dropout: share of keys and values that is dropped in training. std: what the vectors start
+    with. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
+    MLP meets attention of unequal width.
+    """
+    require_site(method, site, site.heads > 0, "attention ('attn.kv', 'cross.kv')")
+    shift = shift if site.role == "attn.kv" else 0
+    if mlp is None:
+        return Vectors(site, length, std, dropout, shift)
+    alike = [s for s in shared.sites if (s.stack, s.role) == (site.stack, site.role)]
+    if any(s.d_out != site.d_out for s in alike):
+        raise SpecError(
+            f"{type(method).__name__}: an MLP needs attention of equal width everywhere; "
+            "use mlp=None"
+        )
+    made = shared.module(
+        f"{site.stack}.{site.role}",
+        site.stack,
+        lambda: Reparameterisation(length, site.d_in, mlp, len(alike), 2 * site.d_out),
+    )
+    return Sliced(made, alike.index(site), site, dropout, shift)
+
+
+Start = Literal["common"] | tuple[int, ...] | None
+"""Where a prefix starts: at different ones of the most common tokens, at these tokens, or at
+random numbers."""
+
+
+def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> None:
+    """Raise SpecError for numbers of a prefix that can never work: a start has `length` tokens."""
+    positive_int(method, "length")
+    if mlp is not None:
+        positive_int(method, "mlp")
+    kind = type(method).__name__
+    if isinstance(start, str):
+        if start != "common":
+            raise SpecError(f"{kind}: start is 'common' or token ids, not {start!r}")
+    elif start is not None and len(start) != length:
+        raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
+
+
+def prefix_rate(mlp: int | None) -> float:
+    """The rate of a prefix: an MLP moves all layers at once, vectors move one by one."""
+    return 1e-2 if mlp is None else 1e-4
+
+
+def start_from(
+    method: Method, start: Start, length: int, pieces: Mapping[str, Piece], shared: Shared
+) -> None:
+    """Start from the keys and values that the bare base computes for real words, exactly.
+
+    A base that reads no words starts at random numbers, unless it is given words.
+    """
+    if start is None or (start == "common" and not shared.vocabulary):
+        return
+    words = common(method, shared.vocabulary, length) if start == "common" else list(start)
+    seen = shared.probe(words)
+    for name, piece in pieces.items():
+        if isinstance(piece, Vectors):
+            k, v = seen[name]
+            piece.load({"k": k.float(), "v": v.float()})
+    for key, once in shared.modules.items():
+        alike = [s for s in shared.sites if f"{s.stack}.{s.role}" == key]
+        flat = [torch.stack(seen[s.name]).float() for s in alike]  # each [2, H, P, K]
+        target = torch.stack(flat).permute(3, 0, 1, 2, 4).flatten(2)  # [P, L, 2·H·K]
+        assert isinstance(once.net, Reparameterisation)
+        once.net.fit(target)
+
+
+class Vectors(ExtraKV):
+    """The prefix itself."""
+
+    def __init__(self, site: Site, length: int, std: float, dropout: float, shift: int):
+        super().__init__()
+        self.shift = shift
+        self.dropout = dropout
+        shape = (site.heads, length, site.head_dim)
+        self.k = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
+        self.v = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """See `Keys`."""
+        return _dropped(self, self.k), _dropped(self, self.v)
+
+
+class Reparameterisation(nn.Module):
+    """`P' → linear → tanh → linear`, all layers of one kind of attention at once."""
+
+    def __init__(self, length: int, width: int, inner: int, layers: int, both: int):
+        super().__init__()
+        self.layers = layers
+        self.seed = nn.Parameter(torch.randn(length, width))  # [P, D]
+        self.inner = nn.Linear(width, inner)
+        self.outer = nn.Linear(inner, layers * both)
+
+    def forward(self) -> Tensor:
+        """-> `[P, L, 2·H·K]`."""
+        made = self.outer(torch.tanh(self.inner(self.seed)))
+        return made.unflatten(1, (self.layers, -1))
+
+    @torch.no_grad()
+    def fit(self, target: Tensor) -> None:
+        """Choose the last layer so that the output is `target`, by least squares.
+
+        Exact where there are no more positions than inner units; the paper's code takes 500 steps
+        of Adam towards the same end.
+        """
+        hidden = torch.tanh(self.inner(self.seed))
+        target = target.flatten(1).to(hidden)
+        self.outer.bias.copy_(target.mean(0))
+        rest = target - target.mean(0)
+        self.outer.weight.copy_(_least_squares(hidden.double(), rest.double()).T.to(hidden))
+
+
+def _least_squares(a: Tensor, b: Tensor) -> Tensor:
+    """The smallest x for which `a x` comes nearest to b, whatever the rank of a."""
+    if a.device.type == "cpu":
+        return torch.linalg.lstsq(a, b, driver="gelsd").solution
+    return torch.linalg.pinv(a) @ b  # there torch has a driver for full rank only
+
+
+class Sliced(ExtraKV):
+    """One layer's part of what the MLP makes."""
+
+    def __init__(self, made: SharedModule, layer: int, site: Site, dropout: float, shift: int):
+        super().__init__()
+        self.shift = shift
+        self.dropout = dropout
+        self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
+        self.layer = layer
+        self.heads = site.heads
+        self.width = site.head_dim
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """See `Keys`."""
+        k, v = self._own(self._made[0]())
+        return _dropped(self, k), _dropped(self, v)
+
+    def export(self) -> dict[str, Tensor]:
+        """The prefix alone, as `Vectors` reads it."""
+        with torch.no_grad():
+            k, v = self._own(self._made[0].net())
+        return {"k": k.contiguous(), "v": v.contiguous()}
+
+    def _own(self, made: Tensor) -> Tensor:
+        """`[P, L, 2·H·K]` -> `[2, H, P, K]`: this layer's keys and values."""
+        both = made[:, self.layer]
+        return both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+
+
+def _dropped(piece: Vectors | Sliced, values: Tensor) -> Tensor:
+    """Inverted dropout on keys or values, in training."""
+    return F.dropout(values, piece.dropout, piece.training) if piece.dropout else values

@@ -1,0 +1,1 @@
+"""Inlay files: one safetensors file each, written whole or not at all."""

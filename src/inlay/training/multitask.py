@@ -1,0 +1,229 @@
+"""Several tasks at once: inlays that tasks share, and inlays of their own.
+
+Every batch holds rows of all tasks, drawn from all of their data alike; each row is served by the
+inlays of its own task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inlay.core.method import Method, Spec, sum_of
+from inlay.data.dataset import Example
+from inlay.errors import TrainingError
+from inlay.handle import Inlay
+from inlay.handle import rows as inlay_rows
+from inlay.tasks import Prediction, Row, Task
+from inlay.tasks.base import Batch, Bound
+from inlay.training.fit import train
+from inlay.training.loop.results import Result
+
+PLACES = "places"
+"""The name under which a batch keeps where a lesson's rows stand."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One task of a mixture.
+
+    task: bound to the model. data: its training examples. inlays: what serves its rows, in order;
+    an inlay that several lessons name is shared by them. dev: examples to evaluate on.
+    """
+
+    task: Task
+    data: Sequence[Example]
+    inlays: tuple[Inlay, ...]
+    dev: Sequence[Example] = ()
+
+
+def fit_mixture(model: PreTrainedModel, lessons: Sequence[Lesson], **given: Any) -> Result:
+    """Train all inlays of several tasks together. To go on with one task, `fit` its own inlay.
+
+    given: what `fit` takes by name, except `dev`, which every lesson brings. The score is the mean
+    of the tasks' own metrics.
+
+    Raises TrainingError as `fit` does, for `base_lr`, and where the lessons' inlays are not of this
+    model.
+    """
+    if given.get("base_lr") is not None:
+        raise TrainingError("a mixture leaves the base frozen; leave base_lr out, or fit one task")
+    handles = tuple(dict.fromkeys(one for lesson in lessons for one in lesson.inlays))
+    if not lessons or not all(lesson.inlays for lesson in lessons):
+        raise TrainingError("a mixture needs at least one lesson, and each at least one inlay")
+    for handle in handles:
+        if not handle.attached or handle.model is not model:
+            raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
+    data, dev = (
+        [
+            LessonExample(example.fields, example.where, number)
+            for number, lesson in enumerate(lessons)
+            for example in (lesson.data if part == "data" else lesson.dev)
+        ]
+        for part in ("data", "dev")
+    )
+    mixture = Mixture(lessons=tuple(lessons))
+    names = [handle.name for handle in handles]
+    return train(model, Several(handles), names, mixture, data, dev=dev or None, **given)
+
+
+class Several:
+    """Several inlays as one that learns."""
+
+    def __init__(self, handles: Sequence[Inlay]):
+        self.handles = {handle.name: handle for handle in handles}
+        self.name = "+".join(self.handles)
+        self.model = handles[0].model
+
+    @property
+    def spec(self) -> Spec:
+        """All specs, one after the other."""
+        return sum_of([m for handle in self.handles.values() for m in handle.spec.methods])
+
+    def by_method(self) -> list[tuple[Method, list[nn.Parameter]]]:
+        """See `Inlay`."""
+        return [pair for handle in self.handles.values() for pair in handle.by_method()]
+
+    def training_state(self) -> dict[str, Tensor]:
+        """See `Inlay`; names begin with that of the inlay."""
+        return {
+            f"{name}/{key}": tensor
+            for name, handle in self.handles.items()
+            for key, tensor in handle.training_state().items()
+        }
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """See `Inlay`."""
+        for name, handle in self.handles.items():
+            own = {
+                k.removeprefix(f"{name}/"): t for k, t in state.items() if k.startswith(f"{name}/")
+            }
+            handle.load_training_state(own)
+
+
+@dataclass(frozen=True)
+class LessonExample(Example):
+    """An example that knows which lesson it belongs to."""
+
+    lesson: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LessonRow(Row):
+    """A row that knows which lesson it belongs to, and what it is there."""
+
+    lesson: int = 0
+    own: Row | None = None
+
+
+@dataclass(kw_only=True)
+class Mixture(Task, listed=False):
+    """The task of doing several tasks: each row as its own lesson says, with its own inlays."""
+
+    name: ClassVar[str] = "mixture"
+
+    metric: str = "mean"
+    lessons: tuple[Any, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """See `Task`: what each lesson does, and by which inlays."""
+        told = [
+            {**one.task.describe(), "inlays": [inlay.name for inlay in one.inlays]}
+            for one in self.lessons
+        ]
+        return {"task": self.name, "lessons": told}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Task`: each lesson's data was loaded for its own task."""
+        return ()
+
+    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+        """See `Task`: every lesson's task is bound by itself."""
+
+    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+        made: list[Row] = []
+        for number, places in self._apart(examples).items():
+            for row in self.lessons[number].task.encode_all([examples[place] for place in places]):
+                facts = {field.name: getattr(row, field.name) for field in fields(Row)}
+                facts["index"] = first + places[row.index]
+                made.append(LessonRow(**facts, lesson=number, own=row))
+        return sorted(made, key=lambda row: row.index)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """See `Task`: the batches of all lessons, `number/name`, and the places of their rows."""
+        batch: Batch = {}
+        for number, places in self._apart(rows).items():
+            own = self.lessons[number].task.collate([_own(rows[place]) for place in places])
+            batch |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+            batch[f"{number}/{PLACES}"] = torch.tensor(places)
+        return batch
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+        """See `Task`: what counts in any lesson counts once."""
+        losses, count = [], 0
+        for lesson, own, _ in self._lessons(batch):
+            with inlay_rows(model, [[one.name for one in lesson.inlays]]):
+                loss, counted = lesson.task.loss(model, own)
+            losses.append(loss)
+            count += counted
+        return torch.stack(losses).sum(), count
+
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+        """See `Task`."""
+        made: dict[int, Any] = {}
+        for lesson, own, places in self._lessons(batch):
+            with inlay_rows(model, [[one.name for one in lesson.inlays]]):
+                made |= dict(zip(places, lesson.task.predict(model, own), strict=True))
+        return [made[place] for place in range(len(made))]
+
+    def whole(
+        self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """See `Task`: each lesson's task makes its own."""
+        made: dict[int, Prediction] = {}
+        mine = self._apart(rows)
+        for number, places in self._apart(examples).items():
+            at = {place: index for index, place in enumerate(places)}
+            parts = [(rows[p], said[p]) for p in mine[number]]
+            own = [replace(_own(row), index=at[row.index]) for row, _ in parts]
+            task, data = self.lessons[number].task, [examples[place] for place in places]
+            made |= dict(zip(places, task.whole(own, [one for _, one in parts], data), strict=True))
+        return [made[place] for place in range(len(examples))]
+
+    def score(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> dict[str, float]:
+        """See `Task`: each lesson's own metric, and their mean."""
+        scores: dict[str, float] = {}
+        for number, places in self._apart(examples).items():
+            task = self.lessons[number].task
+            own = task.score([predictions[p] for p in places], [examples[p] for p in places])
+            scores[f"{number}/{task.metric}"] = own[task.metric]
+        return {**scores, "mean": sum(scores.values()) / len(scores)}
+
+    def _apart(self, parts: Sequence[Any]) -> dict[int, list[int]]:
+        """The places of each lesson's examples or rows."""
+        found: dict[int, list[int]] = {}
+        for place, part in enumerate(parts):
+            found.setdefault(part.lesson, []).append(place)
+        return dict(sorted(found.items()))
+
+    def _lessons(self, batch: Batch) -> Iterator[tuple[Lesson, Batch, list[int]]]:
+        for number, lesson in enumerate(self.lessons):
+            own = {k.split("/", 1)[1]: t for k, t in batch.items() if k.startswith(f"{number}/")}
+            if own:
+                places = own.pop(PLACES).tolist()
+                yield lesson, own, places
+
+
+def _own(row: Row) -> Row:
+    """The row as its lesson's task made it."""
+    assert isinstance(row, LessonRow)
+    assert row.own is not None
+    return row.own

@@ -1,0 +1,1 @@
+"""Pattern-exploiting training (PET and iPET)."""

@@ -1,0 +1,1 @@
+"""Recipes: a run described by a small YAML file."""

@@ -1,0 +1,51 @@
+"""`inlay.check`: the laws on the user's own model, and a report that can be read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import LawError
+from inlay.laws import LAWS
+from inlay.laws.case import move
+from inlay.laws.traces import snapshot
+from inlay.runtime.stack import StackHooks
+from tests import zoo
+
+
+def test_all_laws_hold_and_nothing_is_changed() -> None:
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=4), name="mine")
+    other = inlay.attach(model, inlay.IA3(), name="other")
+    move(handle)
+    before, tensors = snapshot(model), {n: t.clone() for n, t in handle.named_tensors().items()}
+    seen: list[str] = []
+    report = inlay.check(model, handle, report=seen.append)
+    assert report.holds and report.require() is report
+    assert seen == list(LAWS) == [finding.law for finding in report.findings]
+    assert snapshot(model) == before
+    assert all(torch.equal(tensors[n], t) for n, t in handle.named_tensors().items())
+    assert handle.attached and handle.enabled and other.enabled
+    said = str(report)
+    assert "rows do not meet" in said and "LoRA(rank=2)" in said and "\x1b" not in said
+
+
+def test_a_broken_law_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StackHooks, "_counted", lambda self, inputs: inputs)
+    report = inlay.check(zoo.fresh("llama"), inlay.Prefix(length=2, mlp=None))
+    assert not report.holds
+    with pytest.raises(
+        LawError, match="padding is inert does not hold: row 1, padded left: off by"
+    ):
+        inlay.check(
+            zoo.fresh("llama"), inlay.Prefix(length=2, mlp=None), laws=("padding is inert",)
+        ).require()
+
+
+def test_a_base_in_16_bits_is_checked_in_fp32() -> None:
+    model = zoo.fresh("llama").bfloat16()
+    handle = inlay.attach(model, inlay.Prompt(length=2))
+    report = inlay.check(model, handle)
+    assert report.holds and "on a copy in fp32" in report.subject
+    assert model.dtype == torch.bfloat16

@@ -1,0 +1,40 @@
+"""The learning rate rises, falls and ends at 0."""
+
+from itertools import pairwise
+
+import pytest
+
+from inlay import Head, LoRA, Prefix, Prompt
+from inlay.training.loop.schedule import factor, rates
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_rises_to_one_and_falls_to_nothing(schedule):
+    made = [factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
+    top = made.index(max(made))
+    assert top in (99, 100)
+    assert max(made) == pytest.approx(1, abs=0.01)
+    assert all(a < b for a, b in pairwise(made[:100]))
+    assert all(a > b for a, b in pairwise(made[100:]))
+    assert 0 < made[-1] < 1e-3
+    assert 0 < made[0] < 0.01
+    assert sum(made) / 1000 == pytest.approx(0.5, abs=1e-3)
+
+
+def test_constant_stays():
+    assert factor("constant", 0.5, 0.25) == 0.5
+    assert factor("constant", 0.0, 1.0) == 1
+
+
+def test_shapes():
+    assert factor("linear", 0, 0.25) == 0.75
+    assert factor("cosine", 0, 0.5) == pytest.approx(0.5)
+    assert factor("cosine", 0, 0.25) == pytest.approx(0.85355, abs=1e-5)
+    assert factor("linear", 0.1, 1.01) == 0
+
+
+def test_each_method_has_its_own_rate_unless_one_is_given():
+    assert rates(Prompt() + LoRA() + Head(), None) == (Prompt.lr, LoRA.lr, Head.lr)
+    assert Prompt.lr >= 10 * LoRA.lr
+    assert rates(Prefix(mlp=None) + Prefix(mlp=8), None) == (1e-2, 1e-4)
+    assert rates(Prompt() + LoRA(), 1e-4) == (1e-4, 1e-4)

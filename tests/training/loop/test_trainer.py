@@ -1,0 +1,410 @@
+"""The loop: what learns, what does not, when it ends, and that numbers are numbers."""
+
+import io
+import json
+import math
+import random
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType
+from rich.console import Console
+
+import inlay
+from inlay import LoRA, Prefix
+from inlay.errors import TrainingError
+from inlay.training import Options, evaluate, fit, predict
+from inlay.training.loop.progress import Shown
+
+from . import tiny
+
+
+def train(*, data=None, model=None, handle=None, kind=tiny.Recite, fields=None, **given):
+    if handle is None:
+        model, handle = tiny.attached()
+    task = tiny.task(model, kind, **(fields or {}))
+    rows = tiny.examples(24) if data is None else data
+    given.setdefault("console", tiny.quiet())
+    return fit(model, handle, task, rows, **given), handle
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_only_the_pieces_learn_and_the_loss_falls(tmp_path):
+    model, handle = tiny.attached(LoRA(rank=4, at=("attn.q", "attn.v", "mlp.down")))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    result, _ = train(
+        model=model, handle=handle, data=tiny.examples(64), epochs=6, lr=2e-2, folder=tmp_path
+    )
+    losses = [line["loss"] for line in log(tmp_path)]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not name.startswith("inlays.")), name
+        assert parameter.grad is None
+    assert result.stopped == "epochs"
+    assert result.epochs == 6
+    assert result.steps == 24 == len(losses)
+
+
+def test_one_large_batch_and_many_small_ones_are_the_same():
+    ends = []
+    for batch_size, accumulate in ((8, 1), (2, 4), (3, 3), (1, 8)):
+        model, handle = tiny.attached(LoRA(rank=2), model=tiny.base().double())
+        handle.root.double()
+        size = {"batch_size": batch_size, "accumulate": accumulate, "clip": 0.5}
+        result, _ = train(model=model, handle=handle, data=tiny.examples(8), epochs=5, **size)
+        assert result.steps == 5
+        ends.append((tiny.state(handle), result.loss))
+    for pieces, loss in ends[1:]:
+        assert loss == pytest.approx(ends[0][1], rel=1e-9)
+        for name, tensor in pieces.items():
+            torch.testing.assert_close(tensor, ends[0][0][name], rtol=1e-8, atol=1e-10)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    size = {"epochs": 2, "batch_size": 4}
+    first, a = train(seed=3, **size)
+    torch.rand(5), random.random()
+    again, b = train(seed=3, **size)
+    other, c = train(seed=4, **size)
+    assert tiny.same(tiny.state(a), tiny.state(b))
+    assert tiny.numbers(first) == tiny.numbers(again)
+    assert not tiny.same(tiny.state(a), tiny.state(c))
+    assert first.loss != other.loss
+
+
+def test_generators_and_modes_are_left_alone():
+    model, handle = tiny.attached()
+    torch.manual_seed(5)
+    random.seed(5)
+    expected = torch.rand(3), random.random()
+    torch.manual_seed(5)
+    random.seed(5)
+    handle.root.sets["default"].eval()
+    model.model.layers[0].train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    train(model=model, handle=handle, steps=1)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]
+    assert modes == {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_of_the_base_is_a_choice_and_that_of_pieces_is_not(dropout):
+    seen = []
+
+    class Watching(tiny.Recite):
+        name = "watching"
+
+        def loss(self, model, batch):
+            seen.append((model.model.training, model.inlays.sets["default"].training))
+            return super().loss(model, batch)
+
+    del inlay.tasks.TASKS["watching"]
+    train(kind=Watching, steps=1, dropout=dropout)
+    assert seen == [(dropout, True)]
+
+
+def test_rows_that_are_no_examples_are_refused():
+    with pytest.raises(TrainingError, match=r"as inlay.data.load\(rows\) makes them, not {'text'"):
+        train(data=[{"text": "a"}])
+
+
+def test_other_inlays_hold_still():
+    model, handle = tiny.attached()
+    _, other = tiny.attached(Prefix(length=2, mlp=None), model=model, name="other")
+    before = tiny.state(other)
+    train(model=model, handle=handle, steps=3)
+    assert tiny.same(before, tiny.state(other))
+    assert all(p.requires_grad and p.grad is None for p in other.parameters())
+    fresh, alone = tiny.attached()
+    train(model=fresh, handle=alone, steps=3)
+    assert not tiny.same(tiny.state(alone), tiny.state(handle)), "the other one acts all the same"
+
+
+def test_a_base_in_bf16_keeps_its_pieces_in_fp32():
+    model, handle = tiny.attached(model=tiny.base().bfloat16())
+    result, _ = train(model=model, handle=handle, epochs=2)
+    assert {p.dtype for p in handle.parameters()} == {torch.float32}
+    assert model.dtype == torch.bfloat16
+    assert math.isfinite(result.loss)
+
+
+# --------------------------------------------------------------------------------- its end
+
+
+def test_whichever_end_comes_first():
+    assert train(steps=3, epochs=9)[0].stopped == "steps"
+    result = train(steps=99, epochs=1.5, batch_size=4)[0]
+    assert (result.stopped, result.steps, result.epochs) == ("epochs", 9, 1.5)
+    assert train(batch_size=4)[0].epochs == 3, "the default"
+
+
+def test_a_time_budget_is_kept_and_the_rate_falls_to_nothing(tmp_path):
+    result, _ = train(minutes=1.5 / 60, folder=tmp_path, lr=1.0, warmup=0.0)
+    assert result.stopped == "minutes"
+    assert 1.5 <= result.seconds < 2.5
+    lines = log(tmp_path)
+    rates = [line["lr"] for line in lines]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.7 > 0.1 > rates[-1]
+
+
+def test_the_log_has_a_line_a_step_and_one_an_evaluation(tmp_path):
+    data, dev = tiny.examples(12), tiny.examples(5, seed=1)
+    result, handle = train(
+        data=data, dev=dev, batch_size=4, epochs=2, eval_every=2, folder=tmp_path
+    )
+    lines = log(tmp_path)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert {*steps[0]} == {"step", "loss", "lr", "tokens", "seconds", "grad_norm"}
+    each = sum(len(str(example.fields["ids"]).split()) for example in data)
+    assert sum(line["tokens"] for line in steps[:3]) == each
+    assert result.tokens == 2 * each
+    seen = [line for line in lines if "scores" in line]
+    assert [line["step"] for line in seen] == [2, 4, 6]
+    assert [line["scores"]["likelihood"] for line in seen] == [e.score for e in result.evaluations]
+    assert evaluate(handle.model, tiny.task(handle.model), dev) == result.best.scores
+
+
+def test_evaluation_comes_after_every_epoch_and_at_the_end():
+    dev = tiny.examples(5, seed=1)
+    result, _ = train(dev=dev, batch_size=8, epochs=2.5)
+    assert [one.step for one in result.evaluations] == [3, 6, 8]
+
+
+def test_the_best_pieces_come_back():
+    dev = tiny.examples(3, seed=1)
+    script = {"kind": tiny.Scripted, "fields": {"script": (1.0, 5.0, 2.0, 3.0)}}
+    size = {"dev": dev, "eval_every": 1, "schedule": "constant", "warmup": 0.0}
+    result, kept = train(**script, **size, steps=4)
+    assert (result.best.step, result.best.score) == (2, 5.0)
+    _, two = train(**size, steps=2, keep_best=False)
+    assert tiny.same(tiny.state(kept), tiny.state(two)), "bit for bit those of step 2"
+    last, four = train(**script, **size, steps=4, keep_best=False)
+    assert last.best.step == 4
+    assert not tiny.same(tiny.state(kept), tiny.state(four))
+
+
+def test_patience_ends_a_run_that_gets_no_better():
+    script = {"kind": tiny.Scripted, "fields": {"script": (1.0, 2.0, 2.0, 1.5, 9.0)}}
+    result, _ = train(**script, dev=tiny.examples(3), epochs=50, eval_every=1, patience=2)
+    assert result.stopped == "patience"
+    assert result.steps == 4
+    assert result.best.step == 2
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    model, handle = tiny.attached()
+    states = []
+
+    class Bursting(tiny.Recite):
+        name = "bursting"
+
+        def loss(self, model, batch):
+            loss, count = super().loss(model, batch)
+            states.append(tiny.state(handle))
+            return loss * (math.inf if len(states) == 6 else 1), count
+
+    del inlay.tasks.TASKS["bursting"]
+    given = {"batch_size": 2, "accumulate": 2, "lr": 0.25, "schedule": "constant", "warmup": 0.0}
+    with pytest.raises(TrainingError, match=r"step 3: the loss is not finite .*0.25") as caught:
+        train(model=model, handle=handle, kind=Bursting, data=tiny.examples(40), **given)
+    assert tiny.same(states[-1], tiny.state(handle))
+    assert str(caught.value).count("rows.jsonl:") == 2, "the rows of the batch that did it"
+    assert all(p.grad is None for p in handle.parameters())
+    assert not tiny.same(states[0], states[-1])
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    model, handle = tiny.attached()
+
+    class Steep(tiny.Recite):
+        name = "steep"
+
+        def loss(self, model, batch):
+            loss, count = super().loss(model, batch)
+            return (loss - loss.detach()).sqrt() + loss.detach(), count
+
+    del inlay.tasks.TASKS["steep"]
+    before = tiny.state(handle)
+    with pytest.raises(TrainingError, match=r"step 1: the gradient .* and 8 more"):
+        train(model=model, handle=handle, kind=Steep, batch_size=8, accumulate=2)
+    assert tiny.same(before, tiny.state(handle))
+
+
+def test_rows_without_anything_that_counts_are_named():
+    lonely = inlay.data.Example({"ids": "4"}, "rows.jsonl:1")
+    with pytest.raises(TrainingError, match=r"step 1: no token or label counts .*rows.jsonl:1"):
+        train(data=[lonely])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epoch": 3}, "epoch: there is no such field; did you mean 'epochs'?"),
+        ({"lr": -1}, "lr: input should be greater than 0, not -1"),
+        ({"lr": math.nan}, "lr: input should be"),
+        ({"batch_size": 2, "tokens": 5}, "give batch_size or tokens, not both"),
+        ({"patience": 2}, "patience needs examples to evaluate on; give dev"),
+        ({"eval_every": 2}, "eval_every needs examples to evaluate on; give dev"),
+        ({"checkpoint_every": 2}, "checkpoint_every needs a folder"),
+        ({"data": []}, "there are no examples"),
+        ({"dev": []}, "there are no examples"),
+        ({"trackers": ["wandbb"]}, "no tracker is called 'wandbb'; did you mean 'wandb'?"),
+        ({"trackers": ["aim"]}, "the tracker 'aim' is not installed"),
+    ],
+)
+def test_impossible_options_are_refused(given, said):
+    with pytest.raises(TrainingError) as caught:
+        train(**given)
+    assert str(caught.value).startswith(said)
+
+
+def test_an_inlay_that_cannot_learn_here_is_refused():
+    model, handle = tiny.attached()
+    handle.enabled = False
+    with pytest.raises(TrainingError, match="no piece of the inlay acts"):
+        train(model=model, handle=handle)
+    for parameter in handle.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(TrainingError, match="nothing in the inlay 'default' learns"):
+        train(model=model, handle=handle)
+    with pytest.raises(TrainingError, match="not attached to this model"):
+        train(model=tiny.base(), handle=handle)
+    handle.detach()
+    with pytest.raises(TrainingError, match="not attached to this model"):
+        train(model=model, handle=handle)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "said"),
+    [
+        (DistributedType.FSDP, "no", "whole models side by side, not FSDP"),
+        (DistributedType.NO, "fp16", "no mixed precision 'fp16'; use bf16"),
+    ],
+)
+def test_what_accelerate_could_but_fit_cannot_is_refused(monkeypatch, kind, precision, said):
+    fake = SimpleNamespace(distributed_type=kind, mixed_precision=precision)
+    monkeypatch.setattr("inlay.training.loop.launch.Accelerator", lambda **_: fake)
+    with pytest.raises(TrainingError, match=said):
+        train()
+
+
+# --------------------------------------------------------------------------- beside the numbers
+
+
+def test_predictions_come_in_the_order_of_the_examples():
+    model, _ = tiny.attached()
+    task, data = tiny.task(model), tiny.examples(13)
+    alone = [predict(model, task, [example])[0] for example in data]
+    for size in ({"batch_size": 4}, {"batch_size": None, "tokens": 20}):
+        together = predict(model, task, data, **size)
+        assert [float(x) for x in together] == pytest.approx([float(x) for x in alone], abs=1e-5)
+
+
+def test_trackers_are_told(monkeypatch):
+    from accelerate import tracking
+
+    told = []
+
+    class Told(tracking.GeneralTracker):
+        name = "wandb"
+        requires_logging_directory = False
+        tracker = None
+        main_process_only = True
+
+        def __init__(self, run_name, **kwargs):
+            super().__init__()
+            told.append(run_name)
+
+        def store_init_configuration(self, values):
+            told.append(values)
+
+        def log(self, values, step=None, **kwargs):
+            told.append((step, values))
+
+        def finish(self):
+            told.append("finished")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Told)
+    kinds = [tracking.LoggerType.WANDB]
+    for place in ("inlay.training.loop.launch", "accelerate.tracking"):
+        monkeypatch.setattr(f"{place}.get_available_trackers", lambda: kinds)
+    train(trackers=["wandb"], steps=2, dev=tiny.examples(3))
+    assert told[0] == "inlay"
+    assert told[1]["method"] == "LoRA(rank=2, dropout=0.1)"
+    assert told[2][0] == 1
+    assert {*told[2][1]} == {"loss", "lr", "tokens", "grad_norm"}
+    assert {*told[-2][1]} == {"dev/likelihood"}
+    assert told[-1] == "finished"
+
+
+def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
+    for name in ("SOON", "EVERY"):
+        monkeypatch.setattr(f"inlay.training.loop.progress.{name}", 0.0)
+    pipe = io.StringIO()
+    train(console=Console(file=pipe), steps=4, dev=tiny.examples(3))
+    lines = pipe.getvalue().splitlines()
+    assert "\x1b" not in pipe.getvalue()
+    assert lines[0].startswith("step 1  25%  loss ")
+    assert lines[0].endswith(" left")
+    assert "tokens/s" in lines[0]
+    assert lines[-1].startswith("step 4: likelihood -")
+    terminal = io.StringIO()
+    train(console=Console(file=terminal, force_terminal=True), steps=4)
+    assert "\x1b" in terminal.getvalue()
+
+
+def test_an_evaluation_says_how_far_it_is(monkeypatch):
+    pipe = io.StringIO()
+    train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
+    assert "evaluating" not in pipe.getvalue()  # it took less than two seconds
+    monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
+    train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
+    told = [one for one in pipe.getvalue().splitlines() if one.startswith("evaluating dev  ")]
+    assert len(told) == 9  # of ten batches; the last one ends it
+    assert told[0].startswith("evaluating dev  10%  4 of 40 rows  ") and told[0].endswith(" left")
+
+
+def test_plain_lines_are_sparse(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pipe = io.StringIO()
+    with Shown(Console(file=pipe)) as shown, shown.counting("reading", 200) as advance:
+        for _ in range(100):
+            now[0] += 1
+            advance(1)
+    assert [line.split("  ")[1] for line in pipe.getvalue().splitlines()] == [
+        *("1%", "16%", "31%", "46%")
+    ]
+
+
+def test_a_terminal_sees_a_bar_for_whatever_takes_long():
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with Shown(console) as shown:
+        with shown.counting("evaluating [dev]", 10) as advance:
+            advance(4)
+            time.sleep(0.6)
+        with shown.counting("loading it"):
+            time.sleep(0.6)
+    assert "evaluating [dev]" in terminal.getvalue()
+    assert "4 of 10 rows" in terminal.getvalue()
+    assert "loading it" in terminal.getvalue()
+
+
+def test_options_are_data():
+    made = Options(tokens=512, betas=(0.8, 0.99), lr="1e-4")
+    assert made.lr == 1e-4
+    assert made.rows is None
+    assert Options(**made.model_dump()) == made

@@ -1,0 +1,409 @@
+"""Pattern-exploiting training: soft labels, generations, pattern files, and whole runs."""
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import DataError, InlayError, RecipeError, TrainingError
+from inlay.hub.models import load_base
+from inlay.tasks import Classify, auxiliary
+from inlay.training import evaluate
+from inlay.training.pet.auxiliary_text import Beside, beside
+from inlay.training.pet.distillation import ensemble, scores, softly
+from inlay.training.pet.generations import committee, picked, wanted
+from inlay.training.pet.patterns import Patterns
+from inlay.training.pet.pet import pet
+from inlay.training.pet.recipe import Pet
+from inlay.training.recipes.recipe import Recipe
+from tests import zoo
+from tests.tasks import test_cloze
+from tests.tasks.tiny import KINDS, examples, refused, tokenizer
+
+from . import tiny
+
+PATTERNS = """
+patterns:
+  - "{text} it was {mask}"
+  - "film {text} all {mask}"
+  - "the plot {text} {mask}"
+verbalizer: {no: bad, yes: [good, fine]}
+"""
+RECIPE = """
+base: BASE
+method: LoRA(rank=2)
+patterns: PATTERNS
+data:
+  train: {source: TRAIN, shots: 4}
+  unlabelled: {source: TEXTS}
+  test: {source: TEST}
+training: {lr: 1e-2, steps: 12, batch_size: 4}
+out: OUT
+"""
+
+
+def rows(count, first=0):
+    made = []
+    for number in range(first, first + count):
+        good = number % 2 == 0
+        said = f"{'bright new' if good else 'dull old'} film {('cat', 'dog', 'mat')[number % 3]}"
+        made.append({"text": said, "label": "yes" if good else "no"})
+    return made
+
+
+def write(path, made):
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A base of each kind, rows, and patterns on disk."""
+    folder = tmp_path_factory.mktemp("pet")
+    for family, kind in KINDS.items():
+        zoo.fresh(family).save_pretrained(folder / family)
+        read = test_cloze.sentinels() if family == "t5" else tokenizer(kind, bos=True)
+        read.save_pretrained(folder / family)
+    write(folder / "train.jsonl", rows(12))
+    write(folder / "texts.jsonl", [{**row, "label": "secret"} for row in rows(110, 12)])
+    write(folder / "test.jsonl", rows(12, 200))
+    (folder / "patterns.yaml").write_text(PATTERNS)
+    return folder
+
+
+@pytest.fixture
+def recipe(places, tmp_path):
+    """A recipe for one of the bases, with other fields."""
+
+    def make(family="llama", **changes):
+        written = RECIPE.replace("BASE", str(places / family)).replace("OUT", str(tmp_path / "out"))
+        for part in ("train", "texts", "test"):
+            written = written.replace(part.upper(), str(places / f"{part}.jsonl"))
+        path = tmp_path / "pet.yaml"
+        path.write_text(written.replace("PATTERNS", str(places / "patterns.yaml")))
+        return Pet.load(path, {name: json.dumps(value) for name, value in changes.items()})
+
+    return make
+
+
+# --------------------------------------------------------------------- soft labels
+
+
+def test_equal_weights_are_the_mean_and_others_weigh():
+    said = torch.randn(3, 5, 2)
+    for weight in (1.0, 0.3, 0.0):
+        torch.testing.assert_close(ensemble(said, torch.full((3,), weight)), said.mean(0))
+    torch.testing.assert_close(
+        ensemble(said, torch.tensor([0.0, 3.0, 1.0])), (3 * said[1] + said[2]) / 4
+    )
+
+
+@torch.no_grad()
+def test_inlays_and_patterns_are_asked_in_one_batch_as_each_alone():
+    model = zoo.fresh("llama")
+    made = Patterns.model_validate(
+        {"patterns": ["{text} it was {mask}", "all {text} {mask}"],
+         "verbalizer": {"no": "bad", "yes": ["good", "fine"]}}
+    )  # fmt: skip
+    data = examples(*({"text": row["text"]} for row in rows(5)))
+    tasks = made.tasks()
+    for number, task in enumerate(tasks):
+        task.bind(model, tokenizer("decoder"))
+        torch.manual_seed(number)
+        handle = inlay.attach(model, inlay.LoRA(rank=2), name=f"m{number}")
+        for parameter in handle.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    said = scores(model, tasks, ["m0", "m1"], data, batch_size=4)
+    assert said.shape == (2, 5, 2)
+    for number, task in enumerate(tasks):
+        with inlay.rows(model, [f"m{number}"]):
+            alone = task.logits(model, task.collate(task.encode_all(data)))
+        torch.testing.assert_close(said[number], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(said[0], said[1])
+    soft = softly(data, said[0])
+    assert [row.fields["scores"] for row in soft] == said[0].tolist()
+
+
+# --------------------------------------------------------------------- generations
+
+
+def test_sets_grow_fivefold_and_keep_the_balance_of_labels():
+    for generation, total in enumerate((12, 60, 300)):
+        own = wanted([4, 8], 5, generation, kept=True)
+        assert sum(own) + 12 == total
+        assert own[1] == 2 * own[0]
+        assert wanted([10, 10], 5, generation, kept=False) == [10 * 5**generation] * 2
+
+
+def test_a_quarter_of_the_others_labels_and_never_the_model_itself():
+    draw = random.Random(0)
+    for models, size in ((2, 1), (4, 1), (9, 2), (13, 3)):
+        for model in range(models):
+            for _ in range(20):
+                chosen = committee(model, models, 0.25, draw)
+                assert model not in chosen
+                assert len(set(chosen)) == size
+
+
+def test_texts_are_picked_once_and_as_many_of_each_label_as_are_wanted():
+    draw = torch.Generator().manual_seed(0)
+    said = torch.randn(60, 3, generator=draw)
+    for chance in (draw, None):
+        found = picked(said, [5, 10, 20], chance)
+        assert len({place for place, _ in found}) == 35
+        assert [sum(label == one for _, label in found) for one in range(3)] == [5, 10, 20]
+    best = said.argmax(1)
+    drawn = picked(said, [5, 5, 5], draw)
+    assert all(best[place] == label for place, label in drawn)
+
+
+def test_the_surest_are_picked_and_fill_up_a_label_that_wins_nothing():
+    said = torch.tensor([[5.0, 0], [1, 0], [4, 0], [2, 0], [3, 0]])
+    assert picked(said, [2, 1], None) == [(0, 0), (2, 0), (1, 1)]
+    found = picked(said, [1, 2], torch.Generator().manual_seed(0))
+    (first,) = (place for place, label in found if label == 0)
+    left = sorted({0, 1, 2, 3, 4} - {first}, key=lambda place: float(said[place, 0]))
+    assert sorted(place for place, label in found if label == 1) == sorted(left[:2])
+
+
+def test_others_label_for_every_model(recipe, monkeypatch):
+    """Every model learns from rows of which a fifth are by hand; none labels for itself."""
+    module = sys.modules["inlay.training.pet.pet"]  # the package has a function of that name
+
+    asked = []
+    real = module.committee
+
+    def seen(model, *more):
+        asked.append((model, real(model, *more)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(module, "committee", seen)
+    found = pet(recipe(generations=2, seeds=2, **{"training.steps": 2}), tiny.quiet())
+    assert [model for model, _ in asked] == [0, 1, 2, 3, 4, 5]
+    assert all(model not in others for model, others in asked)
+    assert [one.rows for one in found.generations[0].members] == [8] * 6
+    assert [one.rows for one in found.generations[1].members] == [40] * 6
+
+
+# --------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_run_from_patterns_to_a_classifier(places, recipe, family):
+    steps = {"lr": 3e-2, "steps": 40, "batch_size": 8}
+    made = recipe(family, training=steps)
+    found = pet(made, tiny.quiet())
+    out = places.__class__(made.out)
+    assert found.untouched[0].pattern == "{text} it was {mask}"
+    assert all(one.weight == one.train for one in found.untouched)
+    assert found.generations[-1].ensemble["accuracy"] > 0.9
+    assert found.test["accuracy"] > 0.9
+    assert set(found.spread) == {"untouched", "trained"}
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["test"] == found.test
+    assert Pet.load(out / "pet.yaml") == made
+    model, read = load_base(str(places / family))
+    for number in (1, 2, 3):
+        inlay.load(model, out / f"pattern-{number}.safetensors", tokenizer=read)
+    inlay.load(model, found.path, tokenizer=read)
+    own = Recipe.load(out / "recipe.yaml")
+    task = own.make_task()
+    task.bind(model, read)
+    with inlay.rows(model, ["classifier"]):
+        assert evaluate(model, task, own.data.test.load(task)) == found.test
+
+
+def test_the_same_recipe_gives_the_same_numbers_and_goes_on(recipe):
+    made = recipe(generations=2, classifier="words", **{"training.steps": 2})
+    first = pet(made, tiny.quiet())
+    again = pet(made, tiny.quiet())
+    anew = pet(made, tiny.quiet(), resume=False)
+    for other in (again, anew):
+        assert first.generations == other.generations
+        assert first.test == other.test
+    assert first.training.seconds == again.training.seconds
+
+
+def test_generations_begin_without_labels(recipe, monkeypatch):
+    module = sys.modules["inlay.training.pet.pet"]
+    asked = []
+    real = module.committee
+
+    def seen(model, models, *more):
+        asked.append((model, models))
+        return real(model, models, *more)
+
+    monkeypatch.setattr(module, "committee", seen)
+    made = recipe(**{"data.train": None, "weights": "uniform", "first": 2, "generations": 2, "seeds": 2,
+                     "training.steps": 2})  # fmt: skip
+    found = pet(made, tiny.quiet())
+    assert asked[:6] == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]  # untouched patterns
+    assert asked[6:] == [(model, 6) for model in range(6)]
+    assert [one.rows for one in found.generations[0].members] == [4] * 6
+    assert [one.rows for one in found.generations[1].members] == [20] * 6
+    assert all(one.train is None and one.weight == 1 for one in found.untouched)
+
+
+def test_all_weights_learn_and_each_model_begins_with_the_base(places, recipe, monkeypatch):
+    module = sys.modules["inlay.training.pet.pet"]  # the package has a function of that name
+
+    starts = []
+    real = module.fit
+
+    def seen(model, *more, **given):
+        starts.append(model.get_input_embeddings().weight.detach().clone())
+        return real(model, *more, **given)
+
+    monkeypatch.setattr(module, "fit", seen)
+    made = recipe(method=None, **{"training.base_lr": 1e-3, "training.steps": 3})
+    found = pet(made, tiny.quiet())
+    assert len(starts) == 4
+    assert all(torch.equal(one, starts[0]) for one in starts)
+    assert (found.base / "config.json").exists()
+    out = places.__class__(made.out)
+    assert not list(out.glob("pattern-*"))
+    model, read = load_base(str(found.base))
+    assert not torch.equal(model.get_input_embeddings().weight, starts[0])
+    inlay.load(model, found.path, tokenizer=read)
+
+
+# ------------------------------------------------------------------- texts beside labelled rows
+
+
+TEXTS = examples(
+    *({"text": f"the {word} was old"} for word in ("cat", "big dog", "red mat", "film"))
+)
+FEW = examples({"text": "a bright film", "label": "yes"}, {"text": "dull", "label": "no"})
+
+
+def test_every_row_gets_a_text_and_the_shorter_list_comes_again():
+    made = beside(FEW, TEXTS, 0)
+    assert [one.fields["text"] for one in made] == ["a bright film", "dull"] * 2
+    assert sorted(one.text.fields["text"] for one in made) == sorted(
+        one.fields["text"] for one in TEXTS
+    )
+    assert made == beside(FEW, TEXTS, 0)
+    orders = {tuple(id(one.text) for one in beside(FEW, TEXTS, seed)) for seed in range(8)}
+    assert len(orders) > 1
+    assert len(beside(FEW * 5, TEXTS, 0)) == 10
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
+    monkeypatch.setattr(auxiliary, "HIDDEN", 0.4)
+    model = zoo.fresh(family)
+    task = Classify(template="{text} it was {mask}", verbalizer={"no": "bad", "yes": "good"})
+    task.bind(model, tokenizer(KINDS[family]))
+    both = Beside(task=task, share=0.3)
+    read = both.encode_all(beside(FEW, TEXTS, 0))
+    torch.manual_seed(1)
+    found, count = both.loss(model, both.collate(read))
+    torch.manual_seed(1)
+    alone, _ = task.loss(model, task.collate([row.own for row in read]))
+    texts = task.collate([row.text for row in read])
+    seen, asked = auxiliary.ask(task.bound, texts)
+    logits = model(input_ids=seen["input_ids"], attention_mask=seen["attention_mask"]).logits
+    logs = logits.log_softmax(-1).flatten(0, 1)[asked.positions]
+    costs = -logs.gather(1, asked.tokens[:, None]).squeeze(1)
+    width = texts["input_ids"].shape[1]
+    # A row of which nothing is hidden has no mean.
+    means = [costs[own].mean() for n in range(4) if (own := asked.positions // width == n).any()]
+    assert count == 4 and len(means) > 2
+    torch.testing.assert_close(found, 0.7 * alone + 0.3 * torch.stack(means).sum())
+
+
+def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
+    module = sys.modules["inlay.training.pet.pet"]
+    seen = []
+    real = module.fit
+
+    def noted(model, handle, task, data, **given):
+        seen.append((task.name, len(data), {one.fields.get("label") for one in data}))
+        return real(model, handle, task, data, **given)
+
+    monkeypatch.setattr(module, "fit", noted)
+    plain = pet(recipe(), tiny.quiet(), resume=False)
+    made = recipe(auxiliary=0.5)
+    found = pet(made, tiny.quiet(), resume=False)
+    assert [name for name, *_ in seen] == ["classify"] * 4 + ["beside"] * 3 + ["classify"]
+    assert seen[4] == ("beside", 110, {"no", "yes"})
+    assert found.generations[0].members != plain.generations[0].members or (
+        found.test != plain.test or found.training.loss != plain.training.loss
+    )
+
+
+# --------------------------------------------------------------------- what is refused
+
+
+def test_files_of_patterns_that_make_no_sense(tmp_path):
+    path = tmp_path / "patterns.yaml"
+
+    def read(text):
+        path.write_text(text)
+        return Patterns.load(path)
+
+    words = "verbalizer: {no: bad, yes: good}\n"
+    for text, *needles in (
+        (words, "patterns is missing"),
+        ("patterns: []\n" + words, "patterns:"),
+        ('patterns: ["{text}"]\n' + words, "has no {mask}", "'{text}'"),
+        ('patterns: ["{mask} {text} {mask}"]\n' + words, "has 2 {mask}"),
+        ('patterns: ["{text {mask}"]\n' + words, "template"),
+        ('patterns: ["{text} {mask}"]\n', "verbalizer is missing"),
+        ('patterns: ["{text} {mask}"]\nwords: {}\n' + words, "words: there is no such field"),
+        ("just text", "patterns and verbalizer"),
+    ):
+        refused(lambda text=text: read(text), str(path), *needles, error=RecipeError)
+    refused(lambda: Patterns.load(tmp_path / "none.yaml"), "cannot read", error=RecipeError)
+    refused(read('patterns: ["so {mask}"]\n' + words).tasks, "names no {column}", error=InlayError)
+
+
+def test_labels_and_columns_that_the_patterns_do_not_know(places, recipe, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(PATTERNS.replace("no: bad, ", "never: bad, "))
+    made = recipe(patterns=str(path))
+    refused(lambda: pet(made, tiny.quiet()), "there is no label 'no'", error=DataError)
+    path.write_text(PATTERNS.replace("{text} it", "{txt} it"))
+    refused(
+        lambda: pet(made, tiny.quiet()), "no column 'txt'; did you mean 'text'?", error=DataError
+    )
+    path.write_text(PATTERNS.replace("all {mask}", "{mask} all"))
+    refused(lambda: pet(made, tiny.quiet()), "{mask} must be its end", error=InlayError)
+
+
+def test_recipes_that_make_no_sense(recipe, places, tmp_path):
+    for changes, *needles in (
+        ({"method": None}, "nothing would learn"),
+        ({"method": "LoRA + Head(labels=['no', 'yes'])"}, "leave the trained head out"),
+        ({"data.train": None}, "weights: uniform"),
+        ({"distil": {"base_lr": 1e-3}}, "both have base_lr"),
+        ({"training.patience": 2}, "leave training.patience out"),
+        ({"growth": 1}, "growth"),
+        ({"pattern": "x"}, "did you mean 'patterns'?"),
+    ):
+        refused(lambda changes=changes: recipe(**changes), *needles, error=RecipeError)
+    path = tmp_path / "one.yaml"
+    path.write_text('patterns: ["{text} {mask}"]\nverbalizer: {no: bad, yes: good}\n')
+    alone = recipe(patterns=str(path), generations=2)
+    refused(lambda: pet(alone, tiny.quiet()), "no model labels rows for itself", error=RecipeError)
+    many = recipe(generations=3)
+    refused(lambda: pet(many, tiny.quiet()), "takes 192 unlabelled texts, and there are 110",
+            error=DataError)  # fmt: skip
+    reading = recipe("t5", auxiliary=0.1)
+    refused(lambda: pet(reading, tiny.quiet()), "auxiliary needs a decoder or an encoder",
+            error=InlayError)  # fmt: skip
+    virtual = recipe(method="PTuning(length=2)")
+    refused(lambda: pet(virtual, tiny.quiet()), "virtual tokens", error=TrainingError)
+
+
+def test_a_classifier_of_other_columns_than_text():
+    made = Patterns.model_validate(
+        {"patterns": ["{premise} ? {mask} {hypothesis}"], "verbalizer": {"no": "no", "yes": "yes"}}
+    )
+    assert made.columns == ("premise", "hypothesis")
+    pair = made.model_copy(update={"patterns": ["{text} ? {mask} {text_pair}"]})
+    assert pair.headed().template is None
+    assert made.headed().template == "{premise}\n{hypothesis}"
+    assert made.headed() == Classify(labels=("no", "yes"), template="{premise}\n{hypothesis}")

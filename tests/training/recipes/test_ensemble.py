@@ -1,0 +1,105 @@
+"""Several inlays in one batch, and what the majority of them says."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+
+import inlay
+from inlay.laws.case import move
+from inlay.tasks import Classify, Generate
+from inlay.training import predict, vote
+from inlay.training.recipes.ensemble import member, others
+from tests import zoo
+from tests.tasks.tiny import examples, tokenizer
+
+WORDS = {"yes": "good", "no": "bad", "red": "red"}
+ROWS = examples(
+    *({"text": f"the {word} sat", "label": "yes"} for word in ("cat", "dog", "film", "plot", "mat"))
+)
+
+
+def members(model, count):
+    handles = []
+    for number in range(count):
+        torch.manual_seed(number)
+        handles.append(inlay.attach(model, inlay.Prompt(length=2 + number), name=f"m{number}"))
+        move(handles[-1])
+    return handles
+
+
+def bound(task, family="llama", kind="decoder"):
+    model = zoo.fresh(family)
+    task.bind(model, tokenizer(kind))
+    return model
+
+
+@pytest.mark.parametrize("together", [1000, 2])
+def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
+    monkeypatch.setattr("inlay.training.evaluation.CHUNK", together)
+    task = Classify(template="{text} was", verbalizer=WORDS)
+    model = bound(task)
+    handles = members(model, 3)
+    voted = vote(model, handles, task, ROWS, batch_size=2)
+    alone = []
+    for handle in handles:
+        with inlay.rows(model, [handle.name]):
+            alone.append(predict(model, task, ROWS))
+    assert voted.singles == [task.score(said, ROWS) for said in alone]
+    for place, said in enumerate(zip(*alone, strict=True)):
+        counts = {label: said.count(label) for label in said}
+        assert counts[voted.predictions[place]] == max(counts.values())
+    mean = sum(one["accuracy"] for one in voted.singles) / 3
+    assert voted.mean["accuracy"] == mean
+    assert voted.ensemble == task.score(voted.predictions, ROWS)
+
+
+def test_each_member_starts_from_a_seed_of_its_own():
+    model = zoo.fresh("llama")
+    taught = []
+    first = member(model, inlay.Prompt(length=2), "one", 5, 0)
+    handles = [first, *others(model, first, 3, 5, lambda *one: taught.append(one))]
+    assert [handle.name for handle in handles] == ["one", "one-2", "one-3"]
+    assert taught == [(handles[1], 1), (handles[2], 2)]
+    starts = [next(handle.parameters()).detach().clone() for handle in handles]
+    assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
+    again = member(model, inlay.Prompt(length=2), "again", 6, 1)
+    assert not torch.equal(next(again.parameters()), starts[1])
+    again = member(model, inlay.Prompt(length=2), "anew", 6, 0)
+    assert torch.equal(next(again.parameters()), starts[1])
+
+
+def test_a_vote_of_one_is_its_own():
+    task = Classify(template="{text} was", verbalizer=WORDS)
+    model = bound(task)
+    (handle,) = members(model, 1)
+    voted = vote(model, [handle], task, ROWS)
+    assert voted.predictions == predict(model, task, ROWS)
+    assert voted.ensemble == voted.singles[0] == voted.mean
+
+
+def test_ties_go_to_the_highest_mean_logit(monkeypatch):
+    task = Classify(template="{text} was", verbalizer=WORDS)
+    model = bound(task)
+    table = torch.tensor(
+        [[3.0, 0, 0], [0, 9, 0], [5, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [9, 0, 0], [0, 0, 1]]
+    )
+    monkeypatch.setattr(task, "logits", lambda model, batch: table)
+    said, won = task.ballot(model, {}, 2)
+    assert said == ["yes", "no", "yes", "no", "red", "red", "yes", "red"]
+    assert won == ["no", "yes", "red", "yes"]
+    _, won = task.ballot(model, {}, 4)
+    assert won == ["no", "red"]
+
+
+def test_texts_are_voted_on_too():
+    task = Generate(generation={"max_new_tokens": 3})
+    model = bound(task)
+    rows = examples({"source": "the cat", "target": "a"}, {"source": "the dog sat", "target": "b"})
+    handles = members(model, 3)
+    voted = vote(model, handles, task, rows)
+    assert len(voted.predictions) == 2
+    with inlay.rows(model, ["m1"]):
+        assert voted.singles[1] == task.score(predict(model, task, rows), rows)

@@ -1,0 +1,161 @@
+"""Cross-validation: what is held out, what is trained, what is told."""
+
+import json
+import sys
+from statistics import mean, stdev
+
+import pytest
+import torch
+import transformers as hf
+
+import inlay
+from inlay.data.dataset import load
+from inlay.errors import DataError, RecipeError, TrainingError
+from inlay.tasks import Classify, Regress
+from inlay.training import Recipe, cross_validate, run
+from inlay.training.recipes.folds import folds
+from tests.tasks import tiny as words
+
+from . import tiny
+
+LABELS = ["no"] * 10 + ["yes"] * 20 + ["maybe"] * 4
+
+
+def rows(labels=LABELS):
+    return [{"text": f"the {words.WORDS[n]}", "label": label} for n, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize("task", [Classify(), Regress(), Classify(multi_label=True)])
+def test_every_row_is_held_out_once(task):
+    data = load([{**row, "label": n} if task.name == "regress" else {**row, "labels": ["a"]} for n, row in enumerate(rows())])  # fmt: skip
+    parts = folds(data, task, 4, seed=3)
+    held = [example for _, out in parts for example in out]
+    assert sorted(held, key=lambda one: int(one.where.split("#")[1])) == list(data)
+    for train, out in parts:
+        assert not set(map(id, train)) & set(map(id, out))
+        assert len(train) + len(out) == len(data)
+        assert len(out) in (8, 9)
+        places = [int(one.where.split("#")[1]) for one in train]
+        assert places == sorted(places)
+    assert parts == folds(data, task, 4, seed=3)
+    assert parts != folds(data, task, 4, seed=4)
+
+
+def test_folds_have_alike_shares_of_each_label():
+    task = Classify(label_names={"maybe": "perhaps", "no": "no", "yes": "yes"})
+    for _, out in folds(load(rows()), task, 4, seed=0):
+        found = [str(one.fields["label"]) for one in out]
+        assert found.count("maybe") == 1
+        assert found.count("yes") == 5
+        assert found.count("no") in (2, 3)
+
+
+def test_folds_that_cannot_be_made(monkeypatch):
+    with pytest.raises(DataError, match=r"has 4 of label 'maybe', fewer than folds=5"):
+        folds(load(rows()), Classify(), 5, seed=0)
+    with pytest.raises(DataError, match=r"has 3 rows, fewer than folds=5"):
+        folds(load(rows()[:3]), Regress(), 5, seed=0)
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
+    with pytest.raises(TrainingError, match=r"cross-validation needs scikit-learn: pip install"):
+        folds(load(rows()), Classify(), 2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folds")
+    config = hf.LlamaConfig(**{**tiny.CONFIG, "vocab_size": 99}, bos_token_id=1, eos_token_id=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf.LlamaForCausalLM(config).save_pretrained(folder / "base")
+    words.tokenizer("decoder").save_pretrained(folder / "base")
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(LABELS[:30])))
+    return {
+        "base": str(folder / "base"),
+        "method": "LoRA(rank=1)",
+        "task": {"kind": "classify"},
+        "data": {"train": {"source": str(path)}},
+        "training": {"steps": 3, "batch_size": 4},
+        "folds": 3,
+        "seed": 5,
+    }
+
+
+def test_a_recipe_is_trained_once_a_fold(recipe, tmp_path):
+    made = Recipe.model_validate({**recipe, "out": str(tmp_path / "all")})
+    found = cross_validate(made, tiny.quiet())
+    assert len(found.scores) == 3
+    assert found.metric == "accuracy"
+    for name in ("accuracy", "f1", "macro_f1", "matthews"):
+        values = [one[name] for one in found.scores]
+        assert found.mean[name] == pytest.approx(mean(values))
+        assert found.sd[name] == pytest.approx(stdev(values))
+    told = json.loads((tmp_path / "all" / "folds.json").read_text())
+    assert told["folds"] == found.scores
+    assert told["sd"] == found.sd
+    for number in (1, 2, 3):
+        own = tmp_path / "all" / f"fold-{number}"
+        result = json.loads((own / "result.json").read_text())
+        assert result["test"] == found.scores[number - 1]
+        assert (own / "default.safetensors").exists()
+    alone = Recipe.load(tmp_path / "all" / "fold-2" / "recipe.yaml", {"out": str(tmp_path / "b")})
+    assert alone.fold == 2
+    outcome = run(alone, tiny.quiet())
+    assert outcome.test == found.scores[1]
+    files = [tmp_path / "all" / "fold-2" / "default.safetensors", outcome.path]
+    a, b = (inlay.files.format.read(path)[1] for path in files)
+    assert tiny.same(a, b)
+    other = inlay.files.format.read(tmp_path / "all" / "fold-1" / "default.safetensors")[1]
+    assert not tiny.same(a, other)
+
+
+def test_nothing_is_learned_from_rows_held_out(recipe, tmp_path, monkeypatch):
+    module = sys.modules["inlay.training.recipes.run"]
+    prepared, split = [], []
+    monkeypatch.setattr(module, "folds", lambda *a: split.append(folds(*a)) or split[-1])
+    real = Classify.prepare
+    monkeypatch.setattr(
+        Classify, "prepare", lambda self, rows: prepared.append((self, list(rows))) or real(self, rows)
+    )  # fmt: skip
+    task = {"kind": "classify", "class_weight": "balanced"}
+    made = {**recipe, "task": task, "fold": 2, "out": str(tmp_path)}
+    run(Recipe.model_validate(made), tiny.quiet())
+    train, held = split[0][1]
+    assert len(held) == 10
+    learned = [rows for asked, rows in prepared if asked._weight is not None][-1]
+    assert learned == list(train)
+
+
+def test_labels_of_rows_held_out_are_known(recipe, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    labels = [[label] for label in LABELS[:29]] + [["rare"]]
+    made = [{"text": row["text"], "labels": own} for row, own in zip(rows(), labels, strict=False)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    task = {"kind": "classify", "multi_label": True}
+    data = {"train": {"source": str(path)}}
+    whole = {**recipe, "task": task, "data": data, "out": str(tmp_path / "out")}
+    found = cross_validate(Recipe.model_validate(whole), tiny.quiet())
+    assert len(found.scores) == 3
+
+
+def test_recipes_with_folds_that_make_no_sense(recipe, tmp_path):
+    plain = {**recipe, "out": str(tmp_path)}
+    written = tmp_path / "recipe.yaml"
+
+    def refused(call, said):
+        with pytest.raises(RecipeError) as caught:
+            call()
+        assert said in str(caught.value)
+
+    def read(**fields):
+        written.write_text(json.dumps({**plain, **fields}))
+        return lambda: Recipe.load(written)
+
+    tested = {**recipe["data"], "test": {"source": "x"}}
+    refused(read(data=tested), "folds are tested on shares of data.train; leave data.test out")
+    refused(read(fold=4), "fold=4 is none of the folds, of which there are 3")
+    refused(read(folds=None, fold=1), "fold=1 is none of the folds, of which there are 0")
+    refused(read(folds=1), "folds: input should be greater than or equal to 2")
+    refused(lambda: run(read()()), "give fold, or call cross_validate")
+    refused(lambda: cross_validate(read(folds=None)()), "takes a recipe with folds")
+    refused(lambda: cross_validate(read(fold=1)()), "takes a recipe with folds, and without fold")

@@ -1,0 +1,337 @@
+"""Recipes: read, printed back, refused in one sentence, and carried out."""
+
+import json
+
+import pytest
+import torch
+import transformers as hf
+import yaml
+from rich.console import Console
+
+import inlay
+from inlay.errors import InlayError, RecipeError, TrainingError
+from inlay.hub.models import load_base
+from inlay.training import Recipe, evaluate, run
+from inlay.training.recipes import yaml as recipe_yaml
+from tests.tasks import tiny as words
+
+from . import tiny
+
+TEXT = """
+base: BASE
+method: LoRA(rank=2, dropout=0.1) + Prefix(length=2, mlp=None)
+task:
+  kind: classify
+  template: "{text} it was"
+  verbalizer: {yes: good, no: bad}   # YAML 1.1 would read true and false
+data:
+  train: {source: TRAIN, limit: 30}
+  dev: {source: DEV}
+  test: {source: DEV}
+training: {lr: 1e-2, steps: 12, batch_size: 4, eval_every: 4, checkpoint_every: 2}
+out: OUT
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A base and data on disk."""
+    folder = tmp_path_factory.mktemp("recipe")
+    config = hf.LlamaConfig(**{**tiny.CONFIG, "vocab_size": 99}, bos_token_id=1, eos_token_id=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf.LlamaForCausalLM(config).save_pretrained(folder / "base")
+    words.tokenizer("decoder").save_pretrained(folder / "base")
+    for name, count in (("train", 40), ("dev", 12)):
+        rows = []
+        for number in range(count):
+            good = number % 2 == 0
+            said = f"{'a bright film' if good else 'a dull film'} {words.WORDS[number % 20]}"
+            label = "yes" if good else "no"
+            rows.append({"text": said, "label": label, "source": said, "target": label})
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(places, tmp_path):
+    written = TEXT.replace("BASE", str(places / "base")).replace("OUT", str(tmp_path / "out"))
+    for part in ("train", "dev"):
+        written = written.replace(part.upper(), str(places / f"{part}.jsonl"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(written)
+    return path
+
+
+# -------------------------------------------------------------------------- reading and writing
+
+
+def test_a_recipe_prints_itself_back(recipe_file, tmp_path):
+    recipe = Recipe.load(recipe_file)
+    assert recipe.training.lr == 0.01
+    assert recipe.task["verbalizer"] == {"yes": "good", "no": "bad"}
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(recipe.dump())
+    assert Recipe.load(printed) == recipe
+    assert Recipe.load(printed).dump() == recipe.dump()
+    assert "weight_decay: 0.0" in recipe.dump(), "defaults are told"
+
+
+def test_every_field_can_be_set_by_its_dotted_name(recipe_file):
+    recipe = Recipe.load(
+        recipe_file,
+        {
+            "training.lr": "1e-4",
+            "training.steps": "null",
+            "training.betas": "[0.8, 0.95]",
+            "data.train.limit": "5",
+            "data.dev.template": "{text}",
+            "task.labels": '["yes", "no"]',
+            "name": "7",
+            "seed": "3",
+            "method": "IA3()",
+        },
+    )
+    assert recipe.training.lr == 1e-4
+    assert recipe.training.steps is None
+    assert recipe.training.betas == (0.8, 0.95)
+    assert recipe.data.train.limit == 5
+    assert recipe.data.dev.template == "{text}"
+    assert recipe.make_task().labels == ("yes", "no")
+    assert (recipe.name, recipe.seed) == ("7", 3)
+    assert repr(recipe.make_spec()) == "IA3()"
+
+
+def test_flags_alone_make_a_recipe():
+    flags = {"base": "b", "method": "LoRA", "task.kind": "generate", "out": "o"}
+    made = Recipe.load(None, {**flags, "data.train.source": "t"})
+    assert made.data.train.source == "t"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("training.lrr", "1", "training.lrr: there is no such field; did you mean 'lr'?"),
+        ("trainin.lr", "1", "trainin: there is no such field; did you mean 'training'?"),
+        ("data.train.limt", "1", "data.train.limt: there is no such field; did you mean 'limit'?"),
+        ("training.seed", "1", "training.seed: there is no such field; known: "),
+        ("training.lr", "fast", "training.lr: input should be a valid number"),
+        ("training.steps", "0", "training.steps: input should be greater than or equal to 1"),
+        ("training.schedule", "lin", "training.schedule: input should be 'linear', 'cosine' or"),
+        ("training.betas", "[0.9, 2]", "training.betas: input should be less than 1, not 2"),
+        ("training.tokens", "64", "training: give batch_size or tokens, not both"),
+        (
+            "data.train",
+            "x.jsonl",
+            "data.train: write its fields, such as {source: …}, not 'x.jsonl'",
+        ),
+        ("data.train", "null", "data.train: write its fields, such as"),
+        ("task", "classify", "task: write its fields, such as {kind: classify}, not 'classify'"),
+        ("training", "5", "training: write its fields, such as {lr: …}, not 5"),
+        ("training.betas", "[0.9]", "training.betas has too few values: [0.9]"),
+        ("training.betas", "0.9", "training.betas: write a list, in brackets, not 0.9"),
+        ("data.dev.template", "5", None),
+        ("data.dev.template", "[5]", "data.dev.template: input should be a valid string"),
+        ("data.dev.template", "{text", "data.dev.template: template '{text' cannot be read"),
+        ("data.dev.columns", '{"txt": "a"}', "data.dev.columns: there is no field 'txt' to fill;"),
+        ("data.dev.source.x", "5", "data.dev.source.x: 'source' has no fields"),
+        ("method", "LoRa()", "method: no method is called 'LoRa'; did you mean 'LoRA'?"),
+        ("method", "LoRA(rnk=3)", "method: LoRA has no field 'rnk'; did you mean 'rank'?"),
+        ("method", "LoRA(rank=0)", "method: LoRA: rank must be a number above 0, not 0"),
+        ("method", "LoRA(at=('attn.x',))", "method: no role is called 'attn.x'; did you mean"),
+        ("method", "LoRA(", "method: cannot read the method 'LoRA('"),
+        ("task.kind", "clasify", "task: there is no task 'clasify'; did you mean 'classify'?"),
+        ("task.tmplate", "x", "task: task 'classify' has no field 'tmplate'; did you mean"),
+        ("task.metric", "acuracy", "task: classify: metric='acuracy' is impossible"),
+        ("task", "{}", "task: the kind of task is missing"),
+        ("task.task", "generate", "task: there is no field 'task'; did you mean 'kind'?"),
+        ("dtype", "float61", "dtype: input should be 'float32' or 'bfloat16', not 'float61'"),
+        ("name", "../x", "name: a name is letters, digits, '_' and '-', not '../x'"),
+        ("out", "null", "out: input should be a valid string"),
+    ],
+)
+def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, said):
+    if said is None:
+        assert Recipe.load(recipe_file, {name: value}).data.dev.template == "5"
+        return
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(recipe_file, {name: value})
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("base: x\nbase: y\n", "r.yaml:2: not usable YAML: 'base' stands there twice"),
+        ("base: [x\n", "r.yaml:2: not usable YAML: "),
+        ("base: !!python/object:os.system x\n", "r.yaml:1: not usable YAML: "),
+        ("? [1]\n: 2\n", "r.yaml:1: not usable YAML: a key is a word"),
+        ("- x\n", "r.yaml: a recipe is a mapping"),
+        ("", "r.yaml: a recipe is a mapping"),
+        ("base: x\n", "task is missing"),
+        ("base: x\nmethd: LoRA\n", "methd: there is no such field; did you mean 'method'?"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path, monkeypatch, written, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(written)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load("r.yaml")
+    assert str(caught.value).startswith(said)
+    with pytest.raises(RecipeError, match=r"cannot read the recipe none\.yaml"):
+        Recipe.load("none.yaml")
+
+
+def test_yaml_is_read_as_people_mean_it():
+    read = recipe_yaml.read(
+        "{a: 1e-4, b: no, c: on, d: 12, e: 1.5, f: null, g: true, h: .inf}", "x"
+    )
+    want = {"a": 1e-4, "b": "no", "c": "on", "d": 12, "e": 1.5, "f": None, "g": True}
+    assert read == {**want, "h": float("inf")}
+    tricky = {
+        "a": ["1e-4", "no", "12", "null", "", " x", "true", ".5"],
+        "b": 1e-05,
+        "c": -3,
+        "d": "",
+    }
+    assert recipe_yaml.read(recipe_yaml.write(tricky), "x") == tricky
+    assert yaml.safe_load(recipe_yaml.write({"a": {"b": [1, "x y"]}})) == {"a": {"b": [1, "x y"]}}
+
+
+# ---------------------------------------------------------------------------------- carrying out
+
+
+def test_a_recipe_is_carried_out(recipe_file, tmp_path):
+    recipe = Recipe.load(recipe_file)
+    console = Console(file=tiny.quiet().file, record=True, width=200)
+    outcome = run(recipe, console)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint.safetensors",
+        "default.safetensors",
+        "log.jsonl",
+        "recipe.yaml",
+        "result.json",
+    ]
+    assert Recipe.load(out / "recipe.yaml") == recipe
+    told = json.loads((out / "result.json").read_text())
+    assert told["dev"] == outcome.dev
+    assert told["training"]["steps"] == 12
+    assert told["recipe"]["method"] == recipe.method
+    assert "untouched: accuracy 0." in console.export_text()
+    model, tokenizer = load_base(recipe.base)
+    task = recipe.make_task()
+    task.bind(model, tokenizer)
+    dev = recipe.data.dev.load(task)
+    assert evaluate(model, task, dev) == outcome.untouched
+    handle = inlay.load(model, outcome.path, tokenizer=tokenizer)
+    assert evaluate(model, task, dev) == outcome.dev == outcome.test
+    assert outcome.dev["accuracy"] > outcome.untouched["accuracy"]
+    assert outcome.of == sum(p.numel() for p in handle.detach().parameters())
+    assert outcome.parameters == handle.count()
+
+    again = run(recipe, tiny.quiet())
+    assert tiny.numbers(again.training) == tiny.numbers(outcome.training)
+    with pytest.raises(TrainingError, match="seed was 0 and is 1"):
+        run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet())
+    assert Recipe.load(out / "recipe.yaml") == recipe
+    anew = run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet(), resume=False)
+    assert anew.training.loss != outcome.training.loss
+
+
+def test_a_file_where_the_folder_should_be_is_refused_at_once(recipe_file, tmp_path):
+    (tmp_path / "taken").write_text("x")
+    made = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}  # no base either
+    with pytest.raises(RecipeError, match="out is a folder to write into, and .*taken is a file"):
+        run(Recipe.load(recipe_file, made), tiny.quiet())
+
+
+def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
+    recipe = Recipe.load(recipe_file, {"ensemble": "3", "training.steps": "3"})
+    outcome = run(recipe, tiny.quiet())
+    out = tmp_path / "out"
+    files = [out / f"{name}.safetensors" for name in ("default", "default-2", "default-3")]
+    assert all(file.is_file() for file in files)
+    assert len({file.read_bytes() for file in files}) == 3
+    voted = outcome.voted
+    assert len(voted.singles) == 3
+    assert voted.singles[0] == outcome.test
+    told = json.loads((out / "result.json").read_text())["voted"]
+    assert told["ensemble"] == voted.ensemble
+    model, tokenizer = load_base(recipe.base)
+    task = recipe.make_task()
+    task.bind(model, tokenizer)
+    handle = inlay.load(model, files[2], tokenizer=tokenizer)
+    assert handle.name == "default-3"
+    assert evaluate(model, task, recipe.data.test.load(task)) == voted.singles[2]
+    alone = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
+                tiny.quiet())  # fmt: skip
+    assert alone.test == voted.singles[0]
+    assert alone.voted is None
+
+
+def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
+    files = []
+    for place in ("a", "b"):
+        run(Recipe.load(recipe_file, {"out": str(tmp_path / place)}), tiny.quiet())
+        files.append(inlay.files.format.read(tmp_path / place / "default.safetensors"))
+    assert files[0][0] == files[1][0]
+    assert tiny.same(files[0][1], files[1][1])
+
+
+def test_a_task_with_a_trained_head_gets_one(recipe_file):
+    plain = {"task": '{"kind": "classify"}', "method": "LoRA(rank=2)", "training.lr": "3e-2"}
+    outcome = run(Recipe.load(recipe_file, plain), tiny.quiet())
+    header, tensors = inlay.files.format.read(outcome.path)
+    assert "final/1/head/weight" in tensors
+    assert '"labels": ["no", "yes"]' in header["spec"]
+    assert outcome.untouched is not None
+    own = {**plain, "method": "Head(labels=('no', 'yes'), pool='last')", "name": "own"}
+    outcome = run(Recipe.load(recipe_file, own), tiny.quiet(), resume=False)
+    assert set(inlay.files.format.read(outcome.path)[1]) == {
+        "final/0/head/weight",
+        "final/0/head/bias",
+    }
+
+
+@pytest.mark.parametrize("by", ["head", "mean"])
+def test_choices_are_learned(recipe_file, tmp_path, by):
+    rows = [
+        {
+            "premise": f"the {one}",
+            "a": "a cat",
+            "b": "a dog",
+            "gold": "a cat" if at % 2 else "a dog",
+        }
+        for at, one in enumerate(words.WORDS[:20])
+    ]
+    path = tmp_path / "copa.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"kind": "choose", "by": by, "template": "{premise} sat", "choices": ["a", "b"]}
+    source = {"source": str(path), "columns": {"label": "gold"}}
+    asked = {"task": task, "data": {"train": source, "dev": source}, "method": "LoRA(rank=2)"}
+    flags = {name: json.dumps(value) for name, value in asked.items()} | {"method": "LoRA(rank=2)"}
+    outcome = run(Recipe.load(recipe_file, flags), tiny.quiet())
+    assert outcome.dev is not None
+    assert outcome.training.steps == 12
+    assert ("final/1/head/weight" in inlay.files.format.read(outcome.path)[1]) == (by == "head")
+
+
+def test_virtual_tokens_are_placed_and_measured_untouched(recipe_file, tmp_path):
+    plain = {"method": "PTuning(length=3)", "training.steps": "2"}
+    outcome = run(Recipe.load(recipe_file, plain), tiny.quiet())
+    assert outcome.recipe.task["template"].count("{p") == 2
+    assert outcome.untouched is not None
+    assert Recipe.load(tmp_path / "out" / "recipe.yaml") == outcome.recipe
+
+
+def test_text_is_generated_without_dev_or_test(recipe_file):
+    flags = {"task": '{"kind": "generate", "generation": {"max_new_tokens": 3}}'}
+    flags |= {"data.dev": "null", "data.test": "null", "training.eval_every": "null"}
+    outcome = run(Recipe.load(recipe_file, {**flags, "dtype": "bfloat16"}), tiny.quiet())
+    assert outcome.untouched is outcome.dev is outcome.test is outcome.training.best is None
+    tested = {**flags, "data.test": json.dumps({"source": str(recipe_file.parent / "none.jsonl")})}
+    with pytest.raises(InlayError, match=r"none\.jsonl"):
+        run(Recipe.load(recipe_file, tested), tiny.quiet())

@@ -1,0 +1,149 @@
+"""Several tasks at once, with inlays they share and inlays of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import inlay
+from inlay.errors import TrainingError
+from inlay.tasks import Classify, Extract, Generate, Tag
+from inlay.training import Lesson, fit, fit_mixture
+from inlay.training.multitask import LessonExample, Mixture
+from tests import zoo
+from tests.tasks.tiny import examples, tokenizer
+
+COLOURS = examples(
+    *(
+        {"text": f"the {word}", "label": label}
+        for label, words in {"a": ("cat", "dog"), "b": ("film", "plot")}.items()
+        for word in words
+    )
+)
+TEXTS = examples({"source": "one", "target": "two"}, {"source": "three", "target": "four"})
+
+
+def setting():
+    model = zoo.fresh("llama")
+    words = tokenizer("decoder")
+    torch.manual_seed(0)
+    names = ("shared", "own-a", "own-b")
+    shared, a, b = (inlay.attach(model, inlay.Prompt(length=3), name=name) for name in names)
+    judge = Classify(template="{text} was", verbalizer={"a": "good", "b": "bad"})
+    write = Generate(generation={"max_new_tokens": 2}, metric="exact_match")
+    for task in (judge, write):
+        task.bind(model, words)
+    return model, shared, [Lesson(judge, COLOURS, (shared, a), COLOURS),
+                           Lesson(write, TEXTS, (shared, b), TEXTS)]  # fmt: skip
+
+
+def losses(model, lessons):
+    found = []
+    with torch.no_grad():
+        for lesson in lessons:
+            with inlay.rows(model, [[one.name for one in lesson.inlays]]):
+                batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
+                found.append(lesson.task.loss(model, batch)[0].item())
+    return found
+
+
+def test_every_lesson_learns_with_what_is_shared_and_what_is_its_own():
+    model, _, lessons = setting()
+    before = {h.name: [p.clone() for p in h.parameters()] for h in lessons[0].inlays}
+    start = losses(model, lessons)
+    result = fit_mixture(model, lessons, steps=30, batch_size=6, lr=0.1, seed=1)
+    assert result.steps == 30
+    assert set(result.best.scores) == {"0/accuracy", "1/exact_match", "mean"}
+    for old, new in zip(start, losses(model, lessons), strict=True):
+        assert new < 0.7 * old
+    for handle in lessons[0].inlays:
+        assert not torch.equal(before[handle.name][0], next(iter(handle.parameters())))
+
+
+def test_the_gradient_of_a_mixture_is_the_sum_over_its_lessons():
+    model, shared, lessons = setting()
+    (p,) = shared.parameters()
+    apart = torch.zeros_like(p)
+    for lesson in lessons:
+        with inlay.rows(model, [[one.name for one in lesson.inlays]]):
+            batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
+            loss, _ = lesson.task.loss(model, batch)
+        apart += torch.autograd.grad(loss, p)[0]
+    mixture = Mixture(lessons=tuple(lessons))
+    rows = mixture.encode_all(
+        [LessonExample(e.fields, e.where, n) for n, one in enumerate(lessons) for e in one.data]
+    )
+    total, count = mixture.loss(model, mixture.collate(rows[::-1]))
+    assert count == sum(len(row.labels) for row in rows)
+    torch.testing.assert_close(torch.autograd.grad(total, p)[0], apart, rtol=1e-4, atol=1e-5)
+
+
+def test_one_task_goes_on_alone_and_the_shared_part_holds_still():
+    model, shared, lessons = setting()
+    fit_mixture(model, lessons, steps=3, batch_size=6, lr=0.1)
+    (p,) = shared.parameters()
+    held = p.clone()
+    lesson, before = lessons[0], losses(model, lessons)[0]
+    with inlay.rows(model, [["shared", "own-a"]]):
+        fit(model, lesson.inlays[1], lesson.task, lesson.data, steps=40, lr=0.1, batch_size=4)
+    assert losses(model, lessons)[0] < 0.95 * before
+    assert torch.equal(held, p)
+
+
+def test_a_mixture_resumes_to_the_same_numbers(tmp_path):
+    model, shared, lessons = setting()
+    told = {"steps": 6, "batch_size": 3, "lr": 0.1, "checkpoint_every": 3}
+    fit_mixture(model, lessons, folder=tmp_path / "a", **told)
+    whole = [p.clone() for p in shared.parameters()]
+    model, shared, lessons = setting()
+    fit_mixture(model, lessons, folder=tmp_path / "a", **told)  # goes on where that one ended
+    for one, other in zip(shared.parameters(), whole, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_not_attached_is_refused():
+    model, shared, lessons = setting()
+    with pytest.raises(TrainingError, match="at least one"):
+        fit_mixture(model, [], steps=1)
+    shared.detach()
+    with pytest.raises(TrainingError, match="shared"):
+        fit_mixture(model, lessons, steps=1)
+
+
+ASKED = examples(
+    *(
+        {
+            "question": "cat",
+            "context": f"{'the film was ' * 5}{word}",
+            "answers": [{"text": word, "start": 65}],
+        }
+        for word in ("good", "bad")
+    ),
+    {"question": "dog", "context": "dull", "answers": []},
+)
+TAGGED = examples(
+    {"tokens": ["the", "cat"], "tags": ["O", "B-a"]}, {"tokens": ["a", "dog"], "tags": ["O", "O"]}
+)
+
+
+def test_words_and_windows_are_lessons_too():
+    model = zoo.fresh("bert")
+    tag, extract = Tag(labels=("B-a", "O")), Extract(max_length=14, stride=4)
+    lessons = []
+    for task, data in ((tag, TAGGED), (extract, ASKED)):
+        task.bind(model, tokenizer("encoder"))
+        handle = inlay.attach(model, inlay.LoRA(rank=4) + task.head(), name=task.name)
+        lessons.append(Lesson(task, data, (handle,), data))
+    result = fit_mixture(model, lessons, steps=60, batch_size=16, lr=2e-2, seed=1)
+    assert result.best.scores["0/f1"] == result.best.scores["1/f1"] == 1
+    both = [
+        *(LessonExample(one.fields, one.where, 1) for one in ASKED[:2]),
+        *(LessonExample(one.fields, one.where, 0) for one in TAGGED),
+        LessonExample(ASKED[2].fields, "last", 1),
+    ]
+    mixture = Mixture(lessons=tuple(lessons))
+    rows = mixture.encode_all(both)
+    assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
+    said = mixture.predict(model, mixture.collate(rows))
+    answers = mixture.whole(rows, said, both)
+    assert answers == ["good", "bad", ["O", "B-a"], ["O", "O"], ""]
