@@ -11,7 +11,7 @@ import torch
 import inlay
 from inlay.laws.case import far, join, move
 from tests import zoo
-from tests.core.test_front import NEW, WHOLE, batch
+from tests.runtime.test_shared_prefix import NEW, WHOLE, batch
 
 SPECS = {
     "prompt": inlay.Prompt(length=4),

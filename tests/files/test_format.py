@@ -101,7 +101,7 @@ def test_a_new_process_computes_the_same_bits(tmp_path: Path) -> None:
         torch.save(out(model), tmp_path / f"{family}.pt")
     script = (
         "import sys, torch; from pathlib import Path; import inlay; from tests import zoo\n"
-        "from tests.core.test_files import out\n"
+        "from tests.files.test_format import out\n"
         "torch.set_num_threads(1)\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.safetensors')):\n"
         "    model = zoo.fresh(path.stem); inlay.load(model, path)\n"

@@ -266,10 +266,10 @@ def file_rounded(patch: pytest.MonkeyPatch) -> None:
 
 
 def something_else_served(patch: pytest.MonkeyPatch) -> None:
-    real = kv_prefix.Sliced.served
+    real = kv_prefix.Sliced.export
     patch.setattr(
         kv_prefix.Sliced,
-        "served",
+        "export",
         lambda self: {k: t.flip(0).clone() for k, t in real(self).items()},
     )
 
@@ -296,7 +296,7 @@ def interleaved_heads_read_as_blocks(patch: pytest.MonkeyPatch) -> None:
 
 
 def numbers_kept_when_loading(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Piece, "accept", lambda self, tensors: None)
+    patch.setattr(Piece, "load", lambda self, tensors: None)
 
 
 LORA = inlay.LoRA(rank=2)

@@ -12,8 +12,7 @@ from inlay import LoRA, Prefix
 from inlay.errors import TrainingError
 from inlay.training import fit
 from inlay.training.loop import checkpoint, rng
-
-from . import tiny
+from tests.training import tiny
 
 GIVEN = {"batch_size": 3, "accumulate": 2, "epochs": 3, "eval_every": 3, "checkpoint_every": 1}
 

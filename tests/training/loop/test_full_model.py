@@ -15,8 +15,8 @@ from inlay.training import Lesson, fit, fit_mixture, tune
 from inlay.training.loop.full_model import base_parameters, save_base
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
+from tests.training import tiny
 
-from . import tiny
 from .test_checkpoint import Stopping, log
 
 PLAIN = {"clip": None, "dropout": False, "schedule": "constant", "warmup": 0.0, "steps": 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from . import tiny
+from tests.training import tiny
 
 
 def log(folder):

@@ -17,8 +17,7 @@ from inlay import LoRA, Prefix
 from inlay.errors import TrainingError
 from inlay.training import Options, evaluate, fit, predict
 from inlay.training.loop.progress import Shown
-
-from . import tiny
+from tests.training import tiny
 
 
 def train(*, data=None, model=None, handle=None, kind=tiny.Recite, fields=None, **given):

@@ -22,8 +22,7 @@ from inlay.training.recipes.recipe import Recipe
 from tests import zoo
 from tests.tasks import test_cloze
 from tests.tasks.tiny import KINDS, examples, refused, tokenizer
-
-from . import tiny
+from tests.training import tiny
 
 PATTERNS = """
 patterns:

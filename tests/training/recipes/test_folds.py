@@ -15,8 +15,7 @@ from inlay.tasks import Classify, Regress
 from inlay.training import Recipe, cross_validate, run
 from inlay.training.recipes.folds import folds
 from tests.tasks import tiny as words
-
-from . import tiny
+from tests.training import tiny
 
 LABELS = ["no"] * 10 + ["yes"] * 20 + ["maybe"] * 4
 

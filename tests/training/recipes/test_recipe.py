@@ -14,8 +14,7 @@ from inlay.hub.models import load_base
 from inlay.training import Recipe, evaluate, run
 from inlay.training.recipes import yaml as recipe_yaml
 from tests.tasks import tiny as words
-
-from . import tiny
+from tests.training import tiny
 
 TEXT = """
 base: BASE
