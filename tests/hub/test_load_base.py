@@ -142,7 +142,7 @@ def test_a_name_that_is_nothing(name, said):
 
 ASKING = """
     import time
-    from inlay import models
+    from inlay.hub import models
     from inlay.errors import FetchError
     models.PATIENCE = 0.5
     begun = time.monotonic()

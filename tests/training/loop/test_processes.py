@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from inlay.errors import TrainingError
 from inlay.training.loop.launch import processes
-from tests.training import side_by_side
+from tests.training.loop import side_by_side
 
 
 def end(folder):
