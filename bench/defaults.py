@@ -50,9 +50,9 @@ def measure(
     spec = inlay.parse(method)
     torch.manual_seed(seed)
     handle = inlay.attach(base, spec)
-    tokens = [piece for _, _, piece in handle.pieces() if isinstance(piece, VirtualTokens)]
+    tokens = [p.piece for p in handle.placed if isinstance(p.piece, VirtualTokens)]
     if tokens:
-        task.place(handle.virtual, sum(piece.front for piece in tokens), train)
+        task.place(handle.virtual_tokens, sum(piece.before for piece in tokens), train)
     task.bind(base, tokenizer())
     begun, spent = time.perf_counter(), time.process_time()
     end = {"minutes": minutes} if steps is None else {"steps": steps}

@@ -28,7 +28,7 @@ from bench.base import quiet
 from bench.memory import MIB, RESET, status
 from inlay import LoRA
 from inlay.data.dataset import Dataset, load, stream
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 from inlay.tasks import Regress
 from inlay.training import evaluate
 from inlay.training.recipes.run import headed

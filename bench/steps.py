@@ -39,7 +39,7 @@ def ours(name: str) -> Step:
     """A step with our pieces: backbone, head on labelled positions, backward, AdamW."""
     base, rows = model(), batch()
     handle = inlay.attach(base, OURS[name])
-    chart = handle.root.chart
+    chart = handle.chart
     return _step(lambda: _loss(chart, base, rows), list(handle.parameters()))
 
 

@@ -32,8 +32,8 @@ def test_logits_and_texts_stay(family: str, spec: Any, side: str) -> None:
     with torch.no_grad():
         prompted = model(**inputs).logits[seen]
         texts = model.generate(**left, **NEW)
-        handle = inlay.compile_prompt(model.inlays.handles["default"])
-        assert not any(door.slots.pieces for door in model.inlays.doors)
+        handle = inlay.compile_prompt(inlay.attached(model)["default"])
+        assert not any(stack.prompts.pieces for stack in model.inlays.stacks)
         assert far(model(**inputs).logits[seen], prompted) < 1e-4
         assert torch.equal(model.generate(**left, **NEW), texts)
         cached = model.generate(**left, **NEW, cache_implementation="static")
@@ -48,7 +48,7 @@ def test_the_file_is_an_ordinary_prefix(family: str, tmp_path: Path) -> None:
     inputs = batch(3, "right")
     with torch.no_grad():
         prompted = model(**inputs).logits
-    file = inlay.compile_prompt(model.inlays.handles["default"]).save(tmp_path / "p.safetensors")
+    file = inlay.compile_prompt(inlay.attached(model)["default"]).save(tmp_path / "p.safetensors")
     other = zoo.fresh(family)
     handle = inlay.load(other, file)
     assert handle.spec == inlay.Prefix(length=4, mlp=None, start=None, shifts=True)
@@ -66,7 +66,7 @@ def test_compiled_and_not_in_one_batch() -> None:
     names = ["a", "b", None]
     with torch.no_grad(), inlay.rows(model, names):
         prompted = model(**inputs, position_ids=positions).logits[seen]
-    inlay.compile_prompt(model.inlays.handles["a"])
+    inlay.compile_prompt(inlay.attached(model)["a"])
     with torch.no_grad(), inlay.rows(model, names):
         after = model(**inputs, position_ids=positions).logits[seen]
     assert far(after, prompted) < 1e-4

@@ -43,7 +43,7 @@ def ids(count: int = 2, length: int = 6) -> torch.Tensor:
         ("llama", inlay.Houlsby(at="attn.q"), SiteError, "Houlsby acts on sub-layers"),
         ("llama", inlay.Pfeiffer(at="mlp"), SiteError, "Pfeiffer acts on whole blocks"),
         ("vit", inlay.Prompt(), SiteError, "Prompt on ViT.*has no 'embed'"),
-        ("gptj", inlay.Prefix(), PortError, "GPTJAttention does not go through .* interface; taps"),
+        ("gptj", inlay.Prefix(), PortError, "GPTJAttention does not go through .* interface; LoRA"),
         ("deberta", inlay.Prefix(), PortError, "DisentangledSelfAttention does not go through"),
         ("bert", inlay.BitFit() + inlay.LoRA(rank=33), SpecError, "rank 33 is larger than the matrix"),
     ],
@@ -248,7 +248,7 @@ def test_repr_is_the_plan() -> None:
     said = repr(handle)
     assert "LoRA(rank=2) + Prefix(length=2, mlp=5)" in said
     assert "attn.q" in said and "× 3" in said and "shared" in said
-    assert f"{handle.count():,} numbers" in said
+    assert f"{handle.count():,} parameters" in said
     assert handle.count() == sum(p.numel() for p in handle.parameters())
 
 
@@ -297,11 +297,12 @@ def test_join_pads() -> None:
     assert batch["input_ids"][0, :2].tolist() == [0, 0]
 
 
-def test_what_learns_method_by_method() -> None:
+def test_what_is_trained_in_groups_of_methods() -> None:
     spec = inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=5) + inlay.Head()
     handle = inlay.attach(zoo.fresh("t5"), spec)
-    groups = handle.by_method()
-    assert [method for method, _ in groups] == list(spec.methods)
-    flat = [id(p) for _, own in groups for p in own]
+    groups = handle.parameter_groups()
+    assert [group.learning_rate for group in groups] == [m.learning_rate() for m in spec.methods]
+    flat = [id(p) for group in groups for p in group.parameters]
     assert sorted(flat) == sorted(id(p) for p in handle.parameters())
-    assert sum(p.numel() for p in groups[2][1]) == 2 * 32 + 2
+    assert sum(p.numel() for p in groups[2].parameters) == 2 * 32 + 2
+    assert {group.learning_rate for group in handle.parameter_groups(0.5)} == {0.5}

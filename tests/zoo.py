@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import torch
 import transformers as hf
+
+from inlay.core.piece import Piece
+from inlay.core.site import Site
+from inlay.handle import Inlay
 
 DIMS = {
     "hidden_size": 32,
@@ -147,3 +151,8 @@ def drop_nothing(model: Any) -> None:
         for rate in ("dropout", "attention_dropout", "activation_dropout"):
             if isinstance(getattr(part, rate, None), float):
                 setattr(part, rate, 0.0)
+
+
+def pieces(handle: Inlay) -> Iterator[tuple[str, Site, Piece]]:
+    """(name, site, piece) of every piece of an inlay."""
+    return ((placed.name, placed.site, placed.piece) for placed in handle.placed)

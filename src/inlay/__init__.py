@@ -14,8 +14,7 @@ from inlay.core.parse import load_entry_points, parse
 from inlay.core.site import ROLES, Site, Where
 from inlay.data.words import labels, words
 from inlay.errors import InlayError
-from inlay.files.format import load
-from inlay.handle import Inlay, attach, attached, rows
+from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from inlay.methods.ptuning import PTuning
     from inlay.methods.ptuning2 import PTuningV2
     from inlay.methods.warp import WARP
-    from inlay.training import fit, tune
+    from inlay.training.fit import fit, tune
 
 load_entry_points()
 

@@ -1,146 +1,173 @@
-"""attach, detach and the handle between them: the only file that changes a model.
+"""attach, load, rows and the handle that they return: the face of an inlay.
 
-While anything is attached the base has one more child, `model.inlays`. Because the pieces are a
-child like any other, `model.to`, `model.train`, every optimiser, `transformers.Trainer`, deep
-copies and pickling treat them as one expects. The base's own classes, parameter names and values
-stay as they are; `detach` takes the child and every hook away again.
+While anything is attached the base has one more child, `model.inlays`. The base's own classes,
+parameter names and values stay as they are; `detach` takes the child and every hook away again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inlay import merge
 from inlay.architectures.chart import Chart
-from inlay.architectures.resolve import need_model, resolve
-from inlay.core.method import Method, Shared, Spec
-from inlay.core.piece import (
-    ExtraKV,
-    HeadPiece,
-    InputMap,
-    OutputDelta,
-    Piece,
-    PromptVectors,
-    VirtualTokenDelta,
-    VirtualTokens,
+from inlay.architectures.resolve import require_model, resolve
+from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
+from inlay.core.piece import PromptVectors
+from inlay.core.piece_set import PieceSet
+from inlay.errors import NamingError, SpecError
+from inlay.files import format as file_format
+from inlay.files.fingerprint import check_base, check_tokenizer
+from inlay.runtime.container import CHILD, Container, container_of
+from inlay.runtime.install import (
+    Prepared,
+    build,
+    create_container,
+    install,
+    remove_container,
+    uninstall,
 )
-from inlay.core.site import Site
-from inlay.errors import InlayError, NamingError, PortError, SiteError, SpecError
-from inlay.runtime import attention
-from inlay.runtime.activations import keys_and_values
-from inlay.runtime.container import CHILD, Container, PieceSet, container_of
-from inlay.runtime.module_hooks import ModuleHooks
-from inlay.runtime.routing import Asked, Names
+from inlay.runtime.reminder import Reminder
+from inlay.runtime.routing import Names, Request
 
 
 class Inlay:
     """A handle on all pieces of one attached spec.
 
-    name:    how `rows` calls it. spec: what was attached. enabled: whether it acts; a disabled
-    inlay stays where it is and changes nothing.
+    It is a view: the pieces are part of the model, and every handle of the same inlay is equal.
+
+    model: the base. name: how `rows` calls it.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, name: str, spec: Spec, pieces: PieceSet, root: Container
-    ):
+    def __init__(self, model: PreTrainedModel, name: str, pieces: PieceSet, chart: Chart):
         self.model = model
         self.name = name
-        self.spec = spec
-        self._set = pieces
-        self._root: Container | None = root
+        self.chart = chart
+        self._pieces = pieces
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inlay) and self._pieces is other._pieces
+
+    def __hash__(self) -> int:
+        return id(self._pieces)
 
     @property
-    def root(self) -> Container:
-        """The ports of the base. Raises NamingError after `detach`."""
-        if self._root is None:
-            raise NamingError(f"the inlay {self.name!r} is not attached any more")
-        return self._root
+    def spec(self) -> Spec:
+        """What was attached."""
+        return self._pieces.spec
 
     @property
     def attached(self) -> bool:
-        """Whether it is set in."""
-        return self._root is not None
+        """Whether it is part of the model."""
+        container = container_of(self.model)
+        return (
+            container is not None
+            and self.name in container.sets
+            and container.pieces(self.name) is self._pieces
+        )
 
     @property
     def enabled(self) -> bool:
-        """Whether it acts; may be set."""
-        return self.root.route.known[self.name]
+        """Whether it acts; may be set. A disabled inlay stays where it is and changes nothing."""
+        return self._container().routing.enabled[self.name]
 
     @enabled.setter
     def enabled(self, acts: bool) -> None:
-        self.root.route.enable(self.name, bool(acts))
+        self._container().routing.enable(self.name, bool(acts))
 
     @property
-    def virtual(self) -> int:
+    def placed(self) -> tuple[Placed, ...]:
+        """Every piece, with its site and its method."""
+        return self._pieces.placed
+
+    @property
+    def virtual_tokens(self) -> int:
         """How many virtual tokens it has, for a template to place."""
-        return sum(
-            piece.length for _, _, piece in self.pieces() if isinstance(piece, VirtualTokens)
-        )
+        return self._pieces.virtual_tokens()
+
+    @property
+    def first_virtual_id(self) -> int:
+        """V, the id of the first virtual token."""
+        return self.chart.stacks[0].vocabulary
+
+    @property
+    def prompt_length(self) -> int:
+        """How many positions it puts before the text of one stack, at most."""
+        lengths: dict[str, int] = {}
+        for placed in self.placed:
+            if isinstance(placed.piece, PromptVectors):
+                stack = placed.site.stack
+                lengths[stack] = lengths.get(stack, 0) + placed.piece.length
+        return max(lengths.values(), default=0)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that learns, each once: what an optimiser is given."""
-        return self._set.parameters()
+        """Everything that is trained, each once: what an optimiser is given."""
+        return self._pieces.learning()
 
-    def by_method(self) -> list[tuple[Method, list[nn.Parameter]]]:
-        """What learns, method by method."""
-        groups: list[dict[nn.Parameter, None]] = [{} for _ in self.spec.methods]
-        for tree in (self._set.pieces, self._set.shared):
-            for key, part in tree.items():
-                groups[_parted(key)[0]].update(dict.fromkeys(part.parameters()))
-        pairs = zip(self.spec.methods, groups, strict=True)
-        return [(method, list(own)) for method, own in pairs]
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
+        """What is trained, in groups with the methods' own learning rates and weight decays.
 
-    def pieces(self) -> Iterator[tuple[str, Site, Piece]]:
-        """(key, site, piece) of every piece; a key is `site/number of the method`."""
-        return self._set.items()
+        learning_rate: one for every method instead of its own.
+        """
+        return self._pieces.parameter_groups(learning_rate)
+
+    def penalty(self) -> Tensor | None:
+        """What its methods add to the mean loss of a step; None where they add nothing.
+
+        Loops other than `fit` add it to the loss themselves, and call `after_step` after each step
+        of the optimiser: see `inlay.InlayCallback` for `transformers.Trainer`.
+        """
+        self._reminder().penalty_asked()
+        return self._pieces.penalty()
+
+    def after_step(self, progress: float) -> None:
+        """Tell its methods that a step of the optimiser is over, before gradients are dropped.
+
+        progress: how much of the training is done, from 0 to 1.
+        """
+        self._reminder().step_told()
+        self._pieces.after_step(progress)
+
+    def train(self, mode: bool = True) -> Inlay:
+        """Set its pieces, and nothing else, to training or evaluation mode."""
+        self._pieces.train(mode)
+        return self
+
+    def eval(self) -> Inlay:
+        """Set its pieces, and nothing else, to evaluation mode."""
+        return self.train(False)
 
     def named_tensors(self) -> dict[str, Tensor]:
         """What a file holds: `decoder.3.attn.q/0/lora/a` -> tensor, detached, sharing memory."""
-        kinds = [type(method).__name__.lower() for method in self.spec.methods]
-        return {
-            f"{key}/{kinds[int(key.rsplit('/', 1)[1])]}/{part}": tensor
-            for key, _, piece in self.pieces()
-            for part, tensor in piece.export().items()
-        }
+        return file_format.tensors_of(self._pieces)
 
     def training_state(self) -> dict[str, Tensor]:
-        """Everything that learns, reparameterisations included, for checkpoints."""
-        return {name: tensor.detach() for name, tensor in self._set.state_dict().items()}
+        """All tensors of its pieces, reparameterisations included, for checkpoints."""
+        return {name: tensor.detach() for name, tensor in self._pieces.state_dict().items()}
 
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `training_state` of an equal inlay returned."""
-        self._set.load_state_dict(state)
+        self._pieces.load_state_dict(state)
 
-    def take(self, other: Inlay, numbers: Mapping[int, int]) -> None:
-        """Copy the numbers of another inlay's methods, where both have them.
-
-        numbers: number of a method here -> its number in `other`.
-        """
-        for mine, theirs in (
-            (self._set.pieces, other._set.pieces),
-            (self._set.shared, other._set.shared),
-        ):
-            for key, part in mine.items():
-                number, place = _parted(key)
-                same = {_parted(k): p for k, p in theirs.items()}.get((numbers[number], place))
-                if same is not None:
-                    part.load_state_dict(same.state_dict())
+    def copy_from(self, other: Inlay, indices: Mapping[int, int]) -> None:
+        """Copy tensors of another inlay's methods; indices: method number here -> there."""
+        self._pieces.copy_from(other._pieces, indices)
 
     def count(self) -> int:
-        """How many numbers learn."""
+        """How many parameters are trained."""
         return sum(p.numel() for p in self.parameters())
 
     def save(self, path: str | Path, *, tokenizer: Any = None) -> Path:
         """Write one file, whole or not at all. With a tokenizer, its fingerprint goes in too."""
-        from inlay.files.format import save
-
-        return save(self, path, tokenizer)
+        chart = self._container().chart
+        return file_format.save(self._pieces, self.name, chart, path, tokenizer)
 
     def merge(self) -> PreTrainedModel:
         """Fold every piece into the base's weights and detach; all or nothing.
@@ -150,91 +177,117 @@ class Inlay:
 
         Returns the base. Raises MergeError before the first write where a piece cannot be folded.
         """
-        from inlay.merge import merge
-
-        return merge(self)
+        others = [name for name in self._container().sets if name != self.name]
+        merge.check_alone(others)
+        methods = self.spec.methods
+        heads = [index for index, method in enumerate(methods) if method.has_head]
+        for parameter, value in merge.plan(self.model, self.spec, self.placed):
+            parameter.data.copy_(value)
+        model = self.detach()
+        if heads:
+            remaining = attach(model, sum_of([methods[i] for i in heads]), name=self.name)
+            remaining.copy_from(self, dict(enumerate(heads)))
+        return model
 
     def detach(self) -> PreTrainedModel:
         """Take the inlay out and leave no trace. The handle keeps its tensors; returns the base."""
-        root = self.root
-        for number, port in list(root.taps.items()):
-            if port.drop(self.name):
-                del root.taps[number]
-        for door in root.doors:
-            door.slots.pieces.pop(self.name, None)
-            door.tokens.pieces.pop(self.name, None)
-            door.shifts.pop(self.name, None)
-            door.shared.pop(self.name, None)
-        for _, site, piece in self.pieces():
-            if isinstance(piece, ExtraKV):
-                root.door(site.stack).keys[site.name].pieces.pop(self.name, None)
-        del root.sets[self.name], root.handles[self.name]
-        root.route.forget(self.name)
-        if not root.handles:
-            _uproot(self.model, root)
-        self._root = None
+        container = self._container()
+        uninstall(container, self.name)
+        if not container.sets:
+            remove_container(self.model, container)
         return self.model
 
     def __repr__(self) -> str:
         state = "" if self.attached else ", detached"
-        numbers = {i: [0, 0, type(m).__name__] for i, m in enumerate(self.spec.methods)}
-        rows = [f"{self.name}: {self.spec!r} ({self.count():,} numbers{state})"]
-        plan: dict[tuple[int, str], list[Any]] = {}
-        for key, site, piece in self.pieces():
-            number = int(key.rsplit("/", 1)[1])
-            entry = plan.setdefault((number, site.role), [0, 0])
+        lines = [f"{self.name}: {self.spec!r} ({self.count():,} parameters{state})"]
+        places: dict[tuple[int, str], list[int]] = {}
+        for placed in self.placed:
+            entry = places.setdefault((placed.index, placed.site.role), [0, 0])
             entry[0] += 1
-            entry[1] += sum(p.numel() for p in piece.parameters())
-        for (number, role), (places, size) in plan.items():
-            rows.append(f"  {numbers[number][2]:<10} {role:<12} × {places:<4} {size:>14,}")
-        shared = sum(p.numel() for p in self._set.shared.parameters())
+            entry[1] += sum(p.numel() for p in placed.piece.parameters())
+        for (index, role), (count, size) in places.items():
+            kind = type(self.spec.methods[index]).__name__
+            lines.append(f"  {kind:<10} {role:<12} × {count:<4} {size:>14,}")
+        shared = sum(p.numel() for p in self._pieces.shared.parameters())
         if shared:
-            rows.append(f"  {'':<10} {'shared':<12}        {shared:>14,}")
-        return "\n".join(rows)
+            lines.append(f"  {'':<10} {'shared':<12}        {shared:>14,}")
+        return "\n".join(lines)
+
+    def _container(self) -> Container:
+        container = container_of(self.model)
+        if container is None or not self.attached:
+            raise NamingError(f"the inlay {self.name!r} is not attached any more")
+        return container
+
+    def _reminder(self) -> Reminder:
+        return self._container().reminders[self.name]
 
 
-def attach(model: PreTrainedModel, spec: Spec, *, name: str = "default") -> Inlay:
+def attach(
+    model: PreTrainedModel,
+    spec: Spec,
+    *,
+    name: str = "default",
+    prepared: Prepared | None = None,
+) -> Inlay:
     """Set the pieces of a spec into a model and freeze the rest.
 
     model: any transformers model. spec: a method or a sum, `LoRA(rank=8) + Prefix(length=10)`.
-    name: letters, digits, `_` and `-`.
+    name: letters, digits, `_` and `-`. prepared: what `inlay.training.prepare` returned, for
+    methods that look at the base and at data first.
 
     Raises SpecError, SiteError, PortError or NamingError; then the model is as it was.
     """
     if not isinstance(spec, Spec):
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
-        raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
-    need_model(model)
-    present = attached(model)
-    if name in present:
-        raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")
-    if not present and getattr(model, CHILD, None) is not None:
-        raise SpecError(f"this model has a part of its own called {CHILD!r}; inlay needs the name")
-    root = container_of(model)
-    if root is not None and root.chart.base is not model:
-        raise NamingError("inlays are attached to a model inside or around this one; use that one")
-    chart = resolve(model) if root is None else root.chart
-    pieces = _build(chart, spec)
-    if root is None:
-        root = _plant(model, chart)
-    handle = Inlay(model, name, spec, pieces, root)
-    root.sets[name] = pieces.train(model.training)
-    root.handles[name] = handle
-    root.route.enable(name, True)
-    for door in root.doors:
-        door.shifts[name] = pieces.shift(door.stack.name)
-    for once in pieces.onces():
-        root.door(once.stack).shared.setdefault(name, []).append(once)
-    for _, site, piece in pieces.items():
-        _install(root, name, site, piece)
-    return handle
+    for index, method in enumerate(spec.methods):
+        if method.needs_preparation and (prepared is None or index not in prepared):
+            raise SpecError(
+                f"{type(method).__name__} looks at the base and at data before it is attached; "
+                "call prepared = inlay.training.prepare(model, spec, task, rows), and "
+                "attach(model, spec, prepared=prepared)"
+            )
+    return _attach(model, name, lambda chart: build(chart, spec, prepared))
+
+
+def load(
+    model: PreTrainedModel,
+    path: str | Path,
+    *,
+    name: str | None = None,
+    strict: bool = True,
+    tokenizer: Any = None,
+) -> Inlay:
+    """Attach the inlay of a file. `name` replaces the one it was saved under.
+
+    Raises FileError for a file that is truncated, altered or not an inlay, and BaseError for one
+    made for another base (or tokenizer, where one is given); `strict=False` allows another base
+    whose sites and shapes fit. Then the model is as it was.
+    """
+    file = file_format.read(path)
+    spec = file.spec
+
+    def build_from_file(chart: Chart) -> PieceSet:
+        if strict:
+            check_base(file.path, file.header, chart)
+            check_tokenizer(file.path, file.header, tokenizer)
+        with torch.random.fork_rng(devices=[]):  # starting values are overwritten
+            pieces = build(chart, spec)
+        file_format.fill(file, pieces)
+        return pieces
+
+    return _attach(model, file.header["name"] if name is None else name, build_from_file)
 
 
 def attached(model: PreTrainedModel) -> dict[str, Inlay]:
-    """Every inlay that is set into a model, by name; of a deep copy, the copy's own."""
-    root = container_of(model)
-    return {} if root is None else dict(root.handles)
+    """Every inlay of a model, by name; of a deep copy, the copy's own."""
+    container = container_of(model)
+    if container is None:
+        return {}
+    base = container.chart.base
+    return {
+        name: Inlay(base, name, container.pieces(name), container.chart) for name in container.sets
+    }
 
 
 class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
@@ -250,13 +303,13 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
             model.generate(**batch)
     """
 
-    def __init__(self, model: PreTrainedModel, names: Asked | None):
-        root = container_of(model)
-        if root is None:
+    def __init__(self, model: PreTrainedModel, names: Request | None):
+        container = container_of(model)
+        if container is None:
             raise NamingError("no inlay is attached to this model; attach or load one first")
-        self._route = root.route
-        self._before: tuple[Names, ...] | None = root.route.asked
-        root.route.ask(names)
+        self._routing = container.routing
+        self._before: tuple[Names, ...] | None = container.routing.requested
+        container.routing.request(names)
 
     def __enter__(self) -> rows:
         return self
@@ -267,116 +320,24 @@ class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._route.asked = self._before
-        self._route.bind()
+        self._routing.restore(self._before)
 
 
-def _parted(key: str) -> tuple[int, str]:
-    """The number of the method, and the rest of a key: `site/1` of a piece, `1/name` of a part."""
-    left, right = key.split("/")
-    return (int(right), left) if right.isdigit() else (int(left), right)
-
-
-def _build(chart: Chart, spec: Spec) -> PieceSet:
-    """All pieces of a spec, ready but not installed. The base is not touched."""
-    made = PieceSet()
-    for number, method in enumerate(spec.methods):
-        sites = _sites(chart, method)
-        embed = chart.stacks[0].embed
-        known = 0 if embed is None else len(embed.weight)  # type: ignore[arg-type]
-        shared = Shared(sites, lambda ids: keys_and_values(chart, ids), known)
-        own: dict[str, Piece] = {}
-        for site in sites:
-            piece = method.build(site, shared)
-            if piece is None:
-                continue
-            _check_port(chart, method, site, piece)
-            own[site.name] = piece.to(site.device())
-            made.add(site, number, piece)
-        if not own:
-            raise SiteError(f"{method!r} finds nothing to do in {type(chart.base).__name__}")
-        for key, once in shared.modules.items():
-            made.share(f"{number}/{key}", once.to(sites[0].device()))
-        method.finish(own, shared)
-    for parameter in made.parameters():
-        parameter.requires_grad_(True)
-    return made
-
-
-def _sites(chart: Chart, method: Method) -> list[Site]:
-    try:
-        return chart.find(method.at)
-    except InlayError as error:
-        model = type(chart.base).__name__
-        raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
-
-
-def _check_port(chart: Chart, method: Method, site: Site, piece: Piece) -> None:
-    who = type(method).__name__
-    if isinstance(piece, ExtraKV):
-        if site.heads == 0:
-            raise PortError(
-                f"{who} adds keys, and {site.role!r} is not an attention: use 'attn.kv'"
-            )
-        if not attention.has_port(site.host):
-            raise PortError(
-                f"{who} adds keys, but {type(site.host).__name__} does not go through "
-                "transformers' attention interface; taps (LoRA, adapters) and prompts work here"
-            )
-        attention.check_way_in(attention.configs(chart.base))
-        if piece.shift and not chart.stack(site.stack).takes("position_ids"):
-            raise PortError(
-                f"{who} moves the text's positions, and {type(chart.base).__name__} is not given "
-                "any; use shifts=False"
-            )
-    elif isinstance(piece, (PromptVectors, VirtualTokens)) and site.role not in (
-        "embed",
-        "embed.target",
-    ):
-        raise PortError(f"{who} adds positions, which stand at 'embed', not at {site.role!r}")
-    elif isinstance(piece, PromptVectors) and chart.stack(site.stack).keeps_state:
-        raise PortError(
-            f"{who} stands in front of a text once, and {type(chart.base).__name__} does not say "
-            "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the template"
-        )
-    elif isinstance(piece, (OutputDelta, InputMap, VirtualTokenDelta)) and (
-        site.heads or site.role == "final"
-    ):
-        raise PortError(f"{who} changes the output of a module, and {site.role!r} is none")
-
-
-def _plant(model: PreTrainedModel, chart: Chart) -> Container:
-    root = Container(chart)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model.add_module(CHILD, root)
-    for frame in root.frames:
-        frame.hang()
-    attention.enter(attention.configs(model))
-    return root
-
-
-def _uproot(model: PreTrainedModel, root: Container) -> None:
-    for frame in root.frames:
-        frame.unhang()
-    attention.leave(attention.configs(model))
-    del model._modules[CHILD]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for name in root.learning:
-        model.get_parameter(name).requires_grad_(True)
-
-
-def _install(root: Container, name: str, site: Site, piece: Piece) -> None:
-    door = root.door(site.stack)
-    if isinstance(piece, ExtraKV):
-        door.keys[site.name].pieces.setdefault(name, []).append(piece)
-    elif isinstance(piece, PromptVectors):
-        door.slots.pieces.setdefault(name, []).append(piece)
-    elif isinstance(piece, VirtualTokens):
-        door.tokens.pieces.setdefault(name, []).append(piece)
-    elif not isinstance(piece, HeadPiece):
-        port = root.taps.get(site.name)
-        if port is None:
-            port = root.taps[site.name] = ModuleHooks(site, root.route, door.tokens)
-        port.add(name, piece)
+def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]) -> Inlay:
+    """Make the pieces for a model's chart and install them; on any error nothing has changed."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+        raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
+    require_model(model)
+    container = container_of(model)
+    if container is not None and name in container.sets:
+        raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")
+    if container is None and CHILD in model._modules:
+        raise SpecError(f"this model has a part of its own called {CHILD!r}; inlay needs the name")
+    if container is not None and container.chart.base is not model:
+        raise NamingError("inlays are attached to a model inside or around this one; use that one")
+    chart = resolve(model) if container is None else container.chart
+    pieces = make(chart)
+    if container is None:
+        container = create_container(model, chart)
+    install(container, name, pieces)
+    return Inlay(model, name, pieces, chart)

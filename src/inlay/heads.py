@@ -10,14 +10,13 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import HeadPiece
 from inlay.errors import RowsError, TaskError
 from inlay.handle import attached
+from inlay.runtime.container import container_of
 
 
 def head_of(model: PreTrainedModel, name: str) -> HeadPiece | None:
     """The head that an attached inlay holds, or None."""
-    for _, _, piece in attached(model)[name].pieces():
-        if isinstance(piece, HeadPiece):
-            return piece
-    return None
+    pieces = (placed.piece for placed in attached(model)[name].placed)
+    return next((piece for piece in pieces if isinstance(piece, HeadPiece)), None)
 
 
 def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -30,12 +29,13 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
     present = attached(model)
     heads = {name: head for name in present if (head := head_of(model, name)) is not None}
     if not heads:
-        raise TaskError("no attached inlay has a trained head; add + HeadPiece(labels=[...]) to it")
-    route = next(iter(present.values())).root.route
-    groups = route.groups(len(hidden), heads)
+        raise TaskError("no attached inlay has a trained head; add + Head(labels=[...]) to it")
+    container = container_of(model)
+    assert container is not None
+    groups = container.routing.groups(len(hidden), heads)
     if groups is None or any(len(names) != 1 for names in groups.names):
         raise RowsError("every row needs exactly one inlay with a trained head; say which by rows")
-    chart = next(iter(present.values())).root.chart
+    chart = container.chart
     if groups.group is None:
         return _judged(chart, model, heads[groups.names[0][0]], hidden, mask)
     number = groups.index(hidden.device)

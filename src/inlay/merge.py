@@ -1,83 +1,72 @@
-"""Merging: fold an inlay into the base's weights. All or nothing, but for trained heads."""
+"""Merging: what to write into the base's weights so that they compute what the pieces compute."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.core.method import sum_of
+from inlay.core.method import Placed, Spec
 from inlay.core.piece import Foldable, InputMap, Piece
 from inlay.core.site import Site, stored_transposed
 from inlay.errors import MergeError
-from inlay.handle import Inlay, attach
 
-Written = tuple[nn.Parameter, Tensor]
+Write = tuple[nn.Parameter, Tensor]
+"""A parameter of the base and its new value, in fp32."""
 
 
-def merge(handle: Inlay) -> PreTrainedModel:
-    """Fold the pieces of an inlay and detach it. See `Inlay.merge`."""
-    others = [name for name in handle.root.handles if name != handle.name]
+def check_alone(others: Sequence[str]) -> None:
+    """Raise MergeError where other inlays are attached to the base that is about to change."""
     if others:
         raise MergeError(
             f"{', '.join(map(repr, others))} would sit on a base that has changed; "
             "detach every other inlay first"
         )
-    methods = handle.spec.methods
-    judging = [number for number, method in enumerate(methods) if method.has_head]
-    for parameter, value in plan(handle):
-        parameter.data.copy_(value)
-    model = handle.detach()
-    if judging:
-        kept = attach(model, sum_of([methods[n] for n in judging]), name=handle.name)
-        kept.take(handle, dict(enumerate(judging)))
-    return model
 
 
-def plan(handle: Inlay) -> list[Written]:
-    """Every write that merging would do: (parameter, its new value in fp32).
+def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[Write]:
+    """Every write that merging would do. Nothing is written.
 
-    A piece that judges what the base has computed has no place in its weights, and is left out.
+    Trained heads read what the base has computed, have no place in its weights, and are left out.
 
-    Raises MergeError where a piece cannot be folded, with nothing written.
+    Raises MergeError where a piece cannot be folded.
     """
-    hosts: dict[int, Host] = {}
-    places: dict[str, tuple[Site, list[Piece]]] = {}
-    for key, site, piece in handle.pieces():
-        method = handle.spec.methods[int(key.rsplit("/", 1)[1])]
-        if method.has_head:
+    weights: dict[int, ModuleWeights] = {}
+    by_site: dict[str, tuple[Site, list[Piece]]] = {}
+    for entry in placed:
+        if entry.method.has_head:
             continue
-        if not isinstance(piece, Foldable):
+        if not isinstance(entry.piece, Foldable):
             raise MergeError(
-                f"{type(method).__name__} at {site.name} cannot be folded into weights: no linear "
-                "map computes it"
+                f"{type(entry.method).__name__} at {entry.site.name} cannot be folded into "
+                "weights: no linear map computes it"
             )
-        places.setdefault(site.name, (site, []))[1].append(piece)
-    if not places:
-        raise MergeError(
-            f"{handle.spec!r} only judges what the base has computed; there is nothing to fold"
-        )
-    tied = _tied(handle.model)
-    for site, pieces in places.values():
-        host = hosts.setdefault(id(site.host), Host(site.host))
-        if id(host.weight) in tied:
+        by_site.setdefault(entry.site.name, (entry.site, []))[1].append(entry.piece)
+    if not by_site:
+        raise MergeError(f"{spec!r} is a trained head alone; there is nothing to fold")
+    tied = _tied_parameters(model)
+    for site, pieces in by_site.values():
+        module = weights.setdefault(id(site.host), ModuleWeights(site.host))
+        if id(module.weight) in tied:
             raise MergeError(
                 f"{site.name} shares its matrix with another part of the model, "
                 "which merging would change as well"
             )
-        w, b = host.part(site)
-        # what acts on the way in sees x first, so it is folded last
+        w, b = module.part(site)
+        # what changes the input reads x first, so it is folded last
         for piece in sorted(pieces, key=lambda piece: isinstance(piece, InputMap)):
             assert isinstance(piece, Foldable)
             try:
                 w, b = piece.fold(w, b)
             except MergeError as error:
                 raise MergeError(f"{site.name}: {error}") from None
-        host.put(site, w, b)
-    return [change for host in hosts.values() for change in host.changes()]
+        module.put(site, w, b)
+    return [write for module in weights.values() for write in module.writes()]
 
 
-class Host:
-    """A host's weights in fp32, `[d_out, d_in]`, while sites of it are folded."""
+class ModuleWeights:
+    """A module's weights in fp32, `[d_out, d_in]`, while sites of it are folded."""
 
     def __init__(self, module: nn.Module):
         weight = module.weight
@@ -101,7 +90,7 @@ class Host:
         return w.clone(), None if b is None else site.part.take(b, 0).clone()
 
     def put(self, site: Site, w: Tensor, b: Tensor | None) -> None:
-        """Take over a site's new rows."""
+        """Replace a site's rows."""
         if site.part is None:
             self.w, self.b = w, b
             return
@@ -109,16 +98,16 @@ class Host:
         if self.b is not None and b is not None:
             site.part.write(self.b, b)
 
-    def changes(self) -> list[Written]:
-        """The writes."""
-        made: list[Written] = [(self.weight, self.w.T if self.transposed else self.w)]
+    def writes(self) -> list[Write]:
+        """The module's new parameters."""
+        writes: list[Write] = [(self.weight, self.w.T if self.transposed else self.w)]
         if self.b is not None:
             assert self.bias is not None
-            made.append((self.bias, self.b))
-        return made
+            writes.append((self.bias, self.b))
+        return writes
 
 
-def _tied(model: PreTrainedModel) -> set[int]:
+def _tied_parameters(model: PreTrainedModel) -> set[int]:
     """Ids of the parameters that several modules hold."""
     holders: dict[int, set[int]] = {}
     for module in model.modules():

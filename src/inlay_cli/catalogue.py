@@ -14,6 +14,7 @@ from inlay import METHODS, Method, attach
 from inlay.core.parse import make_method, method_class
 from inlay.errors import InlayError, MergeError
 from inlay.merge import plan
+from inlay.runtime.port import port_for
 
 SOURCE = re.compile(r" \([^()]*\d{4}[^()]*\)\.?$")
 """The citation at the end of a method's first line."""
@@ -124,9 +125,9 @@ def _tried(kind: type[Method]) -> tuple[str, bool | None]:
         except InlayError:
             continue
         try:
-            ports = sorted({piece.kind for _, _, piece in handle.pieces()})
+            ports = sorted({port_for(placed.piece).label for placed in handle.placed})
             try:
-                return " + ".join(ports), bool(plan(handle))
+                return " + ".join(ports), bool(plan(model, handle.spec, handle.placed))
             except MergeError:
                 return " + ".join(ports), False
         finally:

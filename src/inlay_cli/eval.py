@@ -76,7 +76,7 @@ def evaluate(
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
         from inlay.data.dataset import left_out
-        from inlay.training.evaluation import Answers, predict_each
+        from inlay.training.loop.evaluation import Answers, predict_each
 
     if skip_bad_rows:
         given["data.skip_bad"] = "true"
@@ -154,7 +154,7 @@ def _same_labels(task: Task, handle: Inlay) -> None:
 
 def _write(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:
     """Write the predictions while they are made."""
-    from inlay.files.format import write_whole
+    from inlay.files.atomic import write_whole
 
     lines = (json.dumps({**row.fields, "where": row.where, "said": one}) for row, one in pairs)
     write_whole(path, (f"{line}\n".encode() for line in lines))

@@ -98,7 +98,7 @@ def inspect(
     rows = _rows(text, data, limit)
     model, tokenizer = open_base(base, dtype, device)
     with busy(f"looking into {file}"):
-        from inlay.files.format import load
+        from inlay.handle import load
 
         handle = load(model, file, name="this", tokenizer=tokenizer)
         task = _task(file)
@@ -155,7 +155,7 @@ class Look:
         from inlay.errors import SpecError
         from inlay.tasks.templated import with_virtual
 
-        pieces = [piece for _, site, piece in handle.pieces() if site.role == "embed"]
+        pieces = [placed.piece for placed in handle.placed if placed.site.role == "embed"]
         tokens = [piece for piece in pieces if isinstance(piece, VirtualTokens)]
         if not tokens and Template(self.template).virtual:
             raise SpecError(
@@ -164,7 +164,7 @@ class Look:
             )
         if not tokens or Template(self.template).virtual:
             return self.template
-        count, front = (sum(getattr(p, name) for p in tokens) for name in ("length", "front"))
+        count, front = (sum(getattr(p, name) for p in tokens) for name in ("length", "before"))
         return with_virtual(self.template, count, front)
 
     def _sources(self, handle: Inlay) -> list[list[int]]:
@@ -172,7 +172,7 @@ class Look:
         from inlay.inspect import room
         from inlay.tasks.rows import Reader, trailing
 
-        chart = handle.root.chart
+        chart = handle.chart
         mask = self.tokenizer.mask_token or ""
         reader = Reader(
             tokenizer=self.tokenizer,
@@ -183,7 +183,7 @@ class Look:
             ends=trailing(self.tokenizer) if chart.kind == "decoder" else 0,
             types=False,
             truncate="end" if self.tokenizer.is_fast else False,
-            first=handle.root.doors[0].tokens.first,
+            first=handle.first_virtual_id,
         )
         return [one.ids for one in reader.read(self.rows, [room(handle)] * len(self.rows))]
 
@@ -280,6 +280,6 @@ def _forms(tokenizer: Any, words: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _write(path: Path, text: str) -> None:
-    from inlay.files.format import write_whole
+    from inlay.files.atomic import write_whole
 
     write_whole(path, text.encode())

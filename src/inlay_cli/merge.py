@@ -45,7 +45,7 @@ def merge(
     A trained head cannot be folded: it is written into the same folder as a file of its own, which
     loads on the new base alone.
     """
-    from inlay.files.format import write_folder
+    from inlay.files.atomic import write_folder
     from inlay.handle import attached
 
     def write(new: Path) -> None:

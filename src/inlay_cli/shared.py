@@ -121,6 +121,6 @@ def open_base(
 
 def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:
     """The inlay of a file, attached. Raises FileError, BaseError."""
-    from inlay.files.format import load
+    from inlay.handle import load
 
     return load(model, file, tokenizer=tokenizer)

@@ -10,6 +10,7 @@ import torch
 import inlay as library
 from inlay import LoRA, Prefix, Prompt, PTuning
 from inlay.hub.models import load_base
+from tests import zoo
 from tests.tasks import tiny
 
 
@@ -24,7 +25,7 @@ def save(folder, path, spec):
     with torch.random.fork_rng():
         torch.manual_seed(len(path.stem))
         handle = library.attach(model, spec)
-        for _, _, piece in handle.pieces():
+        for _, _, piece in zoo.pieces(handle):
             for name, tensor in piece.named_parameters():
                 if name in ("k", "v"):
                     torch.nn.init.normal_(tensor)

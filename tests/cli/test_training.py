@@ -221,7 +221,7 @@ def test_eval_of_other_rows(inlay, base, trained, rows, tmp_path):
 
 def test_eval_reads_rows_as_it_needs_them(inlay, base, rows, tmp_path, monkeypatch):
     """With and without a file for the predictions, and a bad row leaves no part of it."""
-    monkeypatch.setattr("inlay.training.evaluation.CHUNK", 3)
+    monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", 3)
     held = []
     encode_all = Task.encode_all
     monkeypatch.setattr(

@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from inlay.core.context import PassContext
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site, Where
 from inlay.core.method import Method, Shared, require_site
@@ -49,8 +50,8 @@ class Gate(Foldable, OutputDelta):
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y + x * self.gate
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return x * self.gate
 
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return w + torch.diag(self.gate.detach()), b

@@ -242,7 +242,7 @@ def test_tensors_that_are_not_those_expected(file: Path) -> None:
         lambda t: t.update({name: t[name].T.contiguous()}),
         r"has shape \[32, 2\], .* needs \[2, 32\]",
     )
-    case(lambda t: t.update({name: t[name].long()}), "dtype I64, not a float")
+    case(lambda t: t.update({name: t[name].long()}), "dtype torch.int64, and this method needs")
     case(lambda t: t[name].fill_(float("nan")), "not finite")
     case(lambda t: t[name].fill_(float("inf")), "not finite")
     case(lambda t: t.update({name + "x": t.pop(name)}), "lacks 1 tensors")

@@ -13,6 +13,7 @@ from inlay import inspect as looking
 from inlay.errors import DataError, PortError, SpecError
 from inlay.inspect.attention import _Watch
 from inlay.inspect.vectors import DRAWS
+from inlay.runtime.container import stack_hooks
 from tests import zoo
 from tests.tasks import tiny
 
@@ -233,7 +234,7 @@ def test_keys_pushed_far_away_get_nothing_or_everything(family, push, share):
                 parameter.fill_(10)  # every query points where the keys are pushed along
     handle = inlay.attach(model, Prefix(length=2, mlp=None))
     with torch.no_grad():
-        for _, _, piece in handle.pieces():
+        for _, _, piece in zoo.pieces(handle):
             piece.k.fill_(push)
     found = looking.attention(handle, [batch(model, 7, 5)])
     sides = {"bert": ["encoder.attn"], "bart": ["encoder.attn", "decoder.attn", "decoder.cross"]}
@@ -249,7 +250,7 @@ def test_no_rounding_makes_a_share_more_than_all():
     weights = torch.full((1, 4, 1, 6), 0.2, dtype=torch.bfloat16)  # five are more than 1
     assert float(weights[0, 0, 0, :5].float().sum()) > 1
     watch.tell("encoder.0.attn.kv", weights, None)
-    assert watch.shares(handle.root.chart)[0].shares.tolist() == [[1] * 4]
+    assert watch.shares(handle.chart)[0].shares.tolist() == [[1] * 4]
 
 
 @pytest.mark.parametrize("family", ["bert", "bart"])
@@ -265,7 +266,7 @@ def test_a_prefix_that_nobody_hears_takes_nothing_from_a_prompt(family):
     handle.detach()
     handle = inlay.attach(model, Prompt(length=3, start=START) + Prefix(length=2, mlp=None))
     with torch.no_grad():
-        for key, _, piece in handle.pieces():
+        for key, _, piece in zoo.pieces(handle):
             if key.endswith("/1"):
                 piece.k.fill_(-100)
     found = [one for one in looking.attention(handle, [given]) if one.of == "prompt"]
@@ -307,9 +308,9 @@ def test_no_trace_either_where_a_pass_fails():
     kinds = model.config._attn_implementation
     with pytest.raises(IndexError):
         looking.attention(handle, [{"input_ids": torch.tensor([[1000]])}])
-    door = handle.root.doors[0]
-    assert door.front.enabled
-    assert door.passing.told is None
+    (stack,) = stack_hooks(handle.model)
+    assert stack.prefix.enabled
+    assert stack.extra_kv.attention_pass.observer is None
     assert model.config._attn_implementation == kinds
 
 
@@ -429,7 +430,7 @@ def test_prefixes_are_compared_position_by_position():
     assert same.keys.shape == (3, 2)
     assert torch.allclose(same.keys, torch.ones(3, 2)) and torch.allclose(same.values, same.keys)
     with torch.no_grad():
-        for (_, _, mine), (_, _, theirs) in zip(a.pieces(), b.pieces(), strict=True):
+        for (_, _, mine), (_, _, theirs) in zip(zoo.pieces(a), zoo.pieces(b), strict=True):
             theirs.k.copy_(-3 * mine.k)
             theirs.v.copy_(torch.cat((mine.v[:, :1], -mine.v[:, 1:]), 1))
     (turned,) = looking.compare_prefixes(a, b)
@@ -443,7 +444,7 @@ def test_a_prefix_that_still_learns_is_seen_as_it_is():
         handle.model(**batch(handle.model, 5))
         for parameter in handle.parameters():
             parameter.mul_(2)
-    served = {key: piece.export() for key, _, piece in handle.pieces()}
+    served = {key: piece.export() for key, _, piece in zoo.pieces(handle)}
     for key, _, k, v in looking.keys_of(handle):
         assert torch.equal(k, served[key]["k"]) and torch.equal(v, served[key]["v"])
 

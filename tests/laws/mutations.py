@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +15,24 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
+from inlay import handle as handle_module
 from inlay import merge as merge_file
 from inlay.blocks import kv_prefix
 from inlay.core.piece import Piece
 from inlay.core.site import Part, Site
 from inlay.files import format as state_file
 from inlay.methods import ia3
-from inlay.runtime import attention, extra_kv, module_hooks, prompts, shared_prefix, stack
+from inlay.runtime import (
+    attention,
+    container,
+    extra_kv,
+    module_hooks,
+    prompts,
+    routing,
+    shared_prefix,
+    stack,
+)
 from inlay.runtime.routing import Groups, Routing
-
-attach_file: Any = sys.modules["inlay.handle"]
-root_file: Any = sys.modules["inlay.runtime.container"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
 def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
     def attend(inner: Any, module: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
         queries = q.shape[2]
-        port = vars(module).get(attention.PORT)
+        port = vars(module).get(attention.EXTRA_KV)
         if port is not None:
             q, k, v, mask, more = port.extend(module, q, k, v, mask, more, True)
         output, weights = sdpa_attention_forward(module, q, k, v, mask, **more)
@@ -73,12 +79,14 @@ def fused_part_ignored_in_merge(patch: pytest.MonkeyPatch) -> None:
     def put(self: Any, site: Site, w: Any, b: Any) -> None:
         self.w = self.w + torch.nn.functional.pad(w - site.part.take(self.w, 0), (0, 0, 0, 64))
 
-    patch.setattr(merge_file.Host, "put", put)
+    patch.setattr(merge_file.ModuleWeights, "put", put)
 
 
 def transposed_storage_ignored_in_merge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        merge_file.Host, "changes", lambda self: [(self.weight, self.w.reshape(self.weight.shape))]
+        merge_file.ModuleWeights,
+        "writes",
+        lambda self: [(self.weight, self.w.reshape(self.weight.shape))],
     )
 
 
@@ -92,21 +100,20 @@ def bias_not_scaled_in_merge(patch: pytest.MonkeyPatch) -> None:
 def merged_before_refusing(patch: pytest.MonkeyPatch) -> None:
     real = merge_file.plan
 
-    def plan(handle: Any) -> Any:
-        host = next(site.host for _, site, _ in handle.pieces() if site.is_projection)
+    def plan(model: Any, spec: Any, placed: Any) -> Any:
+        host = next(p.site.host for p in placed if p.site.is_projection)
         host.weight.data.add_(1)
-        return real(handle)
+        return real(model, spec, placed)
 
     patch.setattr("inlay.laws.function.plan", plan)
 
 
 def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
-    def drop(self: Any, name: str) -> bool:
-        self.at_entry.pop(name, None)
-        self.at_exit.pop(name, None)
-        return True
+    def remove(self: Any, name: str) -> None:
+        self.input.pop(name, None)
+        self.output.pop(name, None)
 
-    patch.setattr(module_hooks.ModuleHooks, "drop", drop)
+    patch.setattr(module_hooks.SiteHooks, "remove", remove)
 
 
 def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
@@ -114,28 +121,28 @@ def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
-    real = root_file.Container.__init__
+    real = container.Container.__init__
 
     def init(self: Any, chart: Any) -> None:
         real(self, chart)
-        self.learning = []
+        self.trained = []
 
-    patch.setattr(root_file.Container, "__init__", init)
+    patch.setattr(container.Container, "__init__", init)
 
 
 def base_not_frozen(patch: pytest.MonkeyPatch) -> None:
-    real = attach_file._plant
+    real = handle_module.create_container
 
-    def plant(model: Any, chart: Any) -> Any:
-        root = real(model, chart)
+    def create(model: Any, chart: Any) -> Any:
+        made = real(model, chart)
         chart.sites[5].host.requires_grad_(True)
-        return root
+        return made
 
-    patch.setattr(attach_file, "_plant", plant)
+    patch.setattr(handle_module, "create_container", create)
 
 
 def half_of_the_prefix_dead(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: Any) -> Any:
+    def forward(self: Any, x: Any, context: Any) -> Any:
         return self.k, self.k.detach() * 0.5
 
     patch.setattr(kv_prefix.Vectors, "forward", forward)
@@ -153,7 +160,7 @@ def rows_permuted(patch: pytest.MonkeyPatch) -> None:
 
 def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
     real = torch.argsort
-    patch.setattr(module_hooks.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
+    patch.setattr(routing.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
 
 
 def beams_tiled(patch: pytest.MonkeyPatch) -> None:
@@ -169,50 +176,52 @@ def beams_tiled(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stack.StackHooks, "_rebind", lambda self: lambda grad: None)
+    patch.setattr(stack.StackHooks, "_put_back", lambda self: lambda grad: None)
 
 
 def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stack.StackHooks, "_counted", lambda self, inputs: inputs)
+    patch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
 
 
 def text_not_moved_behind_the_front(patch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.Front.beside
+    real = shared_prefix.SharedPrefix.view
     patch.setattr(
-        shared_prefix.Front,
-        "beside",
+        shared_prefix.SharedPrefix,
+        "view",
         lambda self, *more: dataclasses.replace(real(self, *more), shift=0),
     )
 
 
 def front_of_another_row(patch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.Beside._spread
+    real = shared_prefix.PrefixView._spread
     patch.setattr(
-        shared_prefix.Beside, "_spread", lambda self, one, batch: real(self, one.flip(0), batch)
+        shared_prefix.PrefixView, "_spread", lambda self, one, batch: real(self, one.flip(0), batch)
     )
 
 
 def opening_without_gradient(patch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.Beside.states
-    patch.setattr(shared_prefix.Beside, "states", lambda self, batch: real(self, batch).detach())
+    real = shared_prefix.PrefixView.states
+    patch.setattr(
+        shared_prefix.PrefixView, "states", lambda self, batch: real(self, batch).detach()
+    )
 
 
 def opening_put_back_elsewhere(patch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.Beside.states
-    patch.setattr(shared_prefix.Beside, "states", lambda self, batch: real(self, batch).flip(1))
+    real = shared_prefix.PrefixView.states
+    patch.setattr(shared_prefix.PrefixView, "states", lambda self, batch: real(self, batch).flip(1))
 
 
 def shorter_front_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.Front.beside
+    real = shared_prefix.SharedPrefix.view
     patch.setattr(
-        shared_prefix.Front,
-        "beside",
-        lambda self, *more: dataclasses.replace(real(self, *more), seen=None),
+        shared_prefix.SharedPrefix,
+        "view",
+        lambda self, *more: dataclasses.replace(real(self, *more), visible=None),
     )
 
 
 def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
-    real = stack.StackHooks._rebind
+    real = stack.StackHooks._put_back
 
     def rebind(self: Any) -> Any:
         made = real(self)
@@ -223,11 +232,11 @@ def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
 
         return wrong
 
-    patch.setattr(stack.StackHooks, "_rebind", rebind)
+    patch.setattr(stack.StackHooks, "_put_back", rebind)
 
 
 def prompt_not_cut_off(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(prompts.PromptPort, "leave", lambda self, output: output)
+    patch.setattr(prompts.PromptPort, "trim", lambda self, output: output)
 
 
 def decoder_does_not_see_the_prompt(patch: pytest.MonkeyPatch) -> None:
@@ -251,7 +260,7 @@ def later_positions_not_moved(patch: pytest.MonkeyPatch) -> None:
 
 
 def copies_share_an_inlay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module_hooks.ModuleHooks, "__deepcopy__", lambda self, memo: self, raising=False)
+    patch.setattr(module_hooks.SiteHooks, "__deepcopy__", lambda self, memo: self, raising=False)
 
 
 def file_rounded(patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from inlay.errors import LawError
 from inlay.laws import LAWS
 from inlay.laws.case import move
 from inlay.laws.traces import snapshot
-from inlay.runtime.stack import StackHooks
+from inlay.runtime import stack
 from tests import zoo
 
 
@@ -32,7 +32,7 @@ def test_all_laws_hold_and_nothing_is_changed() -> None:
 
 
 def test_a_broken_law_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StackHooks, "_counted", lambda self, inputs: inputs)
+    monkeypatch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
     report = inlay.check(zoo.fresh("llama"), inlay.Prefix(length=2, mlp=None))
     assert not report.holds
     with pytest.raises(

@@ -48,7 +48,7 @@ def test_only_what_follows_sees_it(family: str) -> None:
     row = batch(model, [*TEXT, -1, -2, 23, 24])
     handle = inlay.attach(model, Infix(length=2, mlp=None, start=(21, 22)))
     before = model(**row).logits
-    for _, _, piece in handle.pieces():
+    for _, _, piece in zoo.pieces(handle):
         if not hasattr(piece, "length"):
             torch.nn.init.normal_(piece.values)
     after = model(**row).logits
@@ -64,9 +64,9 @@ def test_offsets_are_added_to_keys_and_values() -> None:
     right = model(**row).logits
     embeds = handle.model.get_input_embeddings()(row["input_ids"].clamp(max=20)).detach()
     offsets = {}
-    for _, site, piece in handle.pieces():
+    for _, site, piece in zoo.pieces(handle):
         if site.role == "embed":
-            place = 3 if piece.front == 0 and piece.length == 2 else 2
+            place = 3 if piece.before == 0 and piece.length == 2 else 2
             embeds[0, place : place + piece.length] = piece.values.detach()
         else:
             offsets[site.host] = piece.values.detach()
@@ -159,18 +159,18 @@ def test_an_opening_of_virtual_tokens_runs_once() -> None:
     attach(model, Infix(length=4, mlp=None) + Prompt(length=2), "here")
     opening = [50, 51, 52, -1, -2, 53, -3, -4, 54, 55]
     whole = batch(model, *([*opening, *TEXT[n:]] for n in range(4)))
-    door = model.inlays.doors[0]
+    prefix = model.inlays.stacks[0].prefix
     once = model(**whole).logits
-    assert door.front.beside is not None and door.front.beside.front.opening == len(opening)
-    door.front.enabled = False
+    assert prefix.view is not None and prefix.view.prefix.opening == len(opening)
+    prefix.enabled = False
     mask = whole["attention_mask"][..., None]
     assert far(once * mask, model(**whole).logits * mask) < 1e-5
 
 
 def test_it_stands_behind_the_text_where_no_template_says_where() -> None:
     task = Generate(template="{source} =")
-    piece = next(p for _, _, p in inlay.attach(zoo.fresh("llama"), Infix(length=3)).pieces())
-    task.place(3, piece.front, [])
+    piece = inlay.attach(zoo.fresh("llama"), Infix(length=3)).placed[0].piece
+    task.place(3, piece.before, [])
     assert task.template == "{source} {p*3} ="
 
 

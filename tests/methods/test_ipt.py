@@ -60,7 +60,7 @@ def test_it_is_the_formula() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.IPT(length=2, code=4, inner=5))
     move(handle)
-    _, _, piece = next(iter(handle.pieces()))
+    _, _, piece = next(iter(zoo.pieces(handle)))
     z = piece.code
     hidden = torch.tanh(piece.inner_weight @ z + piece.inner_bias)
     prompt = (piece.outer_weight @ hidden + piece.outer_bias).reshape(2, 32)

@@ -13,9 +13,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
 from inlay import LoRA, Prefix
+from inlay.architectures.resolve import resolve
 from inlay.runtime import attention, short_attention
-from inlay.runtime.extra_kv import ExtraKVPort, Passing
+from inlay.runtime.extra_kv import AttentionPass, SiteExtraKV
+from inlay.runtime.port import StackState
 from inlay.runtime.routing import Routing
+from tests import zoo
 from tests.zoo import fresh
 
 HALF = torch.bfloat16
@@ -197,10 +200,13 @@ def test_gradients_are_as_near_to_those_of_fp32(family, spec, padded, calls, mon
 
 
 def attending():
-    """A module as transformers' attention function reads it, with a keys port and no pieces."""
+    """A module as transformers' attention function reads it, that takes extra keys and has none."""
     core = torch.nn.Module()
     core.num_key_value_groups, core.is_causal = 3, True
-    setattr(core, attention.PORT, ExtraKVPort("here", Routing(), Passing()))
+    chart = resolve(zoo.model("llama"))
+    state = StackState(chart, chart.stacks[0], Routing(), None)
+    site = next(site for site in chart.sites if site.heads)
+    setattr(core, attention.EXTRA_KV, SiteExtraKV(site, state, AttentionPass()))
     return core
 
 

@@ -56,7 +56,7 @@ def test_d1_every_trained_number_of_an_encoder_decoder_learns(kind: str, spec: A
     handle = inlay.attach(model, spec)
     move(handle)
     weigh(answer(model, join(rows(2, seq2seq=True)))).backward()
-    for key, _, piece in handle.pieces():
+    for key, _, piece in zoo.pieces(handle):
         for name, parameter in piece.named_parameters():
             assert parameter.grad is not None, key
             seldom = parameter.grad.flatten(0, -2).abs().sum(-1)
@@ -258,7 +258,7 @@ def test_d12_a_prefix_is_seen_from_behind_a_sliding_window(family: str) -> None:
     handle = inlay.attach(model, inlay.Prefix(length=3, mlp=None))
     move(handle)
     model(torch.randint(8, 99, (1, 20))).logits[0, -1].square().sum().backward()
-    for key, _, piece in handle.pieces():
+    for key, _, piece in zoo.pieces(handle):
         for parameter in piece.parameters():
             assert parameter.grad is not None
             assert (parameter.grad.abs().sum((0, 2)) > 0).all(), key
@@ -277,9 +277,9 @@ def test_d12_a_prefix_is_seen_from_behind_a_sliding_window(family: str) -> None:
 def test_d16_what_is_dropped_later_runs_once_a_step(spec: Any) -> None:
     """There the MLP computes the same rows for every row of the batch."""
     model = zoo.fresh("llama")
-    handle = inlay.attach(model, spec)
+    inlay.attach(model, spec)
     seen: list[tuple[int, ...]] = []
-    for module in handle._set.shared.modules():
+    for module in model.inlays.pieces("default").shared.modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.LSTM)):
             module.register_forward_pre_hook(lambda m, args: seen.append(tuple(args[0].shape)))
     ids = torch.randint(8, 99, (16, 9))

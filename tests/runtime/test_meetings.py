@@ -205,7 +205,7 @@ def test_a_prefix_is_made_once_for_all_that_is_written(family: str, beams: int) 
         torch.manual_seed(number)
         move(inlay.attach(model, inlay.Prefix(length=length, mlp=None), name=f"p{number}"))
     made = []
-    pieces = [p for one in inlay.attached(model).values() for _, _, p in one.pieces()]
+    pieces = [p for one in inlay.attached(model).values() for _, _, p in zoo.pieces(one)]
     for piece in pieces:
         piece.register_forward_hook(lambda *_: made.append(1))
     inputs = {"input_ids": torch.arange(8, 20).reshape(2, 6), "attention_mask": torch.ones(2, 6)}

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import inlay
 from inlay.laws.case import far, join, move
-from inlay.runtime.container import container_of
+from inlay.runtime.container import stack_hooks
 from tests import zoo
 
 SPECS = {
@@ -50,7 +50,7 @@ def batch(count: int, side: str, opening: int = 0) -> dict[str, Tensor]:
 @contextmanager
 def plainly(model: Any) -> Iterator[None]:
     """Without anything running apart."""
-    front = container_of(model).doors[0].front  # type: ignore[union-attr]
+    front = stack_hooks(model)[0].prefix
     assert front is not None
     front.enabled = False
     try:
@@ -62,7 +62,7 @@ def plainly(model: Any) -> Iterator[None]:
 def passes(model: Any, inputs: dict[str, Tensor]) -> list[tuple[int, int]]:
     """The sizes `[rows, positions]` that the first block saw in one pass."""
     seen: list[tuple[int, int]] = []
-    block = container_of(model).doors[0].stack.layers[0]  # type: ignore[union-attr]
+    block = stack_hooks(model)[0].stack.layers[0]  # type: ignore[union-attr]
     hook = block.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2]))
     with torch.no_grad():
         model(**inputs)
@@ -235,7 +235,7 @@ def test_nothing_is_left_behind() -> None:
     model = dressed("llama", ["prompt"])
     before = set(vars(model.model.layers[0].self_attn))
     model(**batch(3, "right"))
-    model.inlays.handles["prompt"].detach()
-    assert "inlay_keys" in before
-    assert "inlay_keys" not in vars(model.model.layers[0].self_attn)
+    inlay.attached(model)["prompt"].detach()
+    assert "inlay_extra_kv" in before
+    assert "inlay_extra_kv" not in vars(model.model.layers[0].self_attn)
     assert model.config._attn_implementation == "sdpa"

@@ -12,7 +12,7 @@ from inlay.data.dataset import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, from_spec, metrics
 from inlay.training import evaluate
-from inlay.training.evaluation import predict
+from inlay.training.loop.evaluation import predict
 from inlay.training.recipes.ensemble import vote
 from inlay.training.recipes.run import headed
 from tests.tasks.tiny import KINDS, WORDS, add_head, add_two_heads, bind, examples, refused, words

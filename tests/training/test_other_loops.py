@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import inlay
 from inlay import LoRA, Prefix, Prompt
-
-from . import tiny
+from tests.training import tiny
 
 SPECS = [LoRA(rank=2, dropout=0.1), LoRA(rank=2) + Prefix(length=2, mlp=5) + Prompt(length=2)]
 

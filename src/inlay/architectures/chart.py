@@ -43,6 +43,22 @@ class Stack:
         return argument in inspect.signature(type(self.module).forward).parameters
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the embedding table has; 0 where the stack reads no words."""
+        return self._table().shape[0]
+
+    @property
+    def width(self) -> int:
+        """D, the width of the embedding table; 0 where the stack reads no words."""
+        return self._table().shape[1]
+
+    def _table(self) -> Tensor:
+        """The embedding table, `[V, D]`; empty where the stack reads no words."""
+        table = torch.empty(0, 0) if self.embed is None else self.embed.weight
+        assert isinstance(table, Tensor)
+        return table
+
+    @property
     def keeps_state(self) -> bool:
         """Whether it goes on from a state of its own, where others have a cache of keys."""
         return self.takes("use_cache") and not self.takes("past_key_values")

@@ -27,7 +27,7 @@ from inlay.core.site import Part, Site, stored_transposed
 from inlay.errors import SiteError
 
 
-def need_model(model: object) -> None:
+def require_model(model: object) -> None:
     """Raise SiteError for what is no transformers model."""
     if not isinstance(model, PreTrainedModel):
         raise SiteError(
@@ -37,7 +37,7 @@ def need_model(model: object) -> None:
 
 def resolve(model: PreTrainedModel) -> Chart:
     """Read a base. Raises SiteError for what is not a transformer this library can read."""
-    need_model(model)
+    require_model(model)
     family = FAMILIES.get(model.config.model_type)
     backbone = model.base_model
     if family is None or not any(reaches(backbone, lay) for lay in family.layouts):

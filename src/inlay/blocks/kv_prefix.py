@@ -8,10 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from inlay.blocks.init import common
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive_int, require_site
-from inlay.core.piece import ExtraKV, Piece, SharedModule
+from inlay.core.piece import ExtraKV, OncePerPass, Piece, Reference
 from inlay.core.site import Site
 from inlay.errors import SpecError
 
@@ -44,12 +46,12 @@ def keys_at(
             f"{type(method).__name__}: an MLP needs attention of equal width everywhere; "
             "use mlp=None"
         )
-    made = shared.module(
+    maker = shared.once_per_pass(
         f"{site.stack}.{site.role}",
         site.stack,
         lambda: Reparameterisation(length, site.d_in, mlp, len(alike), 2 * site.d_out),
     )
-    return Sliced(made, alike.index(site), site, dropout, shift)
+    return Sliced(maker, length, alike.index(site), site, dropout, shift)
 
 
 Start = Literal["common"] | tuple[int, ...] | None
@@ -85,17 +87,17 @@ def start_from(
     if start is None or (start == "common" and not shared.vocabulary):
         return
     words = common(method, shared.vocabulary, length) if start == "common" else list(start)
-    seen = shared.probe(words)
+    seen = shared.keys_and_values(words)
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
             k, v = seen[name]
             piece.load({"k": k.float(), "v": v.float()})
-    for key, once in shared.modules.items():
+    for key, module in shared.modules.items():
         alike = [s for s in shared.sites if f"{s.stack}.{s.role}" == key]
         flat = [torch.stack(seen[s.name]).float() for s in alike]  # each [2, H, P, K]
         target = torch.stack(flat).permute(3, 0, 1, 2, 4).flatten(2)  # [P, L, 2·H·K]
-        assert isinstance(once.net, Reparameterisation)
-        once.net.fit(target)
+        assert isinstance(module, OncePerPass) and isinstance(module.net, Reparameterisation)
+        module.net.fit(target)
 
 
 class Vectors(ExtraKV):
@@ -103,14 +105,15 @@ class Vectors(ExtraKV):
 
     def __init__(self, site: Site, length: int, std: float, dropout: float, shift: int):
         super().__init__()
+        self.length = length
         self.shift = shift
         self.dropout = dropout
         shape = (site.heads, length, site.head_dim)
         self.k = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
         self.v = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """See `Keys`."""
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
         return _dropped(self, self.k), _dropped(self, self.v)
 
 
@@ -153,24 +156,27 @@ def _least_squares(a: Tensor, b: Tensor) -> Tensor:
 class Sliced(ExtraKV):
     """One layer's part of what the MLP makes."""
 
-    def __init__(self, made: SharedModule, layer: int, site: Site, dropout: float, shift: int):
+    def __init__(
+        self, maker: OncePerPass, length: int, layer: int, site: Site, dropout: float, shift: int
+    ):
         super().__init__()
+        self.length = length
         self.shift = shift
         self.dropout = dropout
-        self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
+        self._maker = Reference(maker)
         self.layer = layer
         self.heads = site.heads
         self.width = site.head_dim
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """See `Keys`."""
-        k, v = self._own(self._made[0]())
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
+        k, v = self._own(self._maker.module())
         return _dropped(self, k), _dropped(self, v)
 
     def export(self) -> dict[str, Tensor]:
         """The prefix alone, as `Vectors` reads it."""
         with torch.no_grad():
-            k, v = self._own(self._made[0].net())
+            k, v = self._own(self._maker.module.net())
         return {"k": k.contiguous(), "v": v.contiguous()}
 
     def _own(self, made: Tensor) -> Tensor:

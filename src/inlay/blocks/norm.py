@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from inlay.core.context import PassContext
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site
 
@@ -18,13 +20,14 @@ class NormTwin(Foldable, OutputDelta):
         self.gain = nn.Parameter(torch.zeros(site.d_out))  # [D]
         self.bias = nn.Parameter(torch.zeros(site.d_out)) if site.bias() is not None else None
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
-        y = y + self.normalised(x) * self.gain.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        delta = self.normalised(x) * self.gain.to(x.dtype)
+        return delta if self.bias is None else delta + self.bias.to(x.dtype)
 
+    @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `Foldable`: w is the norm's gain, `[D]`."""
+        """w is the norm's gain, `[D]`."""
         return (
             w + self.gain.detach(),
             b if self.bias is None or b is None else b + self.bias.detach(),

@@ -1,4 +1,4 @@
-"""What to set in: Method (one method's numbers and places), Sum (several), and their spellings.
+"""What is attached: Method (the fields of one method and where it goes) and Sum (several).
 
 A spec is data. It can be written as Python (`LoRA(rank=8) + Prefix(length=10)`), as the same
 text in a recipe (`parse`), and as JSON (`to_json`, `from_json`); all three say the same thing.
@@ -9,43 +9,65 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, final
 
-from torch import nn
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import override
 
-from inlay.core.piece import Piece, SharedModule
+from inlay.core.piece import OncePerPass, Piece
 from inlay.core.site import Site, Where
 from inlay.errors import SiteError, SpecError
 
 METHODS: dict[str, type[Method]] = {}
 """Every method by its name. Filled by subclassing."""
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+KeysAndValues = Mapping[str, tuple[Tensor, Tensor]]
+
 
 class Shared:
-    """What the pieces of one method in one inlay have in common while they are built.
+    """What the pieces of one method in one inlay have in common.
 
     sites: every site that the method takes, in order.
-    probe: token ids `[T]` -> the base's own (k, v), each `[H, T, K]`, at every `*.kv` site.
+    keys_and_values: token ids `[T]` -> the base's own (k, v), each `[H, T, K]`, at every `*.kv`
+        site.
     vocabulary: how many tokens the base knows; 0 where it reads no words.
+    prepared: the tensors that `Method.prepare` returned; empty where it did not run, as when an
+        inlay is read from a file.
+    modules: the modules that pieces share, by key: one storage in memory, one entry in the file.
     """
 
     def __init__(
         self,
-        sites: list[Site],
-        probe: Callable[[list[int]], dict[str, Any]],
+        sites: Sequence[Site],
+        keys_and_values: Callable[[Sequence[int]], KeysAndValues],
         vocabulary: int = 0,
+        prepared: Mapping[str, Tensor] | None = None,
     ):
-        self.sites = sites
-        self.probe = probe
+        self.sites = list(sites)
+        self.keys_and_values = keys_and_values
         self.vocabulary = vocabulary
-        self.modules: dict[str, SharedModule] = {}
+        self.prepared: Mapping[str, Tensor] = {} if prepared is None else prepared
+        self.modules: dict[str, nn.Module] = {}
 
-    def module(self, key: str, stack: str, make: Callable[[], nn.Module]) -> SharedModule:
-        """The module that all pieces asking for `key` share; it runs once per pass of a stack."""
+    def module(self, key: str, make: Callable[[], ModuleT]) -> ModuleT:
+        """The module that all pieces asking for `key` share, over sites and stacks.
+
+        A piece keeps it as a `Reference`. The file holds it once, unless it is a `OncePerPass`,
+        which training alone needs.
+        """
         if key not in self.modules:
-            self.modules[key] = SharedModule(make(), stack)
-        return self.modules[key]
+            self.modules[key] = make()
+        return self.modules[key]  # type: ignore[return-value]
+
+    def once_per_pass(self, key: str, stack: str, make: Callable[[], nn.Module]) -> OncePerPass:
+        """A shared module without inputs that runs once per forward pass of a stack."""
+        return self.module(key, lambda: OncePerPass(make(), stack))
 
 
 class Spec:
@@ -56,14 +78,30 @@ class Spec:
     def methods(self) -> tuple[Method, ...]:
         """The methods in the order in which they apply."""
 
+    @abstractmethod
+    def expand(self, sites: Sequence[Site]) -> Spec:
+        """The spec with every preset replaced by its sum for a base with these sites."""
+
     def __add__(self, other: Spec) -> Sum:
         if not isinstance(other, Spec):
             return NotImplemented
         return Sum(self.methods + other.methods)
 
     def exported(self) -> Spec:
-        """The spec of what is left when what only training needs is dropped."""
+        """The spec of what is left when everything that only training needs is dropped."""
         return sum_of([method.exported() for method in self.methods])
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike.
+
+    weight_decay: None for that of the training options.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float
+    weight_decay: float | None = None
 
 
 class Method(Spec):
@@ -71,80 +109,180 @@ class Method(Spec):
 
     examples: tiny instances that the laws run on every family of the zoo.
     identity: whether a model with this method just attached computes exactly what the base does.
-    has_head:   whether it brings the trained head of a task that reads one.
-    lr:       what `rate` says, where that does not depend on the numbers.
+    has_head: whether it brings the trained head of a task that reads one.
+    passes:   how many forward passes over a batch a training step makes; `consistency` compares
+              them.
+    lr:       the learning rate, where that does not depend on the fields.
     paper:    the source, for tables.
-    sources:  where the numbers that are its defaults come from, by field; `lr` is its rate's.
+    sources:  where the default of each field comes from; `lr` stands for the learning rate.
     """
 
     at: Where
     examples: ClassVar[tuple[Method, ...]] = ()
     identity: ClassVar[bool] = False
     has_head: ClassVar[bool] = False
+    passes: ClassVar[int] = 1
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = ""
     sources: ClassVar[Mapping[str, str]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
+
+    def __init_subclass__(cls, listed: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not listed:
+            return
         known = METHODS.get(cls.__name__)
         if known is not None and known.__module__ != cls.__module__:
             raise SpecError(f"two methods are called {cls.__name__}: {known} and {cls}")
         METHODS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "at", Where.of(self.at))
+        if any(field.name == "at" for field in dataclasses.fields(self)):  # type: ignore[arg-type]
+            object.__setattr__(self, "at", Where.of(self.at))
         self.check()
 
     def check(self) -> None:
-        """Raise SpecError for numbers that can never work, whatever the model."""
+        """Raise SpecError for values that can never work, whatever the model."""
 
     def learning_rate(self) -> float:
         """The learning rate that training takes for it where none is given."""
         return self.lr
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether `prepare` must run before a new inlay of this method is attached."""
+        return type(self).prepare is not Method.prepare
+
+    def prepare(
+        self, base: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Loss]
+    ) -> Mapping[str, Tensor]:
+        """Look at the base and at data, once, before a new inlay is attached.
+
+        base: the model, frozen, in evaluation mode. sites: those of this method. batches: calls
+        that each run one batch of training rows through the base and return its loss, a scalar.
+        Returns tensors by name, which `build` finds in `shared.prepared`.
+        """
+        return {}
 
     @abstractmethod
     def build(self, site: Site, shared: Shared) -> Piece | None:
         """The piece of this method at one site; None to leave the site out."""
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
-        """Called once when all pieces stand, for starting values that need all of them."""
+        """Called once when all pieces exist, for starting values that need all of them.
+
+        pieces: by the name of their site.
+        """
+
+    def penalty(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]
+    ) -> Tensor | None:
+        """A term on the pieces that is added to the mean loss of a step; None for none."""
+        return None
+
+    def consistency(self, divergence: Tensor) -> Tensor:
+        """What the mean symmetrised KL divergence between passes adds to the mean loss."""
+        return divergence
+
+    def after_step(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
+    ) -> None:
+        """Called after each step of the optimiser, while the gradients are still there.
+
+        progress: how much of the training is done, from 0 to 1. What it keeps from step to step
+        lives in buffers of the pieces, so that checkpoints hold it.
+        """
+
+    def parameter_groups(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
+    ) -> Sequence[ParameterGroup]:
+        """The trained parameters in groups, each with its own learning rate and weight decay.
+
+        learning_rate: the method's, or the one that the user asks for instead.
+        """
+        modules = [*pieces.values(), *shared.values()]
+        parameters = dict.fromkeys(p for m in modules for p in m.parameters() if p.requires_grad)
+        return [ParameterGroup(tuple(parameters), learning_rate)]
 
     def exported(self) -> Method:
-        """See `Spec.served`; a method that drops nothing is itself."""
+        """The method that reads the files of this one; a method that drops nothing is itself."""
         return self
 
     @property
+    @override
     def methods(self) -> tuple[Method, ...]:
-        """Itself."""
         return (self,)
 
+    @override
+    def expand(self, sites: Sequence[Site]) -> Spec:
+        return self
+
     def __repr__(self) -> str:
-        said = []
+        changed = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if value != _default(field):
-                said.append(f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(said)})"
+                changed.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(changed)})"
 
 
-@dataclasses.dataclass(frozen=True)
+Loss = Callable[[], Tensor]
+"""Runs one batch through the base and returns its loss."""
+
+
+class Preset(Method, listed=False):
+    """A name for a sum of methods that depends on the base: `expand` gives the sum."""
+
+    at: ClassVar[Where] = Where(("block?",))  # type: ignore[misc]
+
+    @abstractmethod
+    @override
+    def expand(self, sites: Sequence[Site]) -> Spec: ...
+
+    @final
+    @override
+    def build(self, site: Site, shared: Shared) -> Piece | None:
+        raise SpecError(f"{type(self).__name__} is a preset; attach expands it")
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """One piece in its place: the site, the number of its method in the spec, and the method."""
+
+    site: Site
+    index: int
+    method: Method
+    piece: Piece
+
+    @property
+    def name(self) -> str:
+        """The beginning of its tensors' names in a file: `decoder.3.attn.q/0`."""
+        return f"{self.site.name}/{self.index}"
+
+
+@dataclass(frozen=True)
 class Sum(Spec):
     """Methods that act together, in order: `LoRA(rank=8) + Prefix(length=10)`."""
 
     parts: tuple[Method, ...]
 
     @property
+    @override
     def methods(self) -> tuple[Method, ...]:
-        """The summands."""
         return self.parts
+
+    @override
+    def expand(self, sites: Sequence[Site]) -> Spec:
+        specs = [method.expand(sites) for method in self.parts]
+        return sum_of([method for spec in specs for method in spec.methods])
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 
 
 def sum_of(methods: Sequence[Method]) -> Spec:
-    """The one method, or the sum of several, or of none."""
+    """The method itself, or the sum of several, or of none."""
     return methods[0] if len(methods) == 1 else Sum(tuple(methods))
 
 

@@ -24,24 +24,27 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, fields: Mapping[str, Any]) -> Method:
-    """The method `name` with these fields, every type checked (JSON lists count as tuples)."""
+    """The method `name` with these fields, every type checked (JSON lists count as tuples).
+
+    Raises SpecError for an unknown field or an impossible value.
+    """
     kind = method_class(name)
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for field in fields:
         if field not in known:
             raise SpecError(f"{name} has no field {field!r}{nearest(field, known)}")
-    fields = {key: _place(value) if key == "at" else value for key, value in fields.items()}
+    values = {key: _decode(key, value) for key, value in fields.items()}
     try:
-        return TypeAdapter(kind).validate_python(fields)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(str(step) for step in first["loc"][:1])
-        raise SpecError(f"{name}: {at}: {first['msg']}, not {first['input']!r}") from None
+        field = ".".join(str(step) for step in first["loc"][:1])
+        raise SpecError(f"{name}: {field}: {first['msg']}, not {first['input']!r}") from None
 
 
 def to_json(spec: Spec) -> str:
     """The spec as JSON: a list of `{"method": name, field: value, …}`, defaults included."""
-    return json.dumps([_plain(method) for method in spec.methods], sort_keys=True)
+    return json.dumps([_encode(method) for method in spec.methods], sort_keys=True)
 
 
 def from_json(text: str) -> Spec:
@@ -52,12 +55,10 @@ def from_json(text: str) -> Spec:
         raise SpecError(f"the spec is not JSON: {error}") from None
     if not isinstance(parts, list) or not parts:
         raise SpecError("a spec in JSON is a list of methods that is not empty")
-    made = []
     for part in parts:
-        if not isinstance(part, dict) or not isinstance(part.get("method"), str):
+        if not _is_method(part):
             raise SpecError(f"a method in JSON is an object with a 'method', not {part!r:.80}")
-        made.append(make_method(part["method"], {k: v for k, v in part.items() if k != "method"}))
-    return sum_of(made)
+    return sum_of([_decode_method(part) for part in parts])
 
 
 def parse(text: str) -> Spec:
@@ -66,7 +67,7 @@ def parse(text: str) -> Spec:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()") from None
-    return sum_of([_read(node, text) for node in _summands(tree)])
+    return sum_of([_read_method(node, text) for node in _summands(tree)])
 
 
 def load_entry_points() -> None:
@@ -75,12 +76,30 @@ def load_entry_points() -> None:
         point.load()
 
 
-def _place(value: Any) -> Any:
-    return Where(**value) if isinstance(value, Mapping) else Where.of(value)
+def _encode(method: Method) -> dict[str, Any]:
+    fields: dict[str, Any] = {"method": type(method).__name__}
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+        value = getattr(method, field.name)
+        if isinstance(value, Method):
+            value = _encode(value)
+        elif isinstance(value, Where):
+            value = dataclasses.asdict(value)
+        fields[field.name] = value
+    return fields
 
 
-def _plain(method: Method) -> dict[str, Any]:
-    return {"method": type(method).__name__, **dataclasses.asdict(method)}  # type: ignore[call-overload]
+def _is_method(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("method"), str)
+
+
+def _decode_method(value: Mapping[str, Any]) -> Method:
+    return make_method(value["method"], {k: v for k, v in value.items() if k != "method"})
+
+
+def _decode(field: str, value: Any) -> Any:
+    if field == "at":
+        return Where(**value) if isinstance(value, Mapping) else Where.of(value)
+    return _decode_method(value) if _is_method(value) else value
 
 
 def _summands(node: ast.expr) -> Iterator[ast.expr]:
@@ -91,25 +110,30 @@ def _summands(node: ast.expr) -> Iterator[ast.expr]:
         yield node
 
 
-def _read(node: ast.expr, text: str) -> Method:
+def _read_method(node: ast.expr, text: str) -> Method:
     if isinstance(node, ast.Name):
         return make_method(node.id, {})
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.args or any(word.arg is None for word in node.keywords):
             raise SpecError(f"{node.func.id}: fields are given by name, as in LoRA(rank=8)")
-        return make_method(node.func.id, {str(w.arg): _value(w.value, text) for w in node.keywords})
+        fields = {str(word.arg): _read_value(word.value, text) for word in node.keywords}
+        return make_method(node.func.id, fields)
     raise SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()")
 
 
-def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Where":
-        fields = {str(word.arg): _value(word.value, text) for word in node.keywords}
-        names = [field.name for field in dataclasses.fields(Where)]
-        for key in fields:
-            if key not in names:
-                raise SpecError(f"Where has no field {key!r}{nearest(key, names)}")
-        return Where(*[_value(arg, text) for arg in node.args], **fields)
+def _read_value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _read_where(node, text) if node.func.id == "Where" else _read_method(node, text)
     try:
         return ast.literal_eval(node)
     except ValueError:
         raise SpecError(f"cannot read {ast.unparse(node)!r} in {text!r}") from None
+
+
+def _read_where(node: ast.Call, text: str) -> Where:
+    fields = {str(word.arg): _read_value(word.value, text) for word in node.keywords}
+    names = [field.name for field in dataclasses.fields(Where)]
+    for key in fields:
+        if key not in names:
+            raise SpecError(f"Where has no field {key!r}{nearest(key, names)}")
+    return Where(*[_read_value(arg, text) for arg in node.args], **fields)

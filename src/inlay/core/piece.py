@@ -1,14 +1,15 @@
-"""What a method builds: pieces. A piece knows its numbers and its arithmetic, nothing else.
+"""What a method builds: pieces. A piece knows its parameters and its arithmetic, nothing else.
 
-Seven kinds, by where their output goes:
+Eight kinds, by where their output goes:
 
-    OutputDelta    sees x and y of a module, returns the new y
-    InputMap  sees x before the module does, returns the new x
-    Keys   more keys and values for one attention
-    Slots  more positions for the backbone's input
-    Tokens vectors for virtual tokens, anywhere in the text
-    Deep   sees y of a module where virtual tokens stand, returns the new y
-    Head   a classifier over the last hidden state; the task calls it, nothing is hooked
+    OutputDelta        x and y of a module -> what is added to y
+    InputMap           x of a module -> the x that the module reads instead
+    ExtraKV            additional keys and values for one attention
+    PromptVectors      additional positions before the text, in the space of the embeddings
+    VirtualTokens      vectors for virtual tokens, which stand anywhere in the text
+    VirtualTokenDelta  y of a module -> what is added to y where virtual tokens stand
+    HeadPiece          a classifier over the last hidden state; tasks call it, nothing is hooked
+    SideNetwork        the outputs of a stack's blocks -> the last hidden state
 
 Letters in shapes: B batch, T positions, P extra positions, D width, H heads, K head width,
 R rank, M bottleneck, C classes, V vocabulary.
@@ -17,123 +18,160 @@ R rank, M bottleneck, C classes, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
+
+from inlay.core.context import PassContext
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class Reference(Generic[ModuleT]):
+    """A module that is used here and owned elsewhere.
+
+    `nn.Module` takes every module that is assigned to an attribute for a part of itself. A piece
+    that reads a shared module, or a module of the base, keeps a reference instead, so that its
+    `parameters()` are its own.
+    """
+
+    def __init__(self, module: ModuleT):
+        self.module = module
 
 
 class Piece(nn.Module):
-    """The root of the kinds. Numbers are fp32; the arithmetic runs in the dtype of its input."""
+    """The root of the kinds. Parameters are fp32; the arithmetic runs in the dtype of its input.
 
-    kind: ClassVar[str]
+    A parameter built with `requires_grad=False` stays frozen; a buffer is not a parameter.
+
+    draws: whether it draws random numbers in a pass, from `context.generator(...)`.
+    """
+
+    draws: ClassVar[bool] = False
 
     def export(self) -> dict[str, Tensor]:
-        """What is needed to use the piece, by name: what a file holds.
+        """The tensors that a file holds, by name: parameters and persistent buffers, any dtype.
 
-        A piece that trains through something it later drops (an MLP, an LSTM) returns what is
-        left after dropping it; its method's `served()` is the spec that reads it.
+        A piece that trains through something that is dropped later (an MLP, an LSTM, copies)
+        returns what is left after dropping it; its method's `exported()` is the spec that reads
+        it back.
         """
-        return {name: p.detach() for name, p in self.named_parameters()}
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `served` of an equal piece returned (names and shapes already checked)."""
-        own = dict(self.named_parameters())
+    def resize(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Get ready for tensors of these shapes, before `load`.
+
+        Only for a piece whose sizes its method's fields do not fix, such as a pruned rank; the
+        default keeps its shapes, and a file with other ones is refused.
+        """
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take tensors that `export` of an equal piece returned; names and shapes are checked."""
+        state = self.state_dict()
         for name, tensor in tensors.items():
-            own[name].data.copy_(tensor)
+            state[name].copy_(tensor)
 
 
 class OutputDelta(Piece):
-    """y' = f(x, y), at the exit of a module."""
+    """Adds to the output of a module: y' = y + delta(x, y)."""
 
-    kind = "tap"
+    @override
+    def forward(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.delta(x, y, context)
 
     @abstractmethod
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x `[..., d_in]`, y `[..., d_out]` -> `[..., d_out]`."""
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        """x `[..., d_in]`, y `[..., d_out]` -> what is added to y, `[..., d_out]`."""
 
 
 class InputMap(Piece):
-    """x' = f(x), at the entrance of a module."""
-
-    kind = "tap"
+    """Changes the input of a module: x' = f(x)."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> Tensor:
         """x `[..., d_in]` -> `[..., d_in]`."""
 
 
 class Foldable:
-    """A mixin for taps that can be folded into their host's weights: mergeable means this."""
+    """A mixin for pieces at a module that can be folded into its weights: mergeable means this."""
 
     @abstractmethod
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The weights of a host that computes by itself what host and piece compute together.
+        """The weights of a module that computes alone what module and piece compute together.
 
-        w `[d_out, d_in]` (a norm's gain `[d]`) and b `[d_out]` in fp32; b is None where the host
-        has no bias, and stays None. Raises MergeError where that cannot be.
+        w `[d_out, d_in]` (a norm's gain `[d]`) and b `[d_out]` in fp32; b is None where the module
+        has no bias, and stays None. Raises MergeError where no such weights exist.
         """
 
 
 class ExtraKV(Piece):
-    """More keys and values, seen by every query in the same softmax as the text's own.
+    """Additional keys and values, seen by every query in the same softmax as the text's own.
 
-    shift: by how many positions the text moves back, as if it stood behind tokens.
+    length: P, how many there are. shift: by how many positions the text moves back, as if it stood
+    behind tokens.
     """
 
-    kind = "keys"
+    length: int
     shift: int = 0
 
     @abstractmethod
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """-> k, v: each `[H, P, K]`, H the key-value heads."""
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
+        """x `[B, T, D]`, what the attention reads -> k, v, each `[H, P, K]`.
+
+        H are the key-value heads. Keys and values that depend on x or on the rows are
+        `[B, H, P, K]`.
+        """
 
 
 class PromptVectors(Piece):
-    """More positions in front of the text (behind the first token where a head reads that)."""
+    """Additional positions before the text (after the first token where a head reads that)."""
 
-    kind = "slots"
     length: int
 
     @abstractmethod
+    @override
     def forward(self) -> Tensor:
         """-> `[P, D]`, in the space of the input embeddings."""
 
 
 class VirtualTokens(Piece):
-    """Vectors for virtual tokens, which a text names by ids from V on (see `ports.tokens`)."""
+    """Vectors for virtual tokens, which a text names by ids from V on."""
 
-    kind = "tokens"
     length: int
 
     @property
-    def front(self) -> int:
-        """How many stand in front of the text where no template places them: half of them."""
+    def before(self) -> int:
+        """How many stand before the text where no template places them: half of them."""
         return self.length // 2
 
     @abstractmethod
+    @override
     def forward(self) -> Tensor:
         """-> `[N, D]`, in the space of the input embeddings."""
 
 
 class VirtualTokenDelta(Piece):
-    """y' = f(y, number), at the exit of a module, where virtual tokens of one piece stand.
+    """Adds to the output of a module at the positions of one piece's virtual tokens.
 
-    The method tells it which piece that is, when all of them stand.
+    The method says which piece that is in `finish`, when all pieces exist.
     """
 
-    kind = "tap"
-
-    def belong(self, tokens: VirtualTokens) -> None:
-        """From now on it is about the virtual tokens of this piece."""
-        self._tokens = (tokens,)  # in a tuple, so that it is no part of this one
+    def follow(self, tokens: VirtualTokens) -> None:
+        """From now on it acts at the virtual tokens of this piece."""
+        self._tokens = Reference(tokens)
 
     @property
     def tokens(self) -> VirtualTokens:
-        """The piece whose virtual tokens it is about."""
-        return self._tokens[0]
+        """The piece at whose virtual tokens it acts."""
+        return self._tokens.module
 
     @abstractmethod
+    @override
     def forward(self, y: Tensor, number: Tensor) -> Tensor:
         """y `[B, T, d_out]`, number `[B, T]` (n = the n-th virtual token, 0 = none) -> like y."""
 
@@ -145,20 +183,44 @@ class HeadPiece(Piece):
     "states", or "features": what the output embeddings are given, at one place a row.
     """
 
-    kind = "head"
     labels: tuple[str, ...]
     each: bool = False
     reads: ClassVar[Literal["states", "features"]] = "states"
 
     @abstractmethod
+    @override
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """hidden `[B, T, D]`, mask `[B, T]` (1 = text) -> logits `[B, C]`, or `[B, T, C]`."""
 
 
-class SharedModule(nn.Module):
+class SideNetwork(Piece):
+    """A network beside a stack, which replaces its last hidden state.
+
+    It reads what the blocks compute, detached, so that no gradient enters the base. In generation
+    it keeps what it needs of earlier positions in layers of `context.cache` behind the base's own
+    (`depth`, `depth + 1`, …), which beams then reorder along with them.
+
+    depth: how many blocks the stack has.
+    """
+
+    depth: int
+
+    @abstractmethod
+    @override
+    def forward(self, states: tuple[Tensor, ...], context: PassContext) -> Tensor:
+        """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`."""
+
+
+class OncePerPass(nn.Module):
     """Runs `net()` once per forward pass of a stack, however many pieces and rows read it.
 
-    The door of the stack renews it, outside of anything that is checkpointed.
+    The MLP of a prefix makes the keys of all layers. Run by each layer's piece, it would run once
+    a layer and row group; run inside a checkpointed block, once more in backward. So the stack
+    renews the value at its entrance, before any block, and pieces read it:
+
+        stack entered      once.renew()    value = net(), with its graph
+        block 0 … L-1      once()          the same value
+        backward           the value of this pass is put back before a block is recomputed
     """
 
     def __init__(self, net: nn.Module, stack: str):
@@ -166,18 +228,18 @@ class SharedModule(nn.Module):
         self.net = net
         self.stack = stack
         self.value: Tensor | None = None
-        self._made_of: tuple[int, ...] = ()
+        self._versions: tuple[int, ...] = ()
 
     def renew(self) -> None:
-        """A new forward pass begins: run `net` again unless the old value must still be right."""
+        """Run `net` for a new pass, unless nothing can have changed and no graph is needed."""
         versions = tuple(p._version for p in self.net.parameters())
-        stale = self.value is None or self.value.requires_grad or versions != self._made_of
+        stale = self.value is None or self.value.requires_grad or versions != self._versions
         if stale or torch.is_grad_enabled():
             self.value = self.net()
-            self._made_of = versions
+            self._versions = versions
 
+    @override
     def forward(self) -> Tensor:
-        """The value of `net()` for this pass."""
         return self.net() if self.value is None else self.value
 
     def __getstate__(self) -> dict:  # a value with a graph can neither be copied nor pickled

@@ -17,6 +17,7 @@ from inlay.core.site import Site
 from inlay.errors import DataError, PortError
 from inlay.handle import Inlay, rows
 from inlay.runtime.attention import eagerly
+from inlay.runtime.container import stack_hooks
 
 LONGEST = 256
 """Texts are cut off behind so many tokens: eager attention keeps a number for every pair."""
@@ -61,9 +62,11 @@ def written(
 
 def room(handle: Inlay) -> int:
     """How many tokens of a row are read: `LONGEST`, or fewer where the base's positions end."""
-    limit = handle.root.chart.max_length(handle.model) or LONGEST
+    limit = handle.chart.max_length(handle.model) or LONGEST
     name = (handle.name,)
-    taken = max(door.slots.length(name) + door.shift(name) for door in handle.root.doors)
+    taken = max(
+        door.prompts.length(name) + door.state.shift(name) for door in stack_hooks(handle.model)
+    )
     return max(1, min(LONGEST, limit - taken))
 
 
@@ -80,7 +83,7 @@ def batches(
     targets: for the decoder of an encoder–decoder, which reads them behind its start token; None:
     the sources. Rows are cut off behind `room` tokens. Raises DataError for one without any.
     """
-    chart = handle.root.chart
+    chart = handle.chart
     longest = room(handle)
     sides = {"": sources}
     if chart.kind == "encoder-decoder":
@@ -117,7 +120,7 @@ def attention(handle: Inlay, batches: Iterable[Mapping[str, Tensor]]) -> list[Sh
     text, or attention without a keys port.
     Raises PortError for a base that reads no words.
     """
-    chart = handle.root.chart
+    chart = handle.chart
     if chart.kind == "vision":
         raise PortError(f"{type(chart.base).__name__} reads no words, so texts cannot be run")
     watch = _Watch(handle)
@@ -148,17 +151,17 @@ def _alone(handle: Inlay) -> Iterator[None]:
 @contextmanager
 def _told(handle: Inlay, watch: _Watch) -> Iterator[None]:
     """The weights of every attention go to `watch`, and nothing runs apart from its row."""
-    doors = handle.root.doors
-    fronts = [(door.front, door.front.enabled) for door in doors if door.front is not None]
+    doors = stack_hooks(handle.model)
+    fronts = [(door.prefix, door.prefix.enabled) for door in doors if door.prefix is not None]
     try:
         for door in doors:
-            door.passing.told = watch.tell
+            door.extra_kv.attention_pass.observer = watch.tell
         for front, _ in fronts:
             front.enabled = False
         yield
     finally:
         for door in doors:
-            door.passing.told = None
+            door.extra_kv.attention_pass.observer = None
         for front, before in fronts:
             front.enabled = before
 
@@ -177,14 +180,14 @@ class _Watch:
 
     def __init__(self, handle: Inlay):
         self.name = handle.name
-        self.doors = handle.root.doors
+        self.doors = stack_hooks(handle.model)
         self.sites: dict[str, Site] = {}
         self.prefix: dict[str, int] = {}
         for door in self.doors:
-            for site in door.sites:
-                pieces = door.keys[site.name].pieces.get(self.name, ())
-                self.sites[site.name] = site
-                self.prefix[site.name] = sum(piece()[0].shape[1] for piece in pieces)
+            for name, extra_kv in door.extra_kv.sites.items():
+                pieces = extra_kv.pieces.get(self.name, ())
+                self.sites[name] = extra_kv.site
+                self.prefix[name] = sum(piece.length for piece in pieces)
         self.queries: dict[str, Tensor] = {}
         self.prompts: dict[str, Tensor | None] = {}
         self.sums: dict[tuple[str, str], _Sum] = {}
@@ -196,10 +199,10 @@ class _Watch:
             mask = torch.ones_like(ids) if mask is None else mask
             soft = torch.zeros_like(ids, dtype=torch.bool)
             if self.name in door.tokens.pieces:
-                soft = ids >= door.tokens.first
-            groups = door.route.groups(len(ids), door.slots.pieces)
+                soft = ids >= door.tokens.first_id
+            groups = door.routing.groups(len(ids), door.prompts.pieces)
             if groups is not None:
-                layout = door.slots.plan(groups, len(ids), ids.shape[1], mask, ids.device)
+                layout = door.prompts.plan(groups, len(ids), ids.shape[1], mask, ids.device)
                 soft = F.pad(soft, (0, layout.extra), value=True).gather(1, layout.source)
                 mask = layout.mask
             self.queries[door.stack.name] = mask.bool() & ~soft

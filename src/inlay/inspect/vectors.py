@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inlay.core.context import PassContext
 from inlay.core.piece import ExtraKV, PromptVectors, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import SpecError
 from inlay.handle import Inlay
+from inlay.runtime.container import stack_hooks
 
 CHUNK = 8192
 """Tokens of the vocabulary that are embedded at a time."""
@@ -99,7 +101,7 @@ def check_soft(handle: Inlay) -> None:
     """Raise SpecError where an inlay has neither vectors nor keys to look into."""
     if not any(
         isinstance(piece, (PromptVectors, VirtualTokens, ExtraKV))
-        for _, _, piece in handle.pieces()
+        for piece in (placed.piece for placed in handle.placed)
     ):
         raise SpecError(
             f"{handle.spec!r} has no soft prompt or prefix to look into; "
@@ -110,23 +112,27 @@ def check_soft(handle: Inlay) -> None:
 def vectors_of(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
     """(key, site, vectors `[P, D]` in fp32) of every piece in the space of the embeddings."""
     _renew(handle)
-    pieces = [one for one in handle.pieces() if isinstance(one[2], (PromptVectors, VirtualTokens))]
-    return [(key, site, piece().detach().float()) for key, site, piece in pieces]
+    kinds = (PromptVectors, VirtualTokens)
+    placed = [p for p in handle.placed if isinstance(p.piece, kinds)]
+    return [(p.name, p.site, p.piece().detach().float()) for p in placed]
 
 
 def keys_of(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
     """(key, site, k, v) of every piece of keys; k and v `[H, P, K]` in fp32."""
     _renew(handle)
-    pieces = [
-        (key, site, piece()) for key, site, piece in handle.pieces() if isinstance(piece, ExtraKV)
-    ]
-    return [(key, site, k.detach().float(), v.detach().float()) for key, site, (k, v) in pieces]
+    pairs = []
+    for placed in handle.placed:
+        if isinstance(placed.piece, ExtraKV):
+            x = torch.zeros(1, 1, placed.site.d_in, device=placed.site.device())
+            k, v = placed.piece(x, PassContext())
+            pairs.append((placed.name, placed.site, k.detach().float(), v.detach().float()))
+    return pairs
 
 
 def _renew(handle: Inlay) -> None:
     """What several pieces share is computed anew: it may have learned since the last pass."""
-    for door in handle.root.doors:
-        for once in door.shared.get(handle.name, ()):
+    for stack in stack_hooks(handle.model):
+        for once in stack.once.get(handle.name, ()):
             once.renew()
 
 

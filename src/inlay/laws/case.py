@@ -47,7 +47,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.chart: Chart = resolve(self.model)
-        pieces = [piece for _, _, piece in self._pieces()]
+        pieces = self._pieces()
         kinds = [type(piece) for piece in pieces]
         self.virtual = sum(piece.length for piece in pieces if isinstance(piece, VirtualTokens))
         self.acts = any(not issubclass(kind, HeadPiece) for kind in kinds)
@@ -56,7 +56,7 @@ class Case:
     def _pieces(self) -> list[Any]:
         handle = attach(self.model, self.spec, name="law-look")
         try:
-            return list(handle.pieces())
+            return [placed.piece for placed in handle.placed]
         finally:
             handle.detach()
 
@@ -170,8 +170,8 @@ def readable(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Ten
     served = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
     root = container_of(model)
     if root is not None:
-        root.route.bind()
-        groups = root.route.groups(len(ids), root.doors[0].tokens.pieces)
+        root.routing.bind()
+        groups = root.routing.groups(len(ids), root.stacks[0].tokens.pieces)
         if groups is not None:
             has = torch.tensor([bool(names) for names in groups.names], device=ids.device)
             served[:, 0] = has[0] if groups.group is None else has[groups.index(ids.device)]

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from inlay.core.piece import Foldable
 from inlay.errors import MergeError
-from inlay.files.format import load
-from inlay.handle import attach, attached, rows
+from inlay.handle import attach, attached, load, rows
 from inlay.laws.case import (
     Broken,
     Case,
@@ -66,10 +65,10 @@ def merging(case: Case) -> float:
     with case.quiet(), torch.no_grad():
         before = {name: p.clone() for name, p in case.model.named_parameters()}
         with case.inlay() as handle:
-            foldable = all(isinstance(piece, Foldable) for _, _, piece in handle.pieces())
+            foldable = all(isinstance(p.piece, Foldable) for p in handle.placed)
             unmerged = answer(case.model, inputs)
             try:
-                writes = plan(handle)
+                writes = plan(case.model, handle.spec, handle.placed)
             except MergeError as refusal:
                 if foldable and "bias" not in str(refusal) and "shares" not in str(refusal):
                     raise Broken(f"refused: {refusal}") from None

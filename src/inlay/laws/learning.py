@@ -33,7 +33,7 @@ def only_pieces_learn(case: Case) -> float:
         for _ in range(2):  # a rectifier may be shut for every token by chance, hardly thrice
             move(handle)
             weigh(answer(case.model, inputs)).backward()
-        heads = [piece for _, _, piece in handle.pieces() if isinstance(piece, HeadPiece)]
+        heads = [p.piece for p in handle.placed if isinstance(p.piece, HeadPiece)]
         apart = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
         pieces = {id(p) for p in handle.parameters()} - apart
         others = {id(p) for one in attached(case.model).values() for p in one.parameters()}

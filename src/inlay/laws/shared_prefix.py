@@ -10,7 +10,8 @@ from torch import Tensor
 
 from inlay.handle import Inlay, rows
 from inlay.laws.case import Broken, Case, NotApplicable, aligned, answer, join, near, weigh
-from inlay.runtime.shared_prefix import SharedPrefixPort
+from inlay.runtime.container import stack_hooks
+from inlay.runtime.shared_prefix import PrefixRunner
 
 OPENING = 10
 """Tokens that all rows of the law's batch begin with."""
@@ -26,39 +27,39 @@ def shared_prefix_runs_once(case: Case) -> float:
     names = ["law", "law-b", "law", "law", "law-b", "law"]
     worst = 0.0
     with case.quiet(), case.inlay() as a, case.inlay("law-b", seed=5) as b:
-        front = a.root.doors[0].front
-        if front is None:
-            raise NotApplicable("the front of this base cannot run apart")
+        prefix = stack_hooks(case.model)[0].prefix
+        if prefix is None:
+            raise NotApplicable("the prefix of this base cannot run separately")
         for opening in (0, OPENING):
             singles = _begun(case, len(names), opening)
             batch = join(singles)
             with rows(case.model, names):
                 ours = answer(case.model, batch)
                 grads = _gradients(case, [a, b], ours, singles)
-                with _plainly(front):
+                with _plainly(prefix):
                     plain = answer(case.model, batch)
                     wanted = _gradients(case, [a, b], plain, singles)
             for number, single in enumerate(singles):
                 got, right = (
                     aligned(case, out.detach(), number, single, "right") for out in (ours, plain)
                 )
-                worst = max(worst, near(case, got, right, f"row {number} behind a front", 3))
+                worst = max(worst, near(case, got, right, f"row {number} after a shared prefix", 3))
             size = max((float(g.abs().max()) for g in wanted), default=0.0)
             for x, y in zip(grads, wanted, strict=True):
                 error = float((x - y).abs().max()) / max(size, 1e-6)
                 if not error <= case.tolerance * KINKS:
-                    raise Broken(f"gradients behind a front are off by {error:.2e}")
+                    raise Broken(f"gradients after a shared prefix are off by {error:.2e}")
                 worst = max(worst, error)
     return worst
 
 
 @contextmanager
-def _plainly(front: SharedPrefixPort) -> Iterator[None]:
-    front.enabled = False
+def _plainly(prefix: PrefixRunner) -> Iterator[None]:
+    prefix.enabled = False
     try:
         yield
     finally:
-        front.enabled = True
+        prefix.enabled = True
 
 
 def _begun(case: Case, count: int, opening: int) -> list[dict[str, Tensor]]:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from inlay.files.format import load
-from inlay.handle import attached, rows
+from inlay.handle import attached, load, rows
 from inlay.laws.case import (
     TOO_LARGE,
     Broken,

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site, Where
@@ -53,8 +55,8 @@ class BitFit(Method):
         "lr": "the authors' code; the paper tries 1e-4 to 1e-3",
     }
 
+    @override
     def build(self, site: Site, shared: Shared) -> Shift | None:
-        """See `Method`."""
         require_site(self, site, site.is_projection or site.is_norm, "projections and norms")
         return Shift(site.d_out) if self.create or site.bias() is not None else None
 
@@ -67,14 +69,14 @@ class Shift(Foldable, OutputDelta):
 
     def __init__(self, width: int):
         super().__init__()
-        self.delta = nn.Parameter(torch.zeros(width))  # [d_out]
+        self.shift = nn.Parameter(torch.zeros(width))  # [d_out]
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
-        return y + self.delta.to(y.dtype)
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.shift.to(y.dtype).expand_as(y)
 
+    @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `Foldable`."""
         if b is None:
             raise MergeError("the base has no bias here to fold a created one into")
-        return w, b + self.delta.detach()
+        return w, b + self.shift.detach()

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.init import normal
 from inlay.core.method import Method, Shared
@@ -37,15 +38,15 @@ class Head(Method):
         "lr": "measured on names in tweets, on three bases (LOG.md)",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         if len(self.labels) < 1 or len(set(self.labels)) != len(self.labels):
             raise SpecError(f"Head: labels are different names, not {self.labels!r:.80}")
         if self.pool not in ("mean", "last", "first", "each"):
             raise SpecError(f"Head: pool is 'mean', 'last', 'first' or 'each', not {self.pool!r}")
 
+    @override
     def build(self, site: Site, shared: Shared) -> Classifier:
-        """See `Method`."""
         return Classifier(site.d_out, self)
 
 
@@ -59,8 +60,8 @@ class Classifier(HeadPiece):
         self.labels, self.pool = spec.labels, spec.pool
         self.each = spec.pool == "each"
 
+    @override
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """See `piece.Head`."""
         if self.pool == "each":
             return hidden.float() @ self.weight.T + self.bias
         mask = mask.to(hidden.device).bool()

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from inlay.blocks.bottleneck import Bottleneck, activation
 from inlay.blocks.init import normal
 from inlay.blocks.norm import NormTwin
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
 from inlay.core.piece import OutputDelta
 from inlay.core.site import Site, Where
@@ -41,14 +43,14 @@ class Houlsby(Method):
         "lr": "chosen; the authors' example has 3e-4",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "bottleneck")
         positive(self, "std")
         activation(self.act)
 
+    @override
     def build(self, site: Site, shared: Shared) -> OutputDelta:
-        """See `Method`."""
         if site.is_norm:
             return NormTwin(site)
         require_site(
@@ -72,6 +74,6 @@ class Sequential(OutputDelta):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
-        return y + self.inner(y)
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.inner(y)

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, require_site
 from inlay.core.piece import Foldable, InputMap, OutputDelta
 from inlay.core.site import Site, Where
@@ -30,8 +32,8 @@ class IA3(Method):
         "lr": "the authors' code",
     }
 
+    @override
     def build(self, site: Site, shared: Shared) -> OutputDelta | InputMap:
-        """See `Method`."""
         require_site(self, site, site.is_projection, "projections such as 'attn.k'")
         return ScaleIn(site.d_in) if site.role == "mlp.down" else ScaleOut(site.d_out)
 
@@ -46,12 +48,13 @@ class ScaleOut(Foldable, OutputDelta):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(width))  # [d_out]
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
-        return y * self.factor.to(y.dtype)
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return y * (self.factor - 1).to(y.dtype)
 
+    @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `Foldable`: the bias is scaled too."""
+        """The bias is scaled too."""
         factor = self.factor.detach()
         return w * factor[:, None], None if b is None else b * factor
 
@@ -63,10 +66,10 @@ class ScaleIn(Foldable, InputMap):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(width))  # [d_in]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `InputMap`."""
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> Tensor:
         return x * self.factor.to(x.dtype)
 
+    @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `Foldable`."""
         return w * self.factor.detach(), b

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from inlay.blocks.init import common, embedded
 from inlay.blocks.kv_prefix import check_prefix, prefix_rate
 from inlay.blocks.vectors import FreeVirtualTokens
 from inlay.core.method import Method, Shared, require_site
-from inlay.core.piece import Piece, SharedModule, VirtualTokenDelta, VirtualTokens
+from inlay.core.piece import OncePerPass, Piece, Reference, VirtualTokenDelta, VirtualTokens
 from inlay.core.site import Site, Where
 from inlay.errors import SpecError
 
@@ -47,16 +48,17 @@ class Infix(Method):
         "lr": "as for `Prefix`",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
 
+    @override
     def learning_rate(self) -> float:
-        """See `Method`: as for `Prefix`."""
+        """As for `Prefix`."""
         return prefix_rate(self.mlp)
 
+    @override
     def build(self, site: Site, shared: Shared) -> Piece | None:
-        """See `Method`."""
         fits = site.role in ("embed", "attn.k", "attn.v")
         require_site(self, site, fits, "'embed', 'attn.k' and 'attn.v'")
         home = next((s for s in shared.sites if s.role == "embed"), None)
@@ -70,23 +72,25 @@ class Infix(Method):
             return Offsets(self.length, site.d_out)
         deep = [s for s in shared.sites if s.stack == home.stack and s is not home]
         widths = [s.d_out for s in deep]
-        made = shared.module(
+        maker = shared.once_per_pass(
             home.stack,
             home.stack,
             lambda: Maker(self.length, home.d_out, self.mlp or 0, sum(widths)),
         )
         number = deep.index(site)
-        return Made(made, sum(widths[:number]), widths[number])
+        return Made(maker, sum(widths[:number]), widths[number])
 
+    @override
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
-        """See `Method`: every layer's offsets belong to the tokens."""
+        """Every layer's offsets belong to the tokens."""
         tokens = next(piece for piece in pieces.values() if isinstance(piece, VirtualTokens))
         for piece in pieces.values():
             if isinstance(piece, VirtualTokenDelta):
-                piece.belong(tokens)
+                piece.follow(tokens)
 
+    @override
     def exported(self) -> Infix:
-        """See `Method`: without the MLP."""
+        """Without the MLP."""
         return replace(self, mlp=None, start="common")
 
     def _start(self, site: Site) -> Tensor:
@@ -100,7 +104,7 @@ Infix.examples = (Infix(length=3, mlp=None), Infix(length=2, mlp=5))
 class Vectors(FreeVirtualTokens):
     """What the virtual tokens are in the embedding layer."""
 
-    front = 0  # all stand behind the text
+    before = 0  # all stand after the text
 
 
 class Offsets(VirtualTokenDelta):
@@ -110,9 +114,9 @@ class Offsets(VirtualTokenDelta):
         super().__init__()
         self.values = nn.Parameter(torch.zeros(length, width))  # [N, d_out]
 
+    @override
     def forward(self, y: Tensor, number: Tensor) -> Tensor:
-        """See `Deep`."""
-        return _added(y, number, self.values)
+        return _rows_at(y, number, self.values)
 
 
 class Maker(nn.Module):
@@ -135,24 +139,24 @@ class Maker(nn.Module):
 class Made(VirtualTokenDelta):
     """One layer's part of what the MLP makes."""
 
-    def __init__(self, made: SharedModule, begin: int, width: int):
+    def __init__(self, maker: OncePerPass, begin: int, width: int):
         super().__init__()
-        self._made = (made,)  # shared by all layers: in a tuple, so that it is no part of this one
+        self._maker = Reference(maker)
         self.begin = begin
         self.width = width
 
+    @override
     def forward(self, y: Tensor, number: Tensor) -> Tensor:
-        """See `Deep`."""
-        return _added(y, number, self._made[0]().narrow(1, self.begin, self.width))
+        return _rows_at(y, number, self._maker.module().narrow(1, self.begin, self.width))
 
     def export(self) -> dict[str, Tensor]:
         """The offsets alone, as `Offsets` reads them."""
         with torch.no_grad():
-            values = self._made[0].net().narrow(1, self.begin, self.width)
+            values = self._maker.module.net().narrow(1, self.begin, self.width)
         return {"values": values.contiguous()}
 
 
-def _added(y: Tensor, number: Tensor, values: Tensor) -> Tensor:
-    """y `[B, T, d]` with the `number`-th row of values `[N, d]` where it is not 0."""
+def _rows_at(y: Tensor, number: Tensor, values: Tensor) -> Tensor:
+    """The `number`-th row of values `[N, d]` at every position where it is not 0: `[B, T, d]`."""
     table = F.pad(values.to(y.dtype), (0, 0, 1, 0))
-    return y + F.embedding(number, table)
+    return F.embedding(number, table)

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.init import embedded
 from inlay.blocks.vectors import FreePrompt
@@ -47,16 +48,16 @@ class IPT(Method):
         "lr": "as for `Prompt`",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "length", "inner")
         if self.code is not None:
             positive_int(self, "code")
         elif self.decoder is not None:
             raise SpecError("IPT: a decoder needs a code to decode")
 
+    @override
     def build(self, site: Site, shared: Shared) -> PromptVectors:
-        """See `Method`."""
         require_site(
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
@@ -73,8 +74,9 @@ class IPT(Method):
             net.read(Path(self.decoder))
         return Coded(net, self.code, self.length)
 
+    @override
     def exported(self) -> IPT:
-        """See `Method`: the prompt alone."""
+        """The prompt alone."""
         return replace(self, code=None, decoder=None)
 
 
@@ -121,8 +123,8 @@ class Coded(PromptVectors):
         for name, tensor in net.state_dict().items():
             self.register_buffer(name.replace(".", "_"), tensor.clone())
 
+    @override
     def forward(self) -> Tensor:
-        """See `Slots`."""
         hidden = torch.tanh(self.inner_weight @ self.code + self.inner_bias)
         return (self.outer_weight @ hidden + self.outer_bias).unflatten(0, (self.length, -1))
 

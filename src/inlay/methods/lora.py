@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from inlay.blocks.bottleneck import linear
 from inlay.blocks.init import kaiming
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, fraction, positive, positive_int, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site, Where
@@ -42,14 +44,14 @@ class LoRA(Method):
         "lr": "chosen, for short runs",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "rank")
         positive(self, "alpha")
         fraction(self, "dropout")
 
+    @override
     def build(self, site: Site, shared: Shared) -> LowRank:
-        """See `Method`."""
         require_site(self, site, site.is_projection, "projections such as 'attn.q'")
         if self.rank > min(site.d_in, site.d_out):
             raise SpecError(
@@ -75,11 +77,11 @@ class LowRank(Foldable, OutputDelta):
         self.scale = spec.alpha / spec.rank
         self.dropout = spec.dropout
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return y + linear(linear(x, self.a), self.b * self.scale)
+        return linear(linear(x, self.a), self.b * self.scale)
 
+    @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See `Foldable`."""
         return w + self.scale * (self.b.detach() @ self.a.detach()), b

@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.bottleneck import Bottleneck, activation
 from inlay.blocks.init import kaiming
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
 from inlay.core.piece import OutputDelta
 from inlay.core.site import Site, Where
@@ -44,14 +46,14 @@ class Parallel(Method):
         "lr": "chosen, as for `Houlsby`",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "bottleneck")
         positive(self, "scale")
         activation(self.act)
 
+    @override
     def build(self, site: Site, shared: Shared) -> Beside:
-        """See `Method`."""
         require_site(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
         down = kaiming(self.bottleneck, site.d_out)
         up = nn.Parameter(torch.zeros(site.d_out, self.bottleneck))
@@ -73,7 +75,7 @@ class Beside(OutputDelta):
         self.fixed = spec.scale
         self.scale = nn.Parameter(torch.tensor([spec.scale])) if spec.learned else None  # [1]
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`."""
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         scale = self.fixed if self.scale is None else self.scale.to(y.dtype)
-        return y + scale * self.inner(x)
+        return scale * self.inner(x)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.bottleneck import Bottleneck, activation
 from inlay.blocks.init import normal
+from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
-from inlay.core.piece import OutputDelta
+from inlay.core.piece import OutputDelta, Reference
 from inlay.core.site import Site, Where
 from inlay.errors import SpecError
 
@@ -41,15 +43,15 @@ class Pfeiffer(Method):
         "lr": "chosen, as for `Houlsby`",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         if self.bottleneck is not None:
             positive_int(self, "bottleneck")
         positive(self, "std")
         activation(self.act)
 
+    @override
     def build(self, site: Site, shared: Shared) -> Renormed:
-        """See `Method`."""
         require_site(self, site, site.role == "block", "whole blocks ('block')")
         d = site.d_out
         m = self.bottleneck if self.bottleneck is not None else d // 16
@@ -68,11 +70,11 @@ class Renormed(OutputDelta):
     def __init__(self, inner: Bottleneck, norm: nn.Module | None):
         super().__init__()
         self.inner = inner
-        self._norm = (norm,)  # the base's own: in a tuple, so that it is no part of the piece
+        self._norm = None if norm is None else Reference(norm)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """See `OutputDelta`; with a norm, x is the sum before it and y = norm(x)."""
-        (norm,) = self._norm
-        if norm is None:
-            return y + self.inner(y)
-        return norm.forward(x + self.inner(y))
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        """With a norm, x is the sum before it and y = norm(x)."""
+        if self._norm is None:
+            return self.inner(y)
+        return self._norm.module.forward(x + self.inner(y)) - y

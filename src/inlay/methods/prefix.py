@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from typing_extensions import override
+
 from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_rate, start_from
 from inlay.core.method import Method, Shared, fraction
 from inlay.core.piece import ExtraKV, Piece
@@ -50,17 +52,17 @@ class Prefix(Method):
         "it",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
         fraction(self, "dropout")
 
+    @override
     def learning_rate(self) -> float:
-        """See `Method`."""
         return prefix_rate(self.mlp)
 
+    @override
     def build(self, site: Site, shared: Shared) -> ExtraKV:
-        """See `Method`."""
         return keys_at(
             self,
             site,
@@ -75,8 +77,9 @@ class Prefix(Method):
         """Start from the activations of real words (section 7.4)."""
         start_from(self, self.start, self.length, pieces, shared)
 
+    @override
     def exported(self) -> Prefix:
-        """See `Method`: without the MLP, and not starting anew."""
+        """Without the MLP, and not starting anew."""
         return replace(self, mlp=None, start=None)
 
 

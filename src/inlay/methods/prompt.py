@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from inlay.blocks.init import common, embedded
 from inlay.blocks.vectors import FreePrompt
@@ -43,8 +44,8 @@ class Prompt(Method):
         "lr": "a rate that never diverged here; the paper's 0.3 is for Adafactor and T5",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "length")
         if isinstance(self.start, str):
             if self.start not in ("common", "uniform"):
@@ -53,15 +54,16 @@ class Prompt(Method):
             groups = len(self.start)
             raise SpecError(f"Prompt: {groups} groups of ids for {self.length} positions")
 
+    @override
     def build(self, site: Site, shared: Shared) -> FreePrompt:
-        """See `Method`."""
         require_site(
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
         return FreePrompt(self._values(site))
 
+    @override
     def exported(self) -> Prompt:
-        """See `Method`: not starting anew."""
+        """Not starting anew."""
         return replace(self, start="uniform")
 
     def _values(self, site: Site) -> Tensor:

@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.init import embedded
 from inlay.blocks.vectors import FreeVirtualTokens
 from inlay.core.method import Method, Shared, positive_int, require_site
-from inlay.core.piece import Piece, SharedModule, VirtualTokens
+from inlay.core.piece import OncePerPass, Piece, Reference, VirtualTokens
 from inlay.core.site import Site, Where
 from inlay.errors import SpecError
 
@@ -50,8 +51,8 @@ class PTuning(Method):
         "lr": "measured on movie reviews, for each encoder (LOG.md)",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         positive_int(self, "length")
         if self.encoder not in ("lstm", "mlp", None):
             raise SpecError(f"PTuning: encoder is 'lstm', 'mlp' or None, not {self.encoder!r}")
@@ -59,32 +60,32 @@ class PTuning(Method):
             groups = len(self.start)
             raise SpecError(f"PTuning: {groups} groups of ids for {self.length} positions")
 
+    @override
     def learning_rate(self) -> float:
-        """See `Method`."""
         return {None: 1e-2, "mlp": 1e-3, "lstm": 3e-3}[self.encoder]
 
+    @override
     def build(self, site: Site, shared: Shared) -> VirtualTokens:
-        """See `Method`."""
         require_site(
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
         if self.encoder is None:
             return FreeVirtualTokens(self._start(site))
-        made = shared.module(
+        encoder = shared.once_per_pass(
             site.name, site.stack, lambda: Encoder(self.length, site.d_out, self.encoder == "lstm")
         )
-        return Made(made, self.length)
+        return Made(encoder, self.length)
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """Fit the encoder to real words, exactly."""
         for site in shared.sites:
-            once = shared.modules.get(site.name)
-            if once is not None:
-                assert isinstance(once.net, Encoder)
-                once.net.fit(self._start(site).to(site.device()), exactly=self.start is not None)
+            encoder = shared.modules.get(site.name)
+            if isinstance(encoder, OncePerPass) and isinstance(encoder.net, Encoder):
+                encoder.net.fit(self._start(site).to(site.device()), exactly=self.start is not None)
 
+    @override
     def exported(self) -> PTuning:
-        """See `Method`: without the encoder, and not starting anew."""
+        """Without the encoder, and not starting anew."""
         return replace(self, encoder=None, start=None)
 
     def _start(self, site: Site) -> Tensor:
@@ -147,16 +148,16 @@ class Encoder(nn.Module):
 class Made(VirtualTokens):
     """What the encoder makes, once for all rows."""
 
-    def __init__(self, made: SharedModule, length: int):
+    def __init__(self, encoder: OncePerPass, length: int):
         super().__init__()
         self.length = length
-        self._made = (made,)  # kept beside the pieces: in a tuple, so that it is no part of this
+        self._encoder = Reference(encoder)
 
+    @override
     def forward(self) -> Tensor:
-        """See `Tokens`."""
-        return self._made[0]()
+        return self._encoder.module()
 
     def export(self) -> dict[str, Tensor]:
         """The vectors alone, as `FreeVirtualTokens` reads them."""
         with torch.no_grad():
-            return {"values": self._made[0].net().contiguous()}
+            return {"values": self._encoder.module.net().contiguous()}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from typing_extensions import override
+
 from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_rate, start_from
 from inlay.core.method import Method, Shared, fraction
 from inlay.core.piece import ExtraKV, Piece
@@ -42,27 +44,29 @@ class PTuningV2(Method):
         "lr": "as for `Prefix` without its MLP",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         check_prefix(self, self.length, self.mlp, self.start)
         fraction(self, "dropout")
 
+    @override
     def learning_rate(self) -> float:
-        """See `Method`: as for `Prefix`."""
+        """As for `Prefix`."""
         return prefix_rate(self.mlp)
 
+    @override
     def build(self, site: Site, shared: Shared) -> ExtraKV:
-        """See `Method`."""
         return keys_at(
             self, site, shared, length=self.length, mlp=self.mlp, dropout=self.dropout, std=1.0
         )
 
+    @override
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
-        """See `Method`."""
         start_from(self, self.start, self.length, pieces, shared)
 
+    @override
     def exported(self) -> PTuningV2:
-        """See `Method`: without the MLP, and not starting anew."""
+        """Without the MLP, and not starting anew."""
         return replace(self, mlp=None, start=None)
 
 

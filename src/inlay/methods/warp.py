@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.blocks.init import check_tokens, embedded, normal
 from inlay.blocks.vectors import FreeVirtualTokens
@@ -49,8 +50,8 @@ class WARP(Method):
         "lr": "the authors' code",
     }
 
+    @override
     def check(self) -> None:
-        """See `Method`."""
         if len(self.labels) < 1 or len(set(self.labels)) != len(self.labels):
             raise SpecError(f"WARP: labels are different names, not {self.labels!r:.80}")
         if self.length < 0:
@@ -62,8 +63,8 @@ class WARP(Method):
             if given is not None and (len(given) != count or not all(given)):
                 raise SpecError(f"WARP: {name} has {len(given)} groups of ids where {count} belong")
 
+    @override
     def build(self, site: Site, shared: Shared) -> VirtualTokens | HeadPiece | None:
-        """See `Method`."""
         require_site(self, site, site.role in ("embed", "head"), "'embed' and 'head'")
         if len({one.stack for one in shared.sites}) > 1:
             raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
@@ -71,8 +72,9 @@ class WARP(Method):
             return LabelVectors(self, site)
         return FreeVirtualTokens(self._start(site)) if self.length else None
 
+    @override
     def exported(self) -> WARP:
-        """See `Method`: not starting anew."""
+        """Not starting anew."""
         return replace(self, start=None, words=None)
 
     def _start(self, site: Site) -> Tensor:
@@ -105,6 +107,7 @@ class LabelVectors(HeadPiece):
                     if bias is not None:
                         self.bias[label] = bias.float()[list(group)].mean()
 
+    @override
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """See `piece.Head`; hidden `[B, 1, D]` is the one place where a word would be read off."""
+        """Hidden `[B, 1, D]` is the one place where a word would be read off."""
         return hidden[:, 0].float() @ self.weight.T + self.bias

@@ -1,8 +1,9 @@
-"""Running words through the bare base, for starting values: its own keys and values."""
+"""Running a text through the bare base, for starting values: its own keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,15 +14,20 @@ from inlay.core.modes import evaluating
 from inlay.errors import PortError, SpecError
 from inlay.runtime import attention
 from inlay.runtime.container import container_of
-from inlay.runtime.extra_kv import ExtraKVPort, Passing
+from inlay.runtime.extra_kv import AttentionPass, SiteExtraKV
+from inlay.runtime.port import StackState
 from inlay.runtime.routing import Routing
 
+KeysAndValues = dict[str, tuple[Tensor, Tensor]]
 
-def keys_and_values(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+
+def keys_and_values(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     """The bare base's own keys and values of a text: site name -> (k, v), each `[H, T, K]`.
 
     In an encoder–decoder the text is both source and target. A text that is longer than the base
     reads at once is read in parts.
+
+    Raises PortError for a base without text, SpecError for an id outside its vocabulary.
     """
     size = chart.max_length(chart.base) or len(ids)
     parts = [_read(chart, ids[start : start + size]) for start in range(0, len(ids), size)]
@@ -32,44 +38,57 @@ def keys_and_values(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor,
     }  # fmt: skip
 
 
-def _read(chart: Chart, ids: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
-    model = chart.base
-    embed = chart.stacks[0].embed
-    if embed is None:
+def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
+    model, vocabulary = chart.base, chart.stacks[0].vocabulary
+    if not vocabulary:
         raise PortError(f"{type(model).__name__} reads no words, so none can be run through it")
-    rows = len(embed.weight)  # type: ignore[arg-type]
     for number in ids:
-        if not 0 <= number < rows:
-            raise SpecError(f"token id {number} is outside the vocabulary of {rows}")
-    sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
-    before = {site.name: vars(site.host).get(attention.PORT) for site in sites}
-    heard: dict[str, tuple[Tensor, Tensor]] = {}
-    passing = Passing(heard=heard)
+        if not 0 <= number < vocabulary:
+            raise SpecError(f"token id {number} is outside the vocabulary of {vocabulary}")
     text = torch.tensor([list(ids)], device=model.device)
     inputs: dict[str, Any] = {"input_ids": text}
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text
-    root = container_of(model)
-    asked = None if root is None else root.route.asked
-    configs = attention.configs(model)
+    with _bare(chart), _recording(chart) as record, evaluating(model):
+        chart.hidden(model, **inputs)
+    return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in record.items()}
+
+
+@contextmanager
+def _bare(chart: Chart) -> Iterator[None]:
+    """Inside, no attached inlay serves any row."""
+    container = container_of(chart.base)
+    if container is None:
+        yield
+        return
+    requested = container.routing.requested
     try:
-        attention.check_way_in(configs)
+        container.routing.request([None])
+        yield
+    finally:
+        container.routing.restore(requested)
+
+
+@contextmanager
+def _recording(chart: Chart) -> Iterator[KeysAndValues]:
+    """Inside, every attention records the keys and values that it receives, by site."""
+    record: KeysAndValues = {}
+    attention_pass = AttentionPass(record=record)
+    configs = attention.configs(chart.base)
+    sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
+    before = {site.name: vars(site.host).get(attention.EXTRA_KV) for site in sites}
+    attention.check_implementation(configs)
+    try:
         attention.enter(configs)
         for site in sites:
-            setattr(site.host, attention.PORT, ExtraKVPort(site.name, Routing(), passing))
-        if root is not None:
-            root.route.ask([None])
-        with evaluating(model):
-            chart.hidden(model, **inputs)
+            state = StackState(chart, chart.stack(site.stack), Routing(), None)
+            setattr(site.host, attention.EXTRA_KV, SiteExtraKV(site, state, attention_pass))
+        yield record
     finally:
-        if root is not None:
-            root.route.asked = asked
-            root.route.bind()
         for site in sites:
             if before[site.name] is None:
-                delattr(site.host, attention.PORT)
+                delattr(site.host, attention.EXTRA_KV)
             else:
-                setattr(site.host, attention.PORT, before[site.name])
-        if root is None:
+                setattr(site.host, attention.EXTRA_KV, before[site.name])
+        if container_of(chart.base) is None:
             attention.leave(configs)
-    return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in heard.items()}

@@ -1,8 +1,8 @@
-"""The way into attention: functions of our own in transformers' attention interface.
+"""The entrance to attention: our own functions in transformers' attention interface.
 
-They receive q, k, v after rotary embedding and after the cache was updated, let the keys port of
-the module change them, and pass them on to the function that the base ran before (while a base in
-bf16 learns on a CPU, with another way to attend: see `ports.short`).
+They receive q, k, v after rotary embedding and after the cache was updated, let the module's
+`SiteExtraKV` change them, and pass them on to the function that the base ran before (while a base
+in bf16 is trained on a CPU, to `runtime.short_attention`).
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from inlay.errors import PortError
 from inlay.runtime.short_attention import Short, learns
 
-PORT = "inlay_keys"
-"""The attribute under which an attention module keeps its port, while it has one."""
+EXTRA_KV = "inlay_extra_kv"
+"""The attribute under which an attention module keeps its `SiteExtraKV`, while it has one."""
 
 OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
+"""Our function for each implementation of transformers."""
+
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
 def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
                mask: Any, **more: Any) -> Any:  # fmt: skip
-    port = vars(module).get(PORT)
+    port = vars(module).get(EXTRA_KV)
     queries = q.shape[2]
     if port is not None:
         q, k, v, mask, more = port.extend(module, q, k, v, mask, more, inner is not None)
-    quick = inner is not None and port is not None and learns(q, k, v)
+    short = inner is not None and port is not None and learns(q, k, v)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-    with Short(k, v) if quick else nullcontext():
+    with Short(k, v) if short else nullcontext():
         output, weights = (inner or _eager(module))(module, q, k, v, mask, **more)
     if port is not None and weights is not None:
-        port.tell(weights, mask)
+        port.observe(weights, mask)
     return output[:, -queries:], weights
 
 
 def _eager(module: nn.Module) -> Callable:
     """The eager attention of the file that the module's class comes from."""
     for kind in type(module).__mro__:
-        found = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
-        if found is not None:
-            return found
+        function = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
+        if function is not None:
+            return function
     raise PortError(f"{type(module).__name__} has no eager attention function")
 
 
@@ -67,18 +69,18 @@ def has_port(core: nn.Module) -> bool:
 
 def configs(model: PreTrainedModel) -> list[Any]:
     """Every config that some part of the base reads its attention implementation from."""
-    found = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return list(found.values())
+    by_id = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return list(by_id.values())
 
 
-def has_way_in(configs: list[Any]) -> bool:
-    """Whether attention passes through this file, or can be made to."""
+def has_implementation(configs: list[Any]) -> bool:
+    """Whether every attention runs in our functions, or can be made to."""
     known = (config._attn_implementation for config in configs)
     return all(name in OURS or name in THEIRS for name in known)
 
 
-def check_way_in(configs: list[Any]) -> None:
-    """Raise PortError where the base runs an attention that cannot pass through this file."""
+def check_implementation(configs: list[Any]) -> None:
+    """Raise PortError where the base runs an attention that ours cannot stand for."""
     for config in configs:
         theirs = config._attn_implementation
         if theirs not in OURS and theirs not in THEIRS:
@@ -89,14 +91,14 @@ def check_way_in(configs: list[Any]) -> None:
 
 
 def enter(configs: list[Any]) -> None:
-    """Make attention pass through this file where it can: cheap enough for every pass."""
+    """Switch attention to our functions where that is possible; cheap enough for every pass."""
     for config in configs:
         theirs = config._attn_implementation
         config._attn_implementation_internal = OURS.get(theirs, theirs)
 
 
 def leave(configs: list[Any]) -> None:
-    """Give the base's attention back as it was."""
+    """Switch attention back to the base's own functions."""
     for config in configs:
         ours = config._attn_implementation
         if ours in THEIRS:
@@ -105,7 +107,7 @@ def leave(configs: list[Any]) -> None:
 
 @contextmanager
 def eagerly(model: PreTrainedModel) -> Iterator[None]:
-    """All attention inside is eager and passes through this file, whatever the base runs else."""
+    """Inside, all attention is eager and runs in our functions, whatever the base runs."""
     before = [(config, config._attn_implementation) for config in configs(model)]
     try:
         for config, _ in before:

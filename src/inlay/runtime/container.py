@@ -1,131 +1,73 @@
-"""What a base holds while inlays are in it: one child, with the pieces and the ports."""
+"""Container: the one child that a base has while inlays are attached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
 from torch import nn
-from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
-from inlay.core.piece import ExtraKV, Piece, SharedModule
-from inlay.core.site import Site
-from inlay.runtime.module_hooks import ModuleHooks
+from inlay.core.piece_set import PieceSet
+from inlay.runtime.head_input import ContiguousHeadInput
+from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.stack import StackHooks
 
-if TYPE_CHECKING:
-    from inlay.handle import Inlay
-
 CHILD = "inlays"
-"""The name of the one child that a base has while inlays are attached."""
-
-
-class PieceSet(nn.Module):
-    """The pieces of one inlay, and what they share. Keys are `site/number of the method`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces = nn.ModuleDict()
-        self.shared = nn.ModuleDict()
-        self.sites: dict[str, Site] = {}
-
-    def add(self, site: Site, number: int, piece: Piece) -> None:
-        """One piece of method `number` at a site."""
-        key = f"{site.name}/{number}"
-        self.sites[key] = site
-        self.pieces[_slot(key)] = piece
-
-    def share(self, key: str, once: SharedModule) -> None:
-        """A module that several pieces of one method read."""
-        self.shared[_slot(key)] = once
-
-    def onces(self) -> list[SharedModule]:
-        """The shared modules, which the doors renew."""
-        return [one for one in self.shared.values() if isinstance(one, SharedModule)]
-
-    def shift(self, stack: str) -> int:
-        """By how many positions the keys of one stack move its text back."""
-        each: dict[str, int] = {}
-        for key, site in self.sites.items():
-            piece = self.pieces[_slot(key)]
-            if isinstance(piece, ExtraKV) and site.stack == stack:
-                each[key.rsplit("/", 1)[1]] = piece.shift
-        return sum(each.values())
-
-    def items(self) -> Iterator[tuple[str, Site, Piece]]:
-        """(key, site, piece) of every piece, in order."""
-        for key, site in self.sites.items():
-            piece = self.pieces[_slot(key)]
-            assert isinstance(piece, Piece)
-            yield key, site, piece
-
-
-class ContiguousHeadInput:
-    """Hands a frozen language-model head its states in one piece.
-
-    `generate` cuts the last position out of a batch, which leaves gaps in memory; torch then
-    copies a weight that does not learn once for every row (LOG.md).
-    """
-
-    def __init__(self, head: nn.Module):
-        self.head = head
-        self._hook: RemovableHandle | None = None
-
-    def hang(self) -> None:
-        """Put the hook on."""
-        self._hook = self.head.register_forward_pre_hook(self._before)
-
-    def unhang(self) -> None:
-        """Take the hook off."""
-        if self._hook is not None:
-            self._hook.remove()
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].contiguous(), *args[1:])
+"""The name of that child."""
 
 
 class Container(nn.Module):
-    """The child: every attached inlay's pieces, and the ports through which they act."""
+    """Every attached inlay's pieces, and the hooks through which they act.
+
+    Because it is a child like any other, `model.to`, `model.train`, every optimiser,
+    `transformers.Trainer`, deep copies and pickling treat the pieces as one expects.
+
+    sets: the pieces of each inlay, by its name. trained: the base's own parameters that required
+    gradients before anything was attached. reminders: of each inlay, for loops that leave out its
+    penalty or schedule.
+    """
 
     def __init__(self, chart: Chart):
         super().__init__()
         self.sets = nn.ModuleDict()
-        self.handles: dict[str, Inlay] = {}
         self.chart = chart
-        self.route = Routing()
-        self.taps: dict[str, ModuleHooks] = {}
-        self.learning = [n for n, p in chart.base.named_parameters() if p.requires_grad]
+        self.routing = Routing()
+        self.trained = [n for n, p in chart.base.named_parameters() if p.requires_grad]
         limit = chart.max_length(chart.base) if chart.family.absolute else None
         several = len(chart.stacks) > 1
-        self.doors = [
-            StackHooks(chart, stack, self.route, limit, several is False or i > 0)
+        self.stacks = [
+            StackHooks(chart, stack, self.routing, limit, trims=not several or i > 0)
             for i, stack in enumerate(chart.stacks)
         ]
         if several:
-            self.doors[1].upstream = self.doors[0]
+            self.stacks[1].upstream = self.stacks[0]
+        self.reminders: dict[str, Reminder] = {}
         head = chart.base.get_output_embeddings()
-        self.sills = [] if head is None else [ContiguousHeadInput(head)]
+        inputs = [] if head is None else [ContiguousHeadInput(head)]
+        self.hooks: list[StackHooks | ContiguousHeadInput] = [*self.stacks, *inputs]
 
-    @property
-    def frames(self) -> list[StackHooks | ContiguousHeadInput]:
-        """Everything that hangs on the base as a whole."""
-        return [*self.doors, *self.sills]
+    def stack(self, name: str) -> StackHooks:
+        """The hooks of the stack of that name."""
+        return next(stack for stack in self.stacks if stack.stack.name == name)
 
-    def door(self, stack: str) -> StackHooks:
-        """The door of a stack."""
-        return next(door for door in self.doors if door.stack.name == stack)
+    def pieces(self, name: str) -> PieceSet:
+        """The pieces of an inlay."""
+        pieces = self.sets[name]
+        assert isinstance(pieces, PieceSet)
+        return pieces
 
 
 def container_of(model: nn.Module) -> Container | None:
     """The child of a base, or of the backbone inside it; None where nothing is attached."""
-    for module in (model, getattr(model, "base_model", None)):
-        root = module._modules.get(CHILD) if module is not None else None
-        if isinstance(root, Container):
-            return root
+    modules = [model, model.base_model] if isinstance(model, PreTrainedModel) else [model]
+    for module in modules:
+        child = module._modules.get(CHILD)
+        if isinstance(child, Container):
+            return child
     return None
 
 
-def _slot(key: str) -> str:
-    return key.replace(".", ":")  # a module's name may not hold a dot
+def stack_hooks(model: nn.Module) -> list[StackHooks]:
+    """The hooks of a base's stacks; none where nothing is attached."""
+    container = container_of(model)
+    return [] if container is None else container.stacks

@@ -1,8 +1,8 @@
-"""The keys port: more keys and values in the same softmax (see `ports.attention` for the way in).
+"""Extra keys and values: more of them in the softmax of an attention.
 
 Keys added here never enter the cache, need no position, take no context length, and work in
 encoders, in cross-attention, with gradient checkpointing, static caches and beams. Every query sees
-them, sliding window or not.
+them, sliding window or not. `runtime.attention` calls `SiteExtraKV.extend` inside each attention.
 """
 
 from __future__ import annotations
@@ -14,58 +14,139 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
-from inlay.core.piece import ExtraKV
-from inlay.runtime.routing import Groups, Routing
+from inlay.architectures.chart import Chart
+from inlay.core.context import PassContext
+from inlay.core.piece import ExtraKV, Piece
+from inlay.core.site import Site
+from inlay.errors import PortError
+from inlay.runtime import attention
+from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.routing import Groups, Names
+from inlay.runtime.stack_inputs import by_name
 
 
-class Ahead(Protocol):
-    """Keys and values of what stands in front of the rows of a pass (see `ports.front`).
+class PrefixKV(Protocol):
+    """Keys and values of what stands before the rows of a pass (see `runtime.shared_prefix`).
 
-    seen `[B, P]`: which of them a row has; None where all have all.
+    visible `[B, P]`: which of them a row sees; None where all see all.
     """
 
     @property
-    def seen(self) -> Tensor | None: ...  # noqa: D102
+    def visible(self) -> Tensor | None: ...  # noqa: D102
 
-    def pair(self, name: str, batch: int) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+    def pair(self, site: str, batch: int) -> tuple[Tensor, Tensor]: ...  # noqa: D102
 
 
-Added = tuple[Tensor, Tensor, Tensor | None]
+Addition = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values `[B, H, P, K]`, and which of them each row sees, `[B, P]` (None: all)."""
 
 Inputs = tuple[Tensor, Tensor, Tensor, Any, dict]
-"""What an attention function is given: query, key, value, mask, and the rest by name."""
+"""The arguments of an attention function: query, key, value, mask, and the rest by name."""
 
-Told = Callable[[str, Tensor, Tensor | None], None]
-"""Is told the name of a site, its attention weights `[B, Hq, Tq, P + T]` with the pieces' keys in
-front, and the additive mask over them; None where everything is seen."""
+Observer = Callable[[str, Tensor, Tensor | None], None]
+"""Receives the name of a site, its attention weights `[B, Hq, Tq, P + T]` with the extra keys
+first, and the additive mask over them; None where everything is visible."""
 
 
 @dataclass
-class Passing:
-    """What the keys ports of one stack give and take in the pass that is under way.
+class AttentionPass:
+    """What the attentions of one stack share in the pass under way.
 
-    beside: what they add to the pieces'. heard: where they note what they are given, by site.
-    told: what they tell the weights that come out (see `attention.eagerly`). goes_on: whether it
-    goes on with texts that earlier passes began.
+    prefix:    keys and values that they add to those of the pieces.
+    record:    where they store the keys and values that they receive, by site; None for nowhere.
+    observer:  receives the attention weights (see `attention.eagerly`).
+    continues: whether the pass goes on with texts that earlier passes began.
     """
 
-    beside: Ahead | None = None
-    heard: dict[str, tuple[Tensor, Tensor]] | None = None
-    told: Told | None = None
-    goes_on: bool = False
+    prefix: PrefixKV | None = None
+    record: dict[str, tuple[Tensor, Tensor]] | None = None
+    observer: Observer | None = None
+    continues: bool = False
 
 
-class ExtraKVPort:
-    """All pieces of all inlays in one attention, and the way in for the front of its stack."""
+@accepts(ExtraKV)
+class ExtraKVPort(Port):
+    """The extra keys and values of one stack.
 
-    def __init__(self, name: str, route: Routing, passing: Passing):
-        self.name = name
-        self.route = route
-        self.passing = passing
+    sites: every attention of the stack that goes through transformers' attention interface.
+    """
+
+    label = "extra keys and values"
+
+    def __init__(self, state: StackState):
+        super().__init__(state)
+        self.attention_pass = AttentionPass()
+        self.sites = {
+            site.name: SiteExtraKV(site, state, self.attention_pass)
+            for site in state.chart.sites
+            if site.heads and site.stack == self.stack.name and attention.has_port(site.host)
+        }
+
+    @classmethod
+    @override
+    def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
+        assert isinstance(piece, ExtraKV)
+        base = type(chart.base).__name__
+        if site.heads == 0:
+            raise PortError(
+                f"{method} adds keys, and {site.role!r} is not an attention: use 'attn.kv'"
+            )
+        if not attention.has_port(site.host):
+            raise PortError(
+                f"{method} adds keys, but {type(site.host).__name__} does not go through "
+                "transformers' attention interface; LoRA, adapters and prompts work here"
+            )
+        attention.check_implementation(attention.configs(chart.base))
+        if piece.shift and not chart.stack(site.stack).takes("position_ids"):
+            raise PortError(
+                f"{method} moves the text's positions, and {base} is not given any; "
+                "use shifts=False"
+            )
+
+    @override
+    def add(self, name: str, site: Site, piece: Piece) -> None:
+        assert isinstance(piece, ExtraKV)
+        self.sites[site.name].add(name, piece)
+
+    @override
+    def remove(self, name: str) -> None:
+        for site in self.sites.values():
+            site.remove(name)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no piece adds keys to an attention of the stack."""
+        return not any(site.pieces for site in self.sites.values())
+
+
+class SiteExtraKV:
+    """All pieces of all inlays in one attention, and the entrance for the stack's shared prefix."""
+
+    def __init__(self, site: Site, state: StackState, attention_pass: AttentionPass):
+        self.site = site
+        self.state = state
+        self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
-        self._kept: tuple[tuple[Any, ...], Added] | None = None
+        self._x: Tensor | None = None
+        self._hook: RemovableHandle | None = None
+        self._cached: tuple[tuple[Any, ...], Addition] | None = None
+
+    def add(self, name: str, piece: ExtraKV) -> None:
+        """Let a piece of the inlay `name` in."""
+        self.pieces.setdefault(name, []).append(piece)
+        if self._hook is None:
+            hook = self.site.host.register_forward_pre_hook
+            self._hook = hook(self._keep_x, prepend=True, with_kwargs=True)
+
+    def remove(self, name: str) -> None:
+        """Take out an inlay's pieces."""
+        self.pieces.pop(name, None)
+        if not self.pieces and self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def extend(
         self,
@@ -77,79 +158,137 @@ class ExtraKVPort:
         more: dict,
         maskless: bool,
     ) -> Inputs:
-        """Keys and values with more of them in front, and queries, mask and bias to match.
+        """Put extra keys and values before an attention's own; match queries, mask and bias.
 
-        query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = seen) or
+        query `[B, Hq, Tq, K]`; key, value `[B, H, T, K]`; mask None, boolean (True = visible) or
         additive, broadcastable to `[B, Hq, Tq, T]`. maskless: whether what follows is causal by
         itself where it is given no mask.
         """
-        if self.passing.heard is not None:
-            self.passing.heard[self.name] = (key, value)
+        if self.attention_pass.record is not None:
+            self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        added: list[Added] = []
-        beside = self.passing.beside
-        if beside is not None:
-            added.append((*beside.pair(self.name, batch), beside.seen))
-        groups = self.route.groups(batch, self.pieces)
+        additions: list[Addition] = []
+        prefix = self.attention_pass.prefix
+        if prefix is not None:
+            additions.append((*prefix.pair(self.site.name, batch), prefix.visible))
+        groups = self.state.routing.groups(batch, self.pieces)
         if groups is not None:
-            added.append(self._served(groups, batch, key))
-        if not added:
+            additions.append(self._from_pieces(groups, batch, key))
+        if not additions:
             return query, key, value, mask, more
-        return _prepend(module, query, key, value, mask, more, _joined(added), maskless)
+        return _prepend(module, query, key, value, mask, more, _joined(additions), maskless)
 
-    def tell(self, weights: Tensor, mask: Tensor | None) -> None:
-        """The weights of this attention have been computed."""
-        if self.passing.told is not None:
-            self.passing.told(self.name, weights, mask)
+    def observe(self, weights: Tensor, mask: Tensor | None) -> None:
+        """Hand the weights of this attention to the pass's observer, if there is one."""
+        if self.attention_pass.observer is not None:
+            self.attention_pass.observer(self.site.name, weights, mask)
 
-    def _served(self, groups: Groups, batch: int, key: Tensor) -> Added:
-        """`_spread`, made once for all tokens of a text that is being written."""
+    def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what the attention reads until its keys are asked for."""
+        self._x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+
+    def _from_pieces(self, groups: Groups, batch: int, key: Tensor) -> Addition:
+        """The pieces' keys and values; those of a text that is being generated only once."""
         pieces = [p for names in groups.names for name in names for p in self.pieces[name]]
-        asked = (groups, batch, key.dtype, key.device, pieces)
-        if self.passing.goes_on and self._kept is not None and self._kept[0] == asked:
-            return self._kept[1]
-        made = self._spread(groups, batch, key)
-        self._kept = None if torch.is_grad_enabled() else (asked, made)
-        return made
+        conditions = (groups, batch, key.dtype, key.device, pieces)
+        cached = self._cached
+        if self.attention_pass.continues and cached is not None and cached[0] == conditions:
+            self._x = None
+            return cached[1]
+        pairs = self._pairs(groups)
+        self._x = None
+        by_row = any(pair is not None and pair[0].dim() == 4 for pair in pairs)
+        addition = _rows(groups, pairs, key) if by_row else _spread(groups, pairs, batch, key)
+        reusable = not by_row and not torch.is_grad_enabled()
+        self._cached = (conditions, addition) if reusable else None
+        return addition
 
-    def _spread(self, groups: Groups, batch: int, key: Tensor) -> Added:
-        """Every row's keys and values from the pieces, `[B, H, P, K]`, and which count."""
-        pairs = [self._of(names) for names in groups.names]
-        lengths = [0 if pair is None else pair[0].shape[1] for pair in pairs]
-        extra = max(lengths)
+    def _pairs(self, groups: Groups) -> list[tuple[Tensor, Tensor] | None]:
+        """The keys and values of each group, `[H, P, K]` or `[b, H, P, K]`; None where none."""
+        x = self._x
+        assert x is not None
+        context = self.state.context.of(x)
         if groups.group is None:
-            assert pairs[0] is not None
-            k, v = (t.to(key.dtype).expand(batch, -1, -1, -1) for t in pairs[0])
-            return k, v, None
-        rows = groups.index(key.device)
-        k, v = (
-            torch.stack([_filled(pair, side, extra, key) for pair in pairs])[rows]
-            for side in (0, 1)
-        )
-        counts = torch.tensor(lengths, device=key.device)[rows]
-        return k, v, torch.arange(extra, device=key.device) < counts[:, None]
+            return [self._of(groups.names[0], x, context)]
+        numbers = groups.index(x.device)
+        pairs = []
+        for number, names in enumerate(groups.names):
+            rows = (numbers == number).nonzero().squeeze(1)
+            pairs.append(self._of(names, x.index_select(0, rows), context.select(rows)))
+        return pairs
 
-    def _of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
-        made = [piece() for name in names for piece in self.pieces[name]]
-        if not made:
+    def _of(self, names: Names, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor] | None:
+        pairs = [piece(x, context) for name in names for piece in self.pieces[name]]
+        if not pairs:
             return None
-        keys, values = zip(*made, strict=True)
-        return torch.cat(keys, 1), torch.cat(values, 1)
+        if any(k.dim() == 4 for k, _ in pairs):
+            pairs = [tuple(_per_row(t, len(x)) for t in pair) for pair in pairs]
+        keys, values = zip(*pairs, strict=True)
+        return torch.cat(keys, -2), torch.cat(values, -2)
 
 
-def _joined(added: list[Added]) -> Added:
+def _per_row(values: Tensor, rows: int) -> Tensor:
+    """Keys or values with a dimension for rows, `[b, H, P, K]`."""
+    return values if values.dim() == 4 else values.expand(rows, -1, -1, -1)
+
+
+def _spread(
+    groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], batch: int, key: Tensor
+) -> Addition:
+    """Every row's keys and values `[B, H, P, K]` from those of its group `[H, P, K]`."""
+    if groups.group is None:
+        assert pairs[0] is not None
+        k, v = (t.to(key.dtype).expand(batch, -1, -1, -1) for t in pairs[0])
+        return k, v, None
+    lengths = [0 if pair is None else pair[0].shape[-2] for pair in pairs]
+    extra = max(lengths)
+    rows = groups.index(key.device)
+    k, v = (
+        torch.stack([_padded(pair, side, extra, key) for pair in pairs])[rows] for side in (0, 1)
+    )
+    counts = torch.tensor(lengths, device=key.device)[rows]
+    return k, v, torch.arange(extra, device=key.device) < counts[:, None]
+
+
+def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor) -> Addition:
+    """The same where those of a group differ from row to row, `[b, H, P, K]`."""
+    if groups.group is None:
+        assert pairs[0] is not None
+        k, v = (t.to(key.dtype) for t in pairs[0])
+        return k, v, None
+    numbers = groups.index(key.device)
+    order = torch.argsort(torch.argsort(numbers, stable=True))
+    lengths = [0 if pair is None else pair[0].shape[-2] for pair in pairs]
+    extra, counts = max(lengths), numbers.bincount(minlength=len(pairs)).tolist()
+    sides = []
+    for side in (0, 1):
+        parts = []
+        for pair, count in zip(pairs, counts, strict=True):
+            if pair is not None:
+                rows = _per_row(pair[side], count).to(key.dtype)
+                parts.append(F.pad(rows, (0, 0, 0, extra - rows.shape[2])))
+            else:
+                parts.append(key.new_zeros(count, key.shape[1], extra, key.shape[3]))
+        sides.append(torch.cat(parts).index_select(0, order))
+    visible = torch.arange(extra, device=key.device) < torch.tensor(lengths, device=key.device)[
+        numbers
+    ].unsqueeze(1)
+    return sides[0], sides[1], visible
+
+
+def _joined(additions: list[Addition]) -> Addition:
     """Several additions as one."""
-    if len(added) == 1:
-        return added[0]
-    keys, values, seen = zip(*added, strict=True)
-    marks = None
-    if any(one is not None for one in seen):
-        rows = keys[0].new_ones(len(keys[0]), 1, dtype=torch.bool)
-        pairs = zip(keys, seen, strict=True)
-        marks = torch.cat(
-            [rows.expand(-1, k.shape[2]) if one is None else one for k, one in pairs], 1
-        )
-    return torch.cat(keys, 2), torch.cat(values, 2), marks
+    if len(additions) == 1:
+        return additions[0]
+    keys, values, visible = zip(*additions, strict=True)
+    if all(columns is None for columns in visible):
+        return torch.cat(keys, 2), torch.cat(values, 2), None
+    ones = keys[0].new_ones(len(keys[0]), 1, dtype=torch.bool)
+    parts = [
+        ones.expand(-1, k.shape[2]) if columns is None else columns
+        for k, columns in zip(keys, visible, strict=True)
+    ]
+    return torch.cat(keys, 2), torch.cat(values, 2), torch.cat(parts, 1)
 
 
 def _prepend(
@@ -159,15 +298,16 @@ def _prepend(
     value: Tensor,
     mask: Any,
     more: dict,
-    added: Added,
+    addition: Addition,
     maskless: bool,
 ) -> Inputs:
-    k, v, seen = added
+    k, v, visible = addition
     extra, queries = k.shape[2], query.shape[2]
     bias = more.get("position_bias")
-    square = maskless and mask is None and seen is None and bias is None and queries > 1
+    square = maskless and mask is None and visible is None and bias is None and queries > 1
     if square and _causal(module, more):
-        # No mask at all is much the fastest way: as many empty queries in front, and it is causal.
+        # Attention without a mask is much the fastest. With as many empty queries as there are
+        # extra keys, in the same place, it is causal.
         query = F.pad(query, (0, 0, extra, 0))
         key, value = (torch.cat((a, b[:, :, :queries]), 2) for a, b in ((k, key), (v, value)))
         return query, key, value, None, more
@@ -176,11 +316,11 @@ def _prepend(
     value = torch.cat((v, value[:, :, :length]), 2)
     if bias is not None:
         more = {**more, "position_bias": F.pad(bias[..., :length], (extra, 0))}
-    return query, key, value, _widen(mask, seen, extra, length), more
+    return query, key, value, _widen(mask, visible, extra, length), more
 
 
-def _filled(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
-    """One group's keys (side 0) or values, with zeros behind up to `extra`: `[H, extra, K]`."""
+def _padded(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
+    """One group's keys (side 0) or values, with zeros after them up to `extra`: `[H, extra, K]`."""
     if pair is None:
         return like.new_zeros(like.shape[1], extra, like.shape[3])
     return F.pad(pair[side].to(like.dtype), (0, 0, 0, extra - pair[side].shape[1]))
@@ -189,11 +329,11 @@ def _filled(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Ten
 def _square(
     module: nn.Module, mask: Any, query: Tensor, length: int, more: dict
 ) -> tuple[Tensor | None, int]:
-    """The mask over the text's own keys, made explicit where None means causal, and their number.
+    """The mask over the text's own keys, explicit where None means causal, and how many keys count.
 
-    None with more keys than queries means the prefill of an empty static cache: the attention
-    looks at as many keys as there are queries. For one query on a CPU a mask of ones is made as
-    well: without any mask, grouped heads go through a kernel that takes four times as long.
+    None with more keys than queries means the first pass over an empty static cache: the attention
+    reads as many keys as there are queries. For one query on a CPU a mask of ones is made as well:
+    without a mask, grouped heads run in a kernel that takes four times as long.
     """
     queries = query.shape[2]
     if mask is not None:
@@ -207,23 +347,23 @@ def _square(
 
 
 def _causal(module: nn.Module, more: dict) -> bool:
-    """Whether an attention without a mask lets nobody see what comes later."""
+    """Whether an attention without a mask hides later positions."""
     causal = more.get("is_causal")
     return bool(getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _widen(mask: Tensor | None, seen: Tensor | None, extra: int, length: int) -> Tensor | None:
-    """The mask with `extra` columns in front; `seen` `[B, extra]` says which of them count."""
+def _widen(mask: Tensor | None, visible: Tensor | None, extra: int, length: int) -> Tensor | None:
+    """The mask with `extra` columns before its own, of which `visible` `[B, extra]` count."""
     if mask is None:
-        if seen is None:
+        if visible is None:
             return None
-        mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=seen.device)
-    if seen is None:
-        seen = torch.ones(1, extra, dtype=torch.bool, device=mask.device)
-    front = seen[:, None, None, :]
+        mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=visible.device)
+    if visible is None:
+        visible = torch.ones(1, extra, dtype=torch.bool, device=mask.device)
+    extra_columns = visible[:, None, None, :]
     if mask.dtype != torch.bool:
         zero = torch.zeros((), dtype=mask.dtype, device=mask.device)
-        front = torch.where(front, zero, torch.finfo(mask.dtype).min)
-    rows = max(mask.shape[0], front.shape[0])
-    front = front.expand(rows, *mask.shape[1:3], -1)
-    return torch.cat((front, mask.expand(rows, -1, -1, -1)), -1)
+        extra_columns = torch.where(extra_columns, zero, torch.finfo(mask.dtype).min)
+    rows = max(mask.shape[0], extra_columns.shape[0])
+    extra_columns = extra_columns.expand(rows, *mask.shape[1:3], -1)
+    return torch.cat((extra_columns, mask.expand(rows, -1, -1, -1)), -1)

@@ -1,146 +1,162 @@
-"""The tap port: a hook on a module that lets pieces see x and y and change them.
+"""Module hooks: pieces that see the input and output of a module and change them.
 
 Classes, parameter names and `forward` stay as they are. A hook is a bound method, so that a deep
-copy of the base gets a port of its own.
+copy of the base gets hooks of its own; it is prepended, so that `output_hidden_states` sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
+from inlay.architectures.chart import Chart
+from inlay.core.context import PassContext
 from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
-from inlay.errors import RowsError
-from inlay.runtime.routing import Groups, Routing
+from inlay.errors import PortError, RowsError
+from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.routing import Names
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
-class ModuleHooks:
-    """All pieces of all inlays at one site. tokens: the virtual tokens of its stack."""
+@accepts(OutputDelta, InputMap, VirtualTokenDelta)
+class ModuleHookPort(Port):
+    """The hooks of all sites of one stack, made where the first piece needs them."""
 
-    def __init__(self, site: Site, route: Routing, tokens: VirtualTokenPort):
+    label = "module hooks"
+
+    def __init__(self, state: StackState):
+        super().__init__(state)
+        self.sites: dict[str, SiteHooks] = {}
+
+    @classmethod
+    @override
+    def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
+        if site.heads or site.role == "final":
+            raise PortError(f"{method} changes the output of a module, and {site.role!r} is none")
+
+    @override
+    def add(self, name: str, site: Site, piece: Piece) -> None:
+        if site.name not in self.sites:
+            self.sites[site.name] = SiteHooks(site, self.state)
+        self.sites[site.name].add(name, piece)
+
+    @override
+    def remove(self, name: str) -> None:
+        for site, hooks in list(self.sites.items()):
+            hooks.remove(name)
+            if hooks.empty:
+                del self.sites[site]
+
+
+class SiteHooks:
+    """All pieces of all inlays at one site, by the name of their inlay.
+
+    output: those that add to the module's output. input: those that change its input. tokens:
+    those that act at virtual tokens.
+    """
+
+    def __init__(self, site: Site, state: StackState):
         self.site = site
-        self.route = route
-        self.tokens = tokens
-        self.at_exit: dict[str, list[OutputDelta]] = {}
-        self.at_entry: dict[str, list[InputMap]] = {}
-        self.at_tokens: dict[str, list[VirtualTokenDelta]] = {}
-        self._x: Tensor | None = None
+        self.state = state
+        self.output: dict[str, list[OutputDelta]] = {}
+        self.input: dict[str, list[InputMap]] = {}
+        self.tokens: dict[str, list[VirtualTokenDelta]] = {}
+        self._entered: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
+    @property
+    def empty(self) -> bool:
+        """Whether no piece is left."""
+        return not (self.output or self.input or self.tokens)
+
     def add(self, name: str, piece: Piece) -> None:
-        """Let a piece of inlay `name` in, behind those that are there."""
+        """Let a piece of the inlay `name` in."""
         if isinstance(piece, InputMap):
-            self.at_entry.setdefault(name, []).append(piece)
+            self.input.setdefault(name, []).append(piece)
         elif isinstance(piece, VirtualTokenDelta):
-            self.at_tokens.setdefault(name, []).append(piece)
+            self.tokens.setdefault(name, []).append(piece)
         else:
             assert isinstance(piece, OutputDelta)
-            self.at_exit.setdefault(name, []).append(piece)
+            self.output.setdefault(name, []).append(piece)
         self._hook()
 
-    def drop(self, name: str) -> bool:
-        """Take out an inlay's pieces. Returns whether the port is empty now."""
-        self.at_entry.pop(name, None)
-        self.at_exit.pop(name, None)
-        self.at_tokens.pop(name, None)
+    def remove(self, name: str) -> None:
+        """Take out an inlay's pieces."""
+        for pieces in (self.output, self.input, self.tokens):
+            pieces.pop(name, None)
         self._hook()
-        return not self.at_entry and not self.at_exit and not self.at_tokens
 
     def _hook(self) -> None:
+        """Put on the hooks that the pieces need, and no others."""
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
-        host, enter = self.site.host, self.site.enter
-        if self.at_entry:
-            self._hooks.append(host.register_forward_pre_hook(self._before, prepend=True))
-        if self.at_exit or self.at_tokens:
-            self._hooks.append(host.register_forward_hook(self._after, prepend=True))
+        module, enter = self.site.host, self.site.enter
+        if self.input:
+            self._hooks.append(module.register_forward_pre_hook(self._before, prepend=True))
+        if self.output or self.tokens:
+            self._hooks.append(module.register_forward_hook(self._after, prepend=True))
             if enter is not None:
-                self._hooks.append(enter.register_forward_pre_hook(self._entered, prepend=True))
+                self._hooks.append(enter.register_forward_pre_hook(self._enter, prepend=True))
 
-    def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._x = args[0]
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the input of a whole sub-layer until its output arrives."""
+        self._entered = args[0]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
-        groups = self.route.groups(x.shape[0], self.at_entry)
+        groups = self.state.routing.groups(x.shape[0], self.input)
         if groups is None:
             return args
-        return (mixed(groups, (x,), lambda names, x: self._entry(names, x)), *args[1:])
+        return (groups.apply(self._map_input, (x,), self.state.context.of(x)), *args[1:])
 
-    def _entry(self, names: tuple[str, ...], x: Tensor) -> Tensor:
+    def _map_input(self, names: Names, x: Tensor, context: PassContext) -> Tensor:
         for name in names:
-            for piece in self.at_entry[name]:
-                x = piece(x)
+            for piece in self.input[name]:
+                x = piece(x, context)
         return x
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         whole = output[0] if isinstance(output, tuple) else output
-        x = args[0] if self.site.enter is None else self._x
-        self._x = None
+        x = args[0] if self.site.enter is None else self._entered
+        self._entered = None
         assert x is not None
-        if self.site.role == "head" and whole.dim() < 3 and len(self.route.bound) > 1:
-            raise RowsError(
-                "a head that reads chosen positions cannot tell their rows apart; "
-                "give every row the same inlay, or pass the head whole rows"
-            )
-        groups = self.route.groups(whole.shape[0], self.at_exit)
-        placed = self._placed()
-        if groups is None and not placed:
+        self._check_rows(whole)
+        groups = self.state.routing.groups(whole.shape[0], self.output)
+        at_tokens = self._at_tokens()
+        if groups is None and not at_tokens:
             return output
         part = self.site.part
         y = whole if part is None else part.take(whole)
         if groups is not None:
-            y = mixed(groups, (x, y), lambda names, x, y: self._exit(names, x, y))
-        for piece, number in placed:
-            y = piece(y, number)
+            y = groups.apply(self._add_deltas, (x, y), self.state.context.of(y))
+        for piece, number in at_tokens:
+            y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
-    def _placed(self) -> list[tuple[VirtualTokenDelta, Tensor]]:
-        """The pieces whose virtual tokens stand in the pass under way, and where these are."""
-        deep = [piece for pieces in self.at_tokens.values() for piece in pieces]
-        found = [(piece, self.tokens.numbers(piece.tokens)) for piece in deep]
-        return [(piece, number) for piece, number in found if number is not None]
-
-    def _exit(self, names: tuple[str, ...], x: Tensor, y: Tensor) -> Tensor:
+    def _add_deltas(self, names: Names, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         for name in names:
-            for piece in self.at_exit[name]:
-                y = piece(x, y)
+            for piece in self.output[name]:
+                y = y + piece(x, y, context)
         return y
 
+    def _at_tokens(self) -> list[tuple[VirtualTokenDelta, Tensor]]:
+        """The pieces whose virtual tokens stand in the pass under way, and where these are."""
+        if not self.tokens:
+            return []
+        port = self.state.port(VirtualTokenPort)
+        pieces = [piece for pieces in self.tokens.values() for piece in pieces]
+        numbers = [(piece, port.numbers(piece.tokens)) for piece in pieces]
+        return [(piece, number) for piece, number in numbers if number is not None]
 
-def mixed(groups: Groups, tensors: tuple[Tensor, ...], run: Callable[..., Tensor]) -> Tensor:
-    """`run(names, *rows)` for every group of rows, put back in order; a group with no names keeps
-    its rows of the last tensor as they are."""
-    if groups.group is None:
-        return run(groups.names[0], *tensors)
-    made = []
-    runs = list(_runs(groups.group))
-    if len(runs) == len(groups.names):  # each group is one run of neighbouring rows: no copying
-        for number, start, stop in runs:
-            rows = tuple(tensor[start:stop] for tensor in tensors)
-            names = groups.names[number]
-            made.append(run(names, *rows) if names else rows[-1])
-        return torch.cat(made)
-    numbers = groups.index(tensors[-1].device)
-    order = torch.argsort(numbers, stable=True)
-    for number, names in enumerate(groups.names):
-        chosen = (numbers == number).nonzero().squeeze(1)
-        rows = tuple(tensor.index_select(0, chosen) for tensor in tensors)
-        made.append(run(names, *rows) if names else rows[-1])
-    return torch.cat(made).index_select(0, torch.argsort(order))
-
-
-def _runs(group: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    start = 0
-    for stop in range(1, len(group) + 1):
-        if stop == len(group) or group[stop] != group[start]:
-            yield group[start], start, stop
-            start = stop
+    def _check_rows(self, y: Tensor) -> None:
+        if self.site.role == "head" and y.dim() < 3 and len(self.state.routing.bound) > 1:
+            raise RowsError(
+                "a head that reads selected positions cannot tell their rows apart; "
+                "give every row the same inlay, or pass the head whole rows"
+            )

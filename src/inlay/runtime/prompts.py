@@ -1,4 +1,4 @@
-"""The slots port: more positions in the backbone's input, where heads and losses never see them.
+"""Prompts: additional positions in a stack's input, which heads and losses never see.
 
 A row is laid out as `[padding][prompt][text][padding]` (`[CLS]` in front of the prompt where a
 head reads position 0), so that what a row computes does not depend on the rest of the batch. Rows
@@ -15,23 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import StaticCache, StaticLayer
+from typing_extensions import override
 
-from inlay.architectures.chart import Stack
-from inlay.core.piece import PromptVectors
+from inlay.architectures.chart import Chart
+from inlay.core.piece import Piece, PromptVectors
+from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
-from inlay.runtime.routing import Groups, Names, Routing
+from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import cached, text_of
-from inlay.runtime.virtual_tokens import VirtualTokenPort
+from inlay.runtime.virtual_tokens import VirtualTokenPort, check_embed
 
-NOTE = "inlay_note"
-"""The attribute under which a cache keeps what stood in front of the texts in it."""
+BEFORE = "inlay_before"
+"""The attribute under which a cache keeps what stands before the texts in it."""
 
-ANOTHER = (
+OTHER_ROWS = (
     "this cache was filled without the prompt of these rows; "
     "begin generation again with the rows it shall use"
 )
 
-FIRST = "inlay_first_mask"
+FIRST_MASK = "inlay_first_mask"
 """The attribute under which a static cache keeps the padding mask of its first pass."""
 
 
@@ -52,16 +55,37 @@ class Layout:
     mask: Tensor
 
 
-class PromptPort:
-    """All slot pieces of all inlays in front of one stack."""
+@accepts(PromptVectors)
+class PromptPort(Port):
+    """All prompts of all inlays before one stack. layout: of the pass under way."""
 
-    def __init__(self, stack: Stack, route: Routing, tokens: VirtualTokenPort, limit: int | None):
-        self.stack = stack
-        self.route = route
-        self.tokens = tokens
-        self.limit = limit
+    label = "prompts"
+
+    def __init__(self, state: StackState):
+        super().__init__(state)
+        self.tokens = state.port(VirtualTokenPort)
         self.pieces: dict[str, list[PromptVectors]] = {}
         self.layout: Layout | None = None
+
+    @classmethod
+    @override
+    def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
+        check_embed(method, site)
+        if chart.stack(site.stack).keeps_state:
+            raise PortError(
+                f"{method} stands before a text once, and {type(chart.base).__name__} does not say "
+                "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the "
+                "template"
+            )
+
+    @override
+    def add(self, name: str, site: Site, piece: Piece) -> None:
+        assert isinstance(piece, PromptVectors)
+        self.pieces.setdefault(name, []).append(piece)
+
+    @override
+    def remove(self, name: str) -> None:
+        self.pieces.pop(name, None)
 
     def of(self, names: Names) -> list[PromptVectors]:
         """The pieces of some inlays, in order."""
@@ -72,38 +96,39 @@ class PromptPort:
         return sum(piece.length for piece in self.of(names))
 
     def longest(self) -> int:
-        """The positions of the longest prompt that any row of the pass under way has."""
-        return max(self.length(names) for names in self.route.bound)
+        """The length of the longest prompt that any row of the pass under way has."""
+        return max(self.length(names) for names in self.routing.bound)
 
     def check_room(self, length: int, extra: int) -> None:
-        """Raise DataError where a text of that length and a prompt of P are too long together."""
-        if self.limit is not None and length + extra > self.limit:
+        """Raise DataError where a text and a prompt of these lengths are too long together."""
+        limit = self.state.limit
+        if limit is not None and length + extra > limit:
             raise DataError(
                 f"a text of {length} tokens and a prompt of {extra} are longer than the "
-                f"{self.limit} positions of this model; shorten the text or the prompt"
+                f"{limit} positions of this model; shorten the text or the prompt"
             )
 
-    def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The stack's inputs with the prompts in them."""
+    def insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Put the prompts into the stack's inputs."""
         self.layout = None
-        given = text_of(inputs)
-        if given is None:
+        text = text_of(inputs)
+        if text is None:
             return inputs
-        groups = self.route.groups(given.shape[0], self.pieces)
+        groups = self.routing.groups(text.shape[0], self.pieces)
         if groups is None:
             return inputs
         before = cached(inputs)
-        seen = given.shape[1] + (before - max(self._lengths(groups)) if before else 0)
-        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), seen)
+        tokens = text.shape[1] + (before - max(self._lengths(groups)) if before else 0)
+        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), tokens)
         if before:
-            return self._continue(inputs, groups, mask, seen, given)
-        return self._begin(inputs, groups, mask, given)
+            return self._continue(inputs, groups, mask, tokens, text)
+        return self._begin(inputs, groups, mask, text)
 
     def _begin(
-        self, inputs: dict[str, Any], groups: Groups, mask: Tensor | None, given: Tensor
+        self, inputs: dict[str, Any], groups: Groups, mask: Tensor | None, text: Tensor
     ) -> dict[str, Any]:
-        batch, length = given.shape[:2]
-        layout = self.layout = self.plan(groups, batch, length, mask, given.device)
+        batch, length = text.shape[:2]
+        layout = self.layout = self.plan(groups, batch, length, mask, text.device)
         self.check_room(length, layout.extra)
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
@@ -111,47 +136,47 @@ class PromptPort:
         self.tokens.move(layout.source, layout.extra)
         prompts = self._prompts(groups, layout.extra, batch).to(embeds.dtype)
         index = layout.source[..., None].expand(-1, -1, embeds.shape[-1])
-        changed = {
+        inputs_with_prompt = {
             **inputs,
             "input_ids": None,
             "inputs_embeds": torch.cat((embeds, prompts), 1).gather(1, index),
             "attention_mask": layout.mask,
         }
         if self.stack.takes("position_ids"):
-            changed["position_ids"] = self._positions(inputs.get("position_ids"), mask, layout)
+            inputs_with_prompt["position_ids"] = self._positions(inputs.get("position_ids"), layout)
         types = inputs.get("token_type_ids")
         if types is not None:
             widened = torch.cat((types, types[:, :1].expand(-1, layout.extra)), 1)
-            changed["token_type_ids"] = widened.gather(1, layout.source)
-        self._room(inputs.get("past_key_values"), layout.extra)
-        return changed
+            inputs_with_prompt["token_type_ids"] = widened.gather(1, layout.source)
+        self._lengthen_cache(inputs.get("past_key_values"), layout.extra)
+        return inputs_with_prompt
 
     def _continue(
         self,
         inputs: dict[str, Any],
         groups: Groups,
         mask: Tensor | None,
-        seen: int,
-        given: Tensor,
+        tokens: int,
+        text: Tensor,
     ) -> dict[str, Any]:
-        """A later step of generation, `seen` tokens in all: the prompt is in the cache already."""
-        batch, length = given.shape[:2]
-        note = vars(inputs["past_key_values"]).get(NOTE)
-        if not isinstance(note, Layout) or (mask is not None and mask.shape[1] != seen):
-            raise RowsError(ANOTHER)
-        layout = self.plan(groups, batch, seen, mask, given.device)
-        changed = {**inputs, "attention_mask": layout.mask}
+        """A later step of generation, `tokens` in all: the prompt is in the cache already."""
+        batch, length = text.shape[:2]
+        before = vars(inputs["past_key_values"]).get(BEFORE)
+        if not isinstance(before, Layout) or (mask is not None and mask.shape[1] != tokens):
+            raise RowsError(OTHER_ROWS)
+        layout = self.plan(groups, batch, tokens, mask, text.device)
+        inputs_with_prompt = {**inputs, "attention_mask": layout.mask}
         if self.stack.takes("position_ids"):
             positions = inputs.get("position_ids")
             if positions is None:
                 counted = layout.mask.long().cumsum(-1)[:, -length:] - 1
-                changed["position_ids"] = counted + self.stack.position_start
+                inputs_with_prompt["position_ids"] = counted + self.stack.position_start
             else:
-                changed["position_ids"] = positions + layout.lengths[:, None]
-        return changed
+                inputs_with_prompt["position_ids"] = positions + layout.lengths[:, None]
+        return inputs_with_prompt
 
-    def leave(self, output: Any) -> Any:
-        """The stack's output without the prompt's positions."""
+    def trim(self, output: Any) -> Any:
+        """Cut the prompts' positions off the stack's output."""
         layout = self.layout
         if layout is None:
             return output
@@ -172,23 +197,23 @@ class PromptPort:
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(cut(states) for states in output.hidden_states)
         if output.get("attentions") is not None:
-            output["attentions"] = tuple(cut_queries(one) for one in output.attentions)
+            output["attentions"] = tuple(cut_queries(weights) for weights in output.attentions)
         return output
 
     def widened(self, mask: Tensor | None, states: Tensor) -> Tensor | None:
         """The mask over states that kept their prompts, from the mask over the text alone."""
-        layout = self._kept(mask, states)
+        layout = self._layout_of(mask, states)
         return mask if layout is None else layout.mask
 
     def narrowed(self, mask: Tensor | None, states: Tensor) -> Tensor:
         """The text's own states `[B, T, D]` out of states that kept their prompts."""
-        layout = self._kept(mask, states)
+        layout = self._layout_of(mask, states)
         return states if layout is None else _texts(layout, states)
 
-    def _kept(self, mask: Tensor | None, states: Tensor) -> Layout | None:
+    def _layout_of(self, mask: Tensor | None, states: Tensor) -> Layout | None:
         """The layout of states that kept their prompts; None where there are none."""
         batch = states.shape[0]
-        groups = self.route.groups(batch, self.pieces)
+        groups = self.routing.groups(batch, self.pieces)
         if groups is None:
             return None
         length = states.shape[1] - max(self._lengths(groups))
@@ -225,42 +250,31 @@ class PromptPort:
         return [self.length(names) for names in groups.names]
 
     def _prompts(self, groups: Groups, extra: int, batch: int) -> Tensor:
-        made = []
-        for names in groups.names:
-            parts = [piece() for piece in self.of(names)]
-            width = self._width()
-            rows = torch.cat(parts) if parts else next(self._any()).new_zeros(0, width)
-            made.append(F.pad(rows, (0, 0, 0, extra - len(rows))))
-        stacked = torch.stack(made)
+        """The prompt of every row, `[B, P, D]`, with zeros after the shorter ones."""
+        vectors = [[piece() for piece in self.of(names)] for names in groups.names]
+        empty = next(v for group in vectors for v in group).new_zeros(0, self.stack.width)
+        rows = [torch.cat([empty, *group]) for group in vectors]
+        stacked = torch.stack([F.pad(r, (0, 0, 0, extra - len(r))) for r in rows])
         if groups.group is None:
             return stacked.expand(batch, -1, -1)
         return stacked[groups.index(stacked.device)]
 
-    def _any(self) -> Any:
-        for pieces in self.pieces.values():
-            for piece in pieces:
-                yield from piece.parameters()
-
-    def _width(self) -> int:
-        assert self.stack.embed is not None and isinstance(self.stack.embed.weight, Tensor)
-        return int(self.stack.embed.weight.shape[1])
-
-    def _positions(self, given: Tensor | None, mask: Tensor | None, layout: Layout) -> Tensor:
+    def _positions(self, positions: Tensor | None, layout: Layout) -> Tensor:
         """Position ids of the widened rows, `[B, T + P]`: the text's, moved behind the prompt."""
-        if given is None:
+        if positions is None:
             counted = layout.mask.long().cumsum(-1) - 1
             return counted.clamp(min=0) + self.stack.position_start
-        given = given.expand(len(layout.lengths), -1)
-        length = given.shape[1]
-        first = layout.back.new_zeros(len(given), 1)
+        positions = positions.expand(len(layout.lengths), -1)
+        length = positions.shape[1]
+        first = layout.back.new_zeros(len(positions), 1)
         at = (layout.back >= layout.start[:, None]).long().argmax(-1, keepdim=True)
-        begin = given.gather(1, torch.where(at < length, at, first))
-        prompt = begin + torch.arange(layout.extra, device=given.device)
-        behind = layout.back >= layout.start[:, None]
-        text = torch.where(behind, given + layout.lengths[:, None], given)
+        begin = positions.gather(1, torch.where(at < length, at, first))
+        prompt = begin + torch.arange(layout.extra, device=positions.device)
+        after = layout.back >= layout.start[:, None]
+        text = torch.where(after, positions + layout.lengths[:, None], positions)
         return torch.cat((text, prompt), 1).gather(1, layout.source)
 
-    def _room(self, cache: Any, extra: int) -> None:
+    def _lengthen_cache(self, cache: Any, extra: int) -> None:
         """Make an empty static cache long enough for the prompt as well."""
         if isinstance(cache, StaticCache):
             for layer in cache.layers:
@@ -273,8 +287,8 @@ def _texts(layout: Layout, states: Tensor) -> Tensor:
     return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def flat_mask(mask: Any, cache: Any, seen: int) -> Tensor | None:
-    """The padding mask `[B, seen]` behind whatever form of mask the stack was given.
+def flat_mask(mask: Any, cache: Any, tokens: int) -> Tensor | None:
+    """The padding mask `[B, tokens]` behind whatever form of mask the stack was given.
 
     `generate` with a static cache builds masks `[B, 1, T, length of the cache]` beforehand. In the
     first pass a position is text where any query sees it; that is noted on the cache, for later
@@ -290,9 +304,9 @@ def flat_mask(mask: Any, cache: Any, seen: int) -> Tensor | None:
             "a prompt needs a padding mask of shape [batch, positions]; "
             f"this attention_mask has shape {list(mask.shape)}"
         )
-    first = vars(cache).get(FIRST)
+    first = vars(cache).get(FIRST_MASK)
     if first is None:
         visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        first = visible.any(1).any(1)[:, :seen].long()
-        setattr(cache, FIRST, first)
-    return F.pad(first, (0, seen - first.shape[1]), value=1)
+        first = visible.any(1).any(1)[:, :tokens].long()
+        setattr(cache, FIRST_MASK, first)
+    return F.pad(first, (0, tokens - first.shape[1]), value=1)

@@ -1,32 +1,40 @@
-"""The front of a causal stack: what all rows begin with runs once a pass, not once a row.
+"""The shared prefix of a causal stack: what all rows begin with runs once a pass, not once a row.
 
-Nothing behind a position changes what a causal model computes there. So prompts in front of the
-text, and an opening that all rows of a batch share (an instruction, worked examples), run alone,
-once for every group of rows that is served alike; their keys and values are then given to all
-rows where attention receives its own. The text keeps its layout, its masks and its cache; only
-its positions move back. While a text is written the front is kept beside the cache.
+Later positions change nothing of what a causal model computes at earlier ones. So prompts before
+the text, and an opening that all rows of a batch have in common (an instruction, worked examples),
+run alone, once for every group of rows that the same inlays serve. Their keys and values are then
+given to all rows where attention receives its own:
+
+    rows  [prompt | opening | text 0]         prefix  [prompt | opening] -> keys, values, states
+          [prompt | opening | text 1]    =>   rows    [text 0]
+          [prompt | opening | text 2]                 [text 1]    each with the prefix's keys and
+                                                      [text 2]    values before its own
+
+The text keeps its layout, its masks and its cache; only its positions move back. While a text is
+generated, the prefix is kept on the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inlay.architectures.chart import Stack
 from inlay.errors import RowsError
 from inlay.runtime import attention
-from inlay.runtime.prompts import ANOTHER, NOTE
+from inlay.runtime.extra_kv import ExtraKVPort
+from inlay.runtime.port import StackState
+from inlay.runtime.prompts import BEFORE, OTHER_ROWS, PromptPort
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import cached, text_of
-
-if TYPE_CHECKING:
-    from inlay.architectures.chart import Stack
-    from inlay.runtime.stack import StackHooks
+from inlay.runtime.side import SidePort
+from inlay.runtime.stack_inputs import cached, last_state, replace_last_state, text_of
+from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 SHORTEST = 8
 """An opening of fewer tokens is not worth a pass of its own."""
@@ -34,179 +42,186 @@ SHORTEST = 8
 WORTH = 8
 """An opening is taken out where that saves at least one of so many positions."""
 
-
-Heard = dict[str, tuple[Tensor, Tensor]]
+KeysAndValues = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Front:
-    """What a pass ran in front of its rows.
+class SharedPrefix:
+    """What a pass ran before its rows.
 
-    served: the inlays of every group of rows. names: of those it was run for. lengths: each such
-    group's positions, its prompt and the opening. opening: C, tokens of the opening. pairs: site
-    name -> keys and values `[G, H, P, K]`. states: the last hidden states `[G, P, D]`.
+    served:  the inlays of every group of rows of the pass.
+    names:   those of the groups that the prefix was run for.
+    lengths: the positions of each such group: its prompt and the opening.
+    opening: C, the tokens of the opening.
+    pairs:   site name -> keys and values `[G, H, P, K]`.
+    states:  the last hidden states, `[G, P, D]`.
     """
 
     served: tuple[Names, ...]
     names: tuple[Names, ...]
     lengths: tuple[int, ...]
     opening: int
-    pairs: Heard
+    pairs: KeysAndValues
     states: Tensor
 
     def check(self, groups: Groups) -> None:
-        """Raise RowsError for rows whose front this is not."""
+        """Raise RowsError for rows that it was not made for."""
         if any(names not in self.served for names in groups.names):
-            raise RowsError(ANOTHER)
+            raise RowsError(OTHER_ROWS)
 
-    def beside(self, groups: Groups, device: torch.device) -> Beside:
-        """The front as the rows of a pass see it."""
+    def view(self, groups: Groups, device: torch.device) -> PrefixView:
+        """The prefix as the rows of a pass see it."""
         numbers = [self.names.index(n) if n in self.names else -1 for n in groups.names]
         if len(numbers) == 1 and len(self.names) == 1 and numbers[0] == 0:
-            return Beside(self, None, None, self.lengths[0] - self.opening)
-        each = [0 if i < 0 else self.lengths[i] for i in numbers]
+            return PrefixView(self, None, None, self.lengths[0] - self.opening)
+        lengths = [0 if i < 0 else self.lengths[i] for i in numbers]
         rows = torch.tensor([max(i, 0) for i in numbers], device=device)
-        counts = torch.tensor(each, device=device)
-        spread = torch.zeros(1, dtype=torch.long, device=device)
-        spread = spread if groups.group is None else groups.index(device)
-        rows, counts = rows[spread], counts[spread]
-        seen = torch.arange(max(self.lengths), device=device) < counts[:, None]
-        return Beside(self, rows, seen, (counts - self.opening).clamp(min=0)[:, None])
+        counts = torch.tensor(lengths, device=device)
+        group = torch.zeros(1, dtype=torch.long, device=device)
+        group = group if groups.group is None else groups.index(device)
+        rows, counts = rows[group], counts[group]
+        visible = torch.arange(max(self.lengths), device=device) < counts[:, None]
+        return PrefixView(self, rows, visible, (counts - self.opening).clamp(min=0)[:, None])
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A front beside the rows of one pass.
+class PrefixView:
+    """A shared prefix as the rows of one pass see it.
 
-    rows `[B]`: each row's group; None where there is one. seen `[B, P]`: which positions of the
-    front a row has; None where all have all. shift: by how much the text's positions move back,
-    a number or `[B, 1]`.
+    rows `[B]`: each row's group; None where there is one. visible `[B, P]`: which positions of
+    the prefix a row sees; None where all see all. shift: by how much the text's positions move
+    back, a number or `[B, 1]`.
     """
 
-    front: Front
+    prefix: SharedPrefix
     rows: Tensor | None
-    seen: Tensor | None
+    visible: Tensor | None
     shift: Any
 
-    def pair(self, name: str, batch: int) -> tuple[Tensor, Tensor]:
+    def pair(self, site: str, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values for every row, each `[B, H, P, K]`."""
-        k, v = self.front.pairs[name]
+        k, v = self.prefix.pairs[site]
         return self._spread(k, batch), self._spread(v, batch)
 
     def states(self, batch: int) -> Tensor:
-        """The front's last hidden states for every row, `[B, P, D]`."""
-        return self._spread(self.front.states, batch)
+        """The prefix's last hidden states for every row, `[B, P, D]`."""
+        return self._spread(self.prefix.states, batch)
 
-    def _spread(self, one: Tensor, batch: int) -> Tensor:
-        return one.expand(batch, *one.shape[1:]) if self.rows is None else one[self.rows]
+    def _spread(self, by_group: Tensor, batch: int) -> Tensor:
+        if self.rows is None:
+            return by_group.expand(batch, *by_group.shape[1:])
+        return by_group[self.rows]
 
 
-class SharedPrefixPort:
-    """What stands in front of one causal stack, all of whose attention has a keys port.
+class PrefixRunner:
+    """Runs the shared prefix of one causal stack, all of whose attention takes extra keys.
 
     absolute: the base looks positions up in a table. enabled: False runs everything in its row.
+    view: of the pass under way.
     """
 
-    def __init__(self, door: StackHooks, absolute: bool):
-        self.door = door
-        self.stack = stack = door.stack
-        self.route = door.route
-        self.slots = door.slots
-        self.passing = door.passing
+    def __init__(self, state: StackState, absolute: bool):
+        self.state = state
+        self.stack = state.stack
+        self.routing = state.routing
+        self.prompts = state.port(PromptPort)
+        self.tokens = state.port(VirtualTokenPort)
+        self.side = state.port(SidePort)
+        self.attention_pass = state.port(ExtraKVPort).attention_pass
         self.absolute = absolute
-        self.configs = attention.configs(stack.module)
+        self.configs = attention.configs(self.stack.module)
         self.enabled = True
-        self.beside: Beside | None = None
+        self.view: PrefixView | None = None
         self._back: Tensor | None = None
 
     def forget(self) -> None:
-        """Another pass begins."""
-        self.beside = self._back = self.passing.beside = None
+        """Drop what the last pass left."""
+        self.view = self._back = self.attention_pass.prefix = None
 
     def takes(self, inputs: dict[str, Any]) -> bool:
-        """Whether a pass with these inputs can have its front run apart."""
-        given = text_of(inputs)
-        if not self.enabled or given is None or not attention.has_way_in(self.configs):
+        """Whether the prefix of a pass with these inputs can run separately."""
+        text = text_of(inputs)
+        if not self.enabled or text is None or not attention.has_implementation(self.configs):
+            return False
+        if self.side.serves():  # a side network reads all positions of its rows
             return False
         window = self.stack.window
         if window is None:
             return True
-        longest = given.shape[1] + self.slots.longest()
-        kept = inputs.get("past_key_values") is not None or inputs.get("use_cache") is not False
-        return not kept and longest <= window
+        longest = text.shape[1] + self.prompts.longest()
+        caches = inputs.get("past_key_values") is not None or inputs.get("use_cache") is not False
+        return not caches and longest <= window
 
-    def enter(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """The stack's inputs with the front taken out, and the front where the keys ports find it.
+    def remove(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Remove the shared prefix from the inputs; register its keys and values for attention.
 
-        None where nothing stands in front, or not where it could run apart.
+        Returns None where there is no shared prefix, or where it cannot run separately.
         """
-        given = text_of(inputs)
-        assert given is not None
-        batch = given.shape[0]
-        groups = self.route.groups(batch, self.route.known) or Groups(((),), None)
+        text = text_of(inputs)
+        assert text is not None
+        batch = text.shape[0]
+        groups = self.routing.groups(batch, self.routing.enabled) or Groups(((),), None)
         before = cached(inputs)
         if before:
-            front = vars(inputs["past_key_values"]).get(NOTE)
-            if not isinstance(front, Front):
+            prefix = vars(inputs["past_key_values"]).get(BEFORE)
+            if not isinstance(prefix, SharedPrefix):
                 return None
-            front.check(groups)
+            prefix.check(groups)
         else:
-            front = self._run(inputs, groups, given)
-        if front is None:
+            prefix = self._run(inputs, groups, text)
+        if prefix is None:
             return None
-        beside = front.beside(groups, given.device)
-        changed = {**inputs, "position_ids": self._positions(inputs, given, before, front)}
-        if front.opening:
-            changed = self._without_opening(changed, front.opening, given, before, beside)
-        changed["position_ids"] = changed["position_ids"] + beside.shift
-        self.beside = self.passing.beside = beside
+        view = prefix.view(groups, text.device)
+        changed = {**inputs, "position_ids": self._positions(inputs, text, before, prefix)}
+        if prefix.opening:
+            changed = self._without_opening(changed, prefix.opening, text, before, view)
+        changed["position_ids"] = changed["position_ids"] + view.shift
+        self.view = self.attention_pass.prefix = view
         return changed
 
-    def leave(self, output: Any) -> Any:
-        """The stack's output with the states of the opening back in their places."""
-        beside, back = self.beside, self._back
-        if beside is None or back is None:
+    def restore(self, output: Any) -> Any:
+        """Put the states of the opening back into their places in the stack's output."""
+        view, back = self.view, self._back
+        if view is None or back is None:
             return output
-        states = output[0] if isinstance(output, tuple) else output.last_hidden_state
-        whole = torch.cat((states, beside.states(len(states)).to(states.dtype)), 1)
+        states = last_state(output)
+        whole = torch.cat((states, view.states(len(states)).to(states.dtype)), 1)
         states = whole.gather(1, back[..., None].expand(-1, -1, whole.shape[-1]))
-        if isinstance(output, tuple):
-            return (states, *output[1:])
-        output["last_hidden_state"] = states
-        return output
+        return replace_last_state(output, states)
 
-    def _run(self, inputs: dict[str, Any], groups: Groups, given: Tensor) -> Front | None:
-        """Run prompts and opening, each group of rows once. None where there is neither."""
-        if not self._begins(inputs, given):
+    def _run(self, inputs: dict[str, Any], groups: Groups, text: Tensor) -> SharedPrefix | None:
+        """Run prompts and opening once for each group of rows. None where there is neither."""
+        if not self._begins(inputs, text):
             return None
         opening = self._opening(inputs, groups)
-        names = [n for n in groups.names if opening or self.slots.length(n)]
+        names = [n for n in groups.names if opening or self.prompts.length(n)]
         if not names:
             return None
-        lengths = [self.slots.length(n) + opening for n in names]
+        lengths = [self.prompts.length(n) + opening for n in names]
         extra = max(lengths)
-        self.slots.check_room(given.shape[1], extra - opening)
-        words = self._words(inputs, opening)
-        if words is not None and self.door.tokens.pieces:
-            self.door.tokens.ask_for(names, words, [self.slots.length(n) for n in names])
-        heard, states = self._alone(names, [self._embeds(n, words) for n in names])
-        return Front(groups.names, tuple(names), tuple(lengths), opening, heard, states)
+        self.prompts.check_room(text.shape[1], extra - opening)
+        ids = self._ids(inputs, opening)
+        if ids is not None and self.tokens.pieces:
+            self.tokens.begin_prefix(names, ids, [self.prompts.length(n) for n in names])
+        recorded, states = self._alone(names, [self._embeds(n, ids) for n in names])
+        return SharedPrefix(groups.names, tuple(names), tuple(lengths), opening, recorded, states)
 
-    def heard(self, names: Names) -> Heard:
-        """The keys and values of these inlays' prompts: site name -> `[1, H, P, K]` each."""
+    def keys_and_values(self, names: Names) -> KeysAndValues:
+        """The keys and values of these inlays' prompts: site name -> each `[1, H, P, K]`."""
         return self._alone([names], [self._embeds(names, None)])[0]
 
-    def _alone(self, names: list[Names], rows: list[Tensor]) -> tuple[Heard, Tensor]:
-        """Run what stands in front of each group, as a batch of its own."""
+    def _alone(self, names: list[Names], rows: list[Tensor]) -> tuple[KeysAndValues, Tensor]:
+        """Run the prefix of each group, as a batch of its own."""
         extra = max(map(len, rows))
         embeds = torch.stack([F.pad(row, (0, 0, 0, extra - len(row))) for row in rows])
-        heard: Heard = {}
-        shifts = torch.tensor([self.door.shift(n) for n in names], device=embeds.device)
+        recorded: KeysAndValues = {}
+        shifts = torch.tensor([self.state.shift(n) for n in names], device=embeds.device)
         positions = torch.arange(extra, device=embeds.device) + self.stack.position_start
-        before = self.route.bound
+        bound, context = self.routing.bound, self.state.context
         try:
-            self.route.bound = tuple(names)
-            self.passing.heard = heard
+            self.routing.bound = tuple(names)
+            self.state.context = replace(context, mask=None, cached=0, cache=None)
+            self.attention_pass.record = recorded
             attention.enter(self.configs)
             with _not_checkpointed(self.stack):
                 states = self.stack.alone(
@@ -215,12 +230,12 @@ class SharedPrefixPort:
                     position_ids=positions + shifts[:, None],
                 )
         finally:
-            self.passing.heard = None
-            self.door.tokens.asked = None
-            self.route.bound = before
-        return heard, states
+            self.attention_pass.record = None
+            self.tokens.positions = None
+            self.routing.bound, self.state.context = bound, context
+        return recorded, states
 
-    def _words(self, inputs: dict[str, Any], opening: int) -> Tensor | None:
+    def _ids(self, inputs: dict[str, Any], opening: int) -> Tensor | None:
         """The ids of the opening, `[C]`; None where there is none."""
         if not opening:
             return None
@@ -228,25 +243,25 @@ class SharedPrefixPort:
         start = 0 if mask is None else int((mask[0].cumsum(0) == 0).sum())
         return ids[0, start : start + opening]
 
-    def _embeds(self, names: Names, words: Tensor | None) -> Tensor:
-        """The input embeddings of what stands in front of one group, `[P, D]`."""
+    def _embeds(self, names: Names, ids: Tensor | None) -> Tensor:
+        """The input embeddings of one group's prefix, `[P, D]`."""
         dtype = self.stack.module.dtype
-        parts = [piece().to(dtype) for piece in self.slots.of(names)]
-        if words is not None:
-            parts.append(self.door.tokens.embed_for(names, words).to(dtype))
+        parts = [piece().to(dtype) for piece in self.prompts.of(names)]
+        if ids is not None:
+            parts.append(self.tokens.embed_for(names, ids).to(dtype))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _begins(self, inputs: dict[str, Any], given: Tensor) -> bool:
+    def _begins(self, inputs: dict[str, Any], text: Tensor) -> bool:
         """Whether every row's text begins at the first position."""
         positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
         if positions is None:
             return True
         if positions.dim() != 2:
             return False
-        first = positions[:, :1].expand(len(given), -1)
+        first = positions[:, :1].expand(len(text), -1)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             lead = (mask.cumsum(-1) == 0).sum(-1, keepdim=True).clamp(max=positions.shape[1] - 1)
-            first = positions.expand(len(given), -1).gather(1, lead)
+            first = positions.expand(len(text), -1).gather(1, lead)
         return bool((first == self.stack.position_start).all())
 
     def _opening(self, inputs: dict[str, Any], groups: Groups) -> int:
@@ -286,10 +301,10 @@ class SharedPrefixPort:
         return opening if opening >= SHORTEST and saved * WORTH >= batch * length else 0
 
     def _positions(
-        self, inputs: dict[str, Any], given: Tensor, before: int, front: Front
+        self, inputs: dict[str, Any], text: Tensor, before: int, prefix: SharedPrefix
     ) -> Tensor:
-        """Position ids of the text as if nothing stood in front of it, `[B, T]`."""
-        batch, length = given.shape[:2]
+        """Position ids of the text as if nothing stood before it, `[B, T]`."""
+        batch, length = text.shape[:2]
         positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
         if positions is not None:
             assert isinstance(positions, Tensor)
@@ -297,44 +312,44 @@ class SharedPrefixPort:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         else:
-            first = before + (front.opening if before else 0)
-            counted = torch.arange(first, first + length, device=given.device).expand(batch, -1)
+            first = before + (prefix.opening if before else 0)
+            counted = torch.arange(first, first + length, device=text.device).expand(batch, -1)
         return counted + self.stack.position_start
 
     def _without_opening(
-        self, inputs: dict[str, Any], opening: int, given: Tensor, before: int, beside: Beside
+        self, inputs: dict[str, Any], opening: int, text: Tensor, before: int, view: PrefixView
     ) -> dict[str, Any]:
-        batch, length = given.shape[:2]
+        batch, length = text.shape[:2]
         mask = inputs.get("attention_mask")
-        lead = given.new_zeros(batch, 1, dtype=torch.long)
+        lead = text.new_zeros(batch, 1, dtype=torch.long)
         if mask is not None:
             lead = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
-            kept = _kept(mask.shape[1] - opening, lead, opening)
-            inputs = {**inputs, "attention_mask": mask.gather(1, kept)}
+            remaining = _remaining(mask.shape[1] - opening, lead, opening)
+            inputs = {**inputs, "attention_mask": mask.gather(1, remaining)}
         if before:
             return inputs
-        kept = _kept(length - opening, lead, opening)
-        place = torch.arange(length, device=given.device)
-        behind = torch.where(place < lead, place, place - opening)
-        within = (place >= lead) & (place < lead + opening)
-        ahead = length - opening + beside.shift + place - lead
-        self._back = torch.where(within, ahead, behind)
+        remaining = _remaining(length - opening, lead, opening)
+        place = torch.arange(length, device=text.device)
+        in_text = torch.where(place < lead, place, place - opening)
+        in_prefix = length - opening + view.shift + place - lead
+        of_opening = (place >= lead) & (place < lead + opening)
+        self._back = torch.where(of_opening, in_prefix, in_text)
         return {
             **inputs,
-            "input_ids": inputs["input_ids"].gather(1, kept),
-            "position_ids": inputs["position_ids"].gather(1, kept),
+            "input_ids": inputs["input_ids"].gather(1, remaining),
+            "position_ids": inputs["position_ids"].gather(1, remaining),
         }
 
 
-def _kept(length: int, lead: Tensor, opening: int) -> Tensor:
-    """Which columns stay, `[B, length]`, when `opening` go behind each row's padding `[B, 1]`."""
+def _remaining(length: int, lead: Tensor, opening: int) -> Tensor:
+    """Which columns stay, `[B, length]`, when `opening` go after each row's padding `[B, 1]`."""
     place = torch.arange(length, device=lead.device)
     return torch.where(place < lead, place, place + opening)
 
 
 @contextmanager
 def _not_checkpointed(stack: Stack) -> Iterator[None]:
-    """A front is short: what its blocks keep for backward is not worth computing twice."""
+    """Keep what the blocks of the prefix need for backward: it is short, so that is cheap."""
     layers = stack.checkpointed
     try:
         for layer in layers:

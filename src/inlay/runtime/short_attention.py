@@ -1,11 +1,11 @@
-"""Attention of short texts that learn in bf16 on a CPU, in less time than torch's own takes.
+"""Attention of short texts in bf16 training on a CPU, in less time than torch's own takes.
 
     P = softmax(scale · Q Kᵀ + bias),   O = P V
 
 Torch's kernel for CPUs works through short texts in small blocks, and goes back slower still
 (LOG.md). Here whole matrices are multiplied: the scores and the gradient of P in fp32, because a
-softmax lies between them and what follows; all else in bf16, to which it is rounded anyway. Kept
-for backward are Q, K, V and P in bf16.
+softmax lies between them and what follows; all else in bf16, to which it is rounded anyway. Q, K,
+V and P are kept for backward, in bf16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokens port: trained vectors that stand wherever a text's token ids name them.
+"""Virtual tokens: trained vectors that stand wherever a text's token ids name them.
 
 A base knows the ids 0 … V-1, the rows of its embedding table. Ids from V on are virtual tokens:
 V is the first vector of a row's inlays, V + 1 the second. They are tokens in every other respect,
@@ -14,139 +14,165 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from inlay.architectures.chart import Stack
-from inlay.core.piece import VirtualTokens
-from inlay.errors import RowsError
-from inlay.runtime.routing import Groups, Names, Routing
+from inlay.architectures.chart import Chart
+from inlay.core.piece import Piece, VirtualTokens
+from inlay.core.site import Site
+from inlay.errors import PortError, RowsError
+from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.routing import Groups, Names
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The virtual tokens of a pass.
+class VirtualPositions:
+    """Where the virtual tokens of a pass stand.
 
     numbers `[B, T]`: which of its row's virtual tokens stands at a position, from 1; 0 for none.
-    groups: which inlays with virtual tokens serve the rows. of: the numbers of single pieces, as
-    far as they were asked for.
+    groups: which inlays with virtual tokens serve the rows. by_piece: the numbers of single
+    pieces, computed when they are first needed.
     """
 
     numbers: Tensor
     groups: Groups
-    of: dict[VirtualTokens, Tensor | None] = field(default_factory=dict)
+    by_piece: dict[VirtualTokens, Tensor | None] = field(default_factory=dict)
 
 
-class VirtualTokenPort:
-    """The virtual tokens of all inlays in one stack. asked: those of the pass under way."""
+@accepts(VirtualTokens)
+class VirtualTokenPort(Port):
+    """The virtual tokens of all inlays in one stack. positions: those of the pass under way."""
 
-    def __init__(self, stack: Stack, route: Routing):
-        self.stack = stack
-        self.route = route
+    label = "virtual tokens"
+
+    def __init__(self, state: StackState):
+        super().__init__(state)
         self.pieces: dict[str, list[VirtualTokens]] = {}
-        self.asked: Asked | None = None
+        self.positions: VirtualPositions | None = None
+
+    @classmethod
+    @override
+    def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
+        check_embed(method, site)
+
+    @override
+    def add(self, name: str, site: Site, piece: Piece) -> None:
+        assert isinstance(piece, VirtualTokens)
+        self.pieces.setdefault(name, []).append(piece)
+
+    @override
+    def remove(self, name: str) -> None:
+        self.pieces.pop(name, None)
 
     @property
-    def first(self) -> int:
+    def first_id(self) -> int:
         """V, the id of the first virtual token."""
-        assert self.stack.embed is not None and isinstance(self.stack.embed.weight, Tensor)
-        return len(self.stack.embed.weight)
+        return self.stack.vocabulary
 
+    @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The stack's inputs with vectors for ids, where any of these is virtual."""
+        """Embed the ids, where any of them is virtual."""
         ids = inputs.get("input_ids")
-        if not self.pieces or ids is None or not bool((ids >= self.first).any()):
+        if not self.pieces or ids is None or not bool((ids >= self.first_id).any()):
             return inputs
         return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
-        groups = self.route.groups(len(ids), self.pieces) if self.pieces else None
+        groups = self.routing.groups(len(ids), self.pieces) if self.pieces else None
         groups = groups or Groups(((),), None)
-        self.asked = Asked(self._numbers(ids), groups) if self.pieces else None
+        self.positions = VirtualPositions(self._numbers(ids), groups) if self.pieces else None
         return self._embed(ids, groups)
 
     def embed_for(self, names: Names, ids: Tensor) -> Tensor:
         """Vectors for ids `[T]` that these inlays serve: `[T, D]`."""
-        return self._embed(ids[None], Groups((self._here(names),), None))[0]
+        return self._embed(ids[None], Groups((self._with_tokens(names),), None))[0]
 
-    def ask_for(self, names: Sequence[Names], ids: Tensor, before: Sequence[int]) -> None:
-        """A pass of one row a group begins: so many other positions, and then `ids` `[T]`."""
+    def begin_prefix(self, names: Sequence[Names], ids: Tensor, before: Sequence[int]) -> None:
+        """Note the positions of a pass of one row a group: `before` other positions, then `ids`.
+
+        ids `[T]` are the same for every group.
+        """
         longest = max(before)
         rows = [F.pad(self._numbers(ids), (n, longest - n)) for n in before]
-        groups = Groups(tuple(self._here(one) for one in names), tuple(range(len(names))))
-        self.asked = Asked(torch.stack(rows), groups)
+        groups = Groups(tuple(self._with_tokens(n) for n in names), tuple(range(len(names))))
+        self.positions = VirtualPositions(torch.stack(rows), groups)
 
     def move(self, source: Tensor, extra: int) -> None:
-        """The rows have been laid out anew, with `extra` others: `source` `[B, T + extra]`."""
-        if self.asked is not None:
-            wide = F.pad(self.asked.numbers, (0, extra))
-            self.asked = Asked(wide.gather(1, source), self.asked.groups)
+        """Follow rows to their new layout with `extra` more positions: source `[B, T + extra]`."""
+        if self.positions is not None:
+            wide = F.pad(self.positions.numbers, (0, extra))
+            self.positions = VirtualPositions(wide.gather(1, source), self.positions.groups)
 
     def numbers(self, piece: VirtualTokens) -> Tensor | None:
-        """Where one piece's virtual tokens stand in the pass under way, `[B, T]`: the n-th is n,
-        all else is 0. None where there are none."""
-        if self.asked is None:
-            return None
-        if piece not in self.asked.of:
-            self.asked.of[piece] = self._own(piece, self.asked.numbers, self.asked.groups)
-        return self.asked.of[piece]
+        """Where one piece's virtual tokens stand in the pass under way, `[B, T]`.
 
-    def _own(self, piece: VirtualTokens, numbers: Tensor, groups: Groups) -> Tensor | None:
+        Its n-th token is n, everything else is 0. None where it has no token in the pass.
+        """
+        positions = self.positions
+        if positions is None:
+            return None
+        if piece not in positions.by_piece:
+            positions.by_piece[piece] = self._numbers_of(piece, positions)
+        return positions.by_piece[piece]
+
+    def _numbers_of(self, piece: VirtualTokens, positions: VirtualPositions) -> Tensor | None:
+        numbers, groups = positions.numbers, positions.groups
         starts = [self._start(names, piece) for names in groups.names]
         if all(start is None for start in starts):
             return None
-        own = torch.tensor([-1 if start is None else start for start in starts])
-        own = own.to(numbers.device)
-        rows = own if groups.group is None else own[groups.index(numbers.device)]
-        moved = numbers - rows[:, None]
-        return moved.where((rows[:, None] >= 0) & (moved > 0) & (moved <= piece.length), 0)
+        by_group = torch.tensor([-1 if start is None else start for start in starts])
+        by_group = by_group.to(numbers.device)
+        start = by_group if groups.group is None else by_group[groups.index(numbers.device)]
+        moved = numbers - start[:, None]
+        return moved.where((start[:, None] >= 0) & (moved > 0) & (moved <= piece.length), 0)
 
     def _start(self, names: Names, piece: VirtualTokens) -> int | None:
         """How many virtual tokens of a row come before a piece's; None where it has none of it."""
         start = 0
         for name in names:
-            for one in self.pieces[name]:
-                if one is piece:
+            for other in self.pieces[name]:
+                if other is piece:
                     return start
-                start += one.length
+                start += other.length
         return None
 
-    def _here(self, names: Names) -> Names:
+    def _with_tokens(self, names: Names) -> Names:
         return tuple(name for name in names if name in self.pieces)
 
     def _numbers(self, ids: Tensor) -> Tensor:
-        return torch.where(ids >= self.first, ids - self.first + 1, 0)
+        return torch.where(ids >= self.first_id, ids - self.first_id + 1, 0)
 
     def _embed(self, ids: Tensor, groups: Groups) -> Tensor:
         assert self.stack.embed is not None
         if not self.pieces:
             return self.stack.embed(ids)
-        first = self.first
-        virtual = ids >= first
+        virtual = ids >= self.first_id
         embeds = self.stack.embed(ids.masked_fill(virtual, 0))
         if not bool(virtual.any()):
             return embeds
-        tables = [
-            torch.cat([piece() for name in names for piece in self.pieces[name]]) if names else None
-            for names in groups.names
-        ]
-        counts = [0 if table is None else len(table) for table in tables]
+        tables = [self._table(names, embeds) for names in groups.names]
+        counts = [len(table) for table in tables]
         number = torch.zeros(1, dtype=torch.long, device=ids.device)
         number = number if groups.group is None else groups.index(ids.device)
-        asked = self._numbers(ids)
-        known = torch.tensor(counts, device=ids.device)[number]
-        if bool((asked > known[:, None]).any()):
+        numbers = self._numbers(ids)
+        available = torch.tensor(counts, device=ids.device)[number]
+        if bool((numbers > available[:, None]).any()):
             raise RowsError(
-                f"a text names {int(asked.max())} virtual tokens, and the inlays of its row have "
-                f"{int(known.min())}; attach one with as many as the template, or use rows"
+                f"a text names {int(numbers.max())} virtual tokens, and the inlays of its row have "
+                f"{int(available.min())}; attach one with as many as the template, or use rows"
             )
-        width = embeds.shape[-1]
-        stacked = torch.stack(
-            [
-                F.pad(embeds.new_zeros(0, width) if t is None else t.to(embeds.dtype),
-                      (0, 0, 0, max(counts) - n))
-                for t, n in zip(tables, counts, strict=True)
-            ]
-        )  # fmt: skip
-        index = (asked - 1).clamp(min=0)[..., None].expand(-1, -1, width)
-        spread = stacked[number].expand(len(ids), -1, -1)
-        return torch.where(virtual[..., None], spread.gather(1, index), embeds)
+        padded = [F.pad(t, (0, 0, 0, max(counts) - len(t))) for t in tables]
+        index = (numbers - 1).clamp(min=0)[..., None].expand(-1, -1, embeds.shape[-1])
+        vectors = torch.stack(padded)[number].expand(len(ids), -1, -1)
+        return torch.where(virtual[..., None], vectors.gather(1, index), embeds)
+
+    def _table(self, names: Names, embeds: Tensor) -> Tensor:
+        """The vectors of these inlays, `[N, D]`, like the embeddings."""
+        vectors = [piece().to(embeds.dtype) for name in names for piece in self.pieces[name]]
+        return torch.cat([embeds.new_zeros(0, embeds.shape[-1]), *vectors])
+
+
+def check_embed(method: str, site: Site) -> None:
+    """Raise PortError at a site that is not the input embeddings."""
+    if site.role not in ("embed", "embed.target"):
+        raise PortError(f"{method} adds positions, which stand at 'embed', not at {site.role!r}")

@@ -1,8 +1,8 @@
 """Training: `fit`, and recipes that say what to fit."""
 
-from inlay.training.evaluation import evaluate, predict
 from inlay.training.fit import fit, tune
 from inlay.training.ipt_decoder import fit_decoder
+from inlay.training.loop.evaluation import evaluate, predict
 from inlay.training.loop.options import Options
 from inlay.training.loop.results import Evaluation, Result
 from inlay.training.multitask import Lesson, fit_mixture

@@ -64,16 +64,16 @@ def fit(
     """
     if not handle.attached or handle.model is not model:
         raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
-    if handle.virtual != task.virtual:
+    if handle.virtual_tokens != task.virtual:
         raise TrainingError(
             f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay "
-            f"{handle.virtual}; they must be as many"
+            f"{handle.virtual_tokens}; they must be as many"
         )
-    joint = options(given).base_lr is not None
-    with thawed(model) if joint else nullcontext():
+    base_lr = options(given).base_lr
+    with nullcontext() if base_lr is None else thawed(model):
         return train(
             model,
-            Whole(handle) if joint else handle,
+            handle if base_lr is None else Whole(handle, base_lr),
             [handle.name],
             task,
             data,
@@ -150,9 +150,9 @@ def learning(model: PreTrainedModel, names: Sequence[str], dropout: bool) -> Ite
     held = [p for one in others for p in one.parameters() if p.requires_grad]
     model.train(dropout)
     for one in others:
-        one.root.sets[one.name].eval()
+        one.eval()
     for name in names:
-        present[name].root.sets[name].train()
+        present[name].train()
     for parameter in held:
         parameter.requires_grad_(False)
     try:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from inlay.core.piece import PromptVectors
 from inlay.errors import TrainingError
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 from inlay.handle import attach, rows
 from inlay.methods.ipt import IPT, Decoder
 from inlay.training.loop import rng
@@ -62,6 +62,7 @@ def fit_decoder(
             decoder.outer.bias.copy_(torch.stack(prompts).mean(0).flatten())
         scratch = attach(model, IPT(length=length, code=None), name=NAME)
         try:
+            values: nn.Parameter
             (values,) = scratch.parameters()
             learning = [*encoder.parameters(), *decoder.parameters()]
             optimizer = torch.optim.AdamW(learning, lr=lr)
@@ -75,7 +76,7 @@ def fit_decoder(
                     chosen = torch.randint(len(encoded[number]), (batch_size,)).tolist()
                     made = decoder(encoder(prompts[number].flatten()))
                     values.data.copy_(made.detach().view_as(values))
-                    scratch.root.sets[NAME].zero_grad()
+                    model.zero_grad()
                     task = lessons[number].task
                     batch = task.collate([encoded[number][place] for place in chosen])
                     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -96,7 +97,8 @@ def fit_decoder(
 
 def _prompt(lesson: Lesson) -> Tensor:
     """The vectors `[P, D]` of a lesson's prompt."""
-    found = [p for one in lesson.inlays for _, _, p in one.pieces() if isinstance(p, PromptVectors)]
+    pieces = [placed.piece for handle in lesson.inlays for placed in handle.placed]
+    found = [piece for piece in pieces if isinstance(piece, PromptVectors)]
     if len(found) != 1:
         raise TrainingError(
             f"every lesson needs one prompt, and {[one.name for one in lesson.inlays]} have "

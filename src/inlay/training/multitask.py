@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.core.method import Method, Spec, sum_of
+from inlay.core.method import ParameterGroup, Spec, sum_of
 from inlay.data.dataset import Example
 from inlay.errors import TrainingError
 from inlay.handle import Inlay
@@ -85,9 +85,10 @@ class Several:
         """All specs, one after the other."""
         return sum_of([m for handle in self.handles.values() for m in handle.spec.methods])
 
-    def by_method(self) -> list[tuple[Method, list[nn.Parameter]]]:
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
         """See `Inlay`."""
-        return [pair for handle in self.handles.values() for pair in handle.by_method()]
+        handles = self.handles.values()
+        return [group for handle in handles for group in handle.parameter_groups(learning_rate)]
 
     def training_state(self) -> dict[str, Tensor]:
         """See `Inlay`; names begin with that of the inlay."""

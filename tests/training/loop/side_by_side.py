@@ -39,7 +39,7 @@ def main(folder: Path, cut: int) -> None:
     world, me = processes().num_processes, processes().process_index
     for left in [cut, 0] if cut else [0]:
         model, handle = tiny.attached(LoRA(rank=2), model=tiny.base().double())
-        handle.root.double()
+        model.inlays.double()
         with torch.no_grad():
             for parameter in handle.parameters():
                 parameter += me  # what the first process has is what counts

@@ -53,7 +53,7 @@ def test_one_large_batch_and_many_small_ones_are_the_same():
     ends = []
     for batch_size, accumulate in ((8, 1), (2, 4), (3, 3), (1, 8)):
         model, handle = tiny.attached(LoRA(rank=2), model=tiny.base().double())
-        handle.root.double()
+        model.inlays.double()
         size = {"batch_size": batch_size, "accumulate": accumulate, "clip": 0.5}
         result, _ = train(model=model, handle=handle, data=tiny.examples(8), epochs=5, **size)
         assert result.steps == 5
@@ -83,7 +83,7 @@ def test_generators_and_modes_are_left_alone():
     expected = torch.rand(3), random.random()
     torch.manual_seed(5)
     random.seed(5)
-    handle.root.sets["default"].eval()
+    handle.eval()
     model.model.layers[0].train()
     modes = {name: module.training for name, module in model.named_modules()}
     train(model=model, handle=handle, steps=1)

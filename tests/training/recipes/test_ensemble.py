@@ -38,7 +38,7 @@ def bound(task, family="llama", kind="decoder"):
 
 @pytest.mark.parametrize("together", [1000, 2])
 def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
-    monkeypatch.setattr("inlay.training.evaluation.CHUNK", together)
+    monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", together)
     task = Classify(template="{text} was", verbalizer=WORDS)
     model = bound(task)
     handles = members(model, 3)

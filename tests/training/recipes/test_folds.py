@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers as hf
 
-import inlay
 from inlay.data.dataset import load
 from inlay.errors import DataError, RecipeError, TrainingError
+from inlay.files.format import read
 from inlay.tasks import Classify, Regress
 from inlay.training import Recipe, cross_validate, run
 from inlay.training.recipes.folds import folds
@@ -102,9 +102,9 @@ def test_a_recipe_is_trained_once_a_fold(recipe, tmp_path):
     outcome = run(alone, tiny.quiet())
     assert outcome.test == found.scores[1]
     files = [tmp_path / "all" / "fold-2" / "default.safetensors", outcome.path]
-    a, b = (inlay.files.format.read(path)[1] for path in files)
+    a, b = (read(path).tensors for path in files)
     assert tiny.same(a, b)
-    other = inlay.files.format.read(tmp_path / "all" / "fold-1" / "default.safetensors")[1]
+    other = read(tmp_path / "all" / "fold-1" / "default.safetensors").tensors
     assert not tiny.same(a, other)
 
 

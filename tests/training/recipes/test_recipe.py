@@ -10,6 +10,7 @@ from rich.console import Console
 
 import inlay
 from inlay.errors import InlayError, RecipeError, TrainingError
+from inlay.files.format import read
 from inlay.hub.models import load_base
 from inlay.training import Recipe, evaluate, run
 from inlay.training.recipes import yaml as recipe_yaml
@@ -275,7 +276,7 @@ def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
     files = []
     for place in ("a", "b"):
         run(Recipe.load(recipe_file, {"out": str(tmp_path / place)}), tiny.quiet())
-        files.append(inlay.files.format.read(tmp_path / place / "default.safetensors"))
+        files.append(read(tmp_path / place / "default.safetensors"))
     assert files[0][0] == files[1][0]
     assert tiny.same(files[0][1], files[1][1])
 
@@ -283,13 +284,13 @@ def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
 def test_a_task_with_a_trained_head_gets_one(recipe_file):
     plain = {"task": '{"kind": "classify"}', "method": "LoRA(rank=2)", "training.lr": "3e-2"}
     outcome = run(Recipe.load(recipe_file, plain), tiny.quiet())
-    header, tensors = inlay.files.format.read(outcome.path)
+    header, tensors = read(outcome.path).header, read(outcome.path).tensors
     assert "final/1/head/weight" in tensors
     assert '"labels": ["no", "yes"]' in header["spec"]
     assert outcome.untouched is not None
     own = {**plain, "method": "Head(labels=('no', 'yes'), pool='last')", "name": "own"}
     outcome = run(Recipe.load(recipe_file, own), tiny.quiet(), resume=False)
-    assert set(inlay.files.format.read(outcome.path)[1]) == {
+    assert set(read(outcome.path).tensors) == {
         "final/0/head/weight",
         "final/0/head/bias",
     }
@@ -315,7 +316,7 @@ def test_choices_are_learned(recipe_file, tmp_path, by):
     outcome = run(Recipe.load(recipe_file, flags), tiny.quiet())
     assert outcome.dev is not None
     assert outcome.training.steps == 12
-    assert ("final/1/head/weight" in inlay.files.format.read(outcome.path)[1]) == (by == "head")
+    assert ("final/1/head/weight" in read(outcome.path).tensors) == (by == "head")
 
 
 def test_virtual_tokens_are_placed_and_measured_untouched(recipe_file, tmp_path):

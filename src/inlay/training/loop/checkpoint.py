@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inlay.errors import TrainingError
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 
 NAME = "checkpoint.safetensors"
 FORMAT = 1

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.core.method import Method, Spec
+from inlay.core.method import ParameterGroup, Spec
 from inlay.errors import TrainingError
-from inlay.files.format import write_folder
+from inlay.files.atomic import write_folder
 from inlay.handle import Inlay
 from inlay.runtime.container import CHILD
 
@@ -30,8 +30,9 @@ FINE = (torch.float32, torch.float64)
 class Whole:
     """An inlay and the base that it is set into, as one that learns."""
 
-    def __init__(self, handle: Inlay):
+    def __init__(self, handle: Inlay, base_learning_rate: float):
         self.handle = handle
+        self.base_learning_rate = base_learning_rate
         self.name = handle.name
         self.model = handle.model
 
@@ -40,9 +41,11 @@ class Whole:
         """Of the inlay."""
         return self.handle.spec
 
-    def by_method(self) -> list[tuple[Method | None, list[nn.Parameter]]]:
-        """See `Learner`: the base comes last."""
-        return [*self.handle.by_method(), (None, list(base_parameters(self.model).values()))]
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
+        """See `Inlay`; the base comes last."""
+        base = tuple(base_parameters(self.model).values())
+        groups = self.handle.parameter_groups(learning_rate)
+        return [*groups, ParameterGroup(base, self.base_learning_rate)]
 
     def training_state(self) -> dict[str, Tensor]:
         """See `Inlay`; names begin with `inlay/` or `base/`. Tied numbers are there once."""

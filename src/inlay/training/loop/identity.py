@@ -9,7 +9,7 @@ from typing import Any
 
 from inlay.architectures.resolve import resolve
 from inlay.core.parse import to_json
-from inlay.files.format import fingerprint
+from inlay.files.fingerprint import fingerprint
 from inlay.tasks import Row, Task
 from inlay.training.loop.options import Options
 from inlay.training.loop.trainable import Learner

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from inlay.core.method import Spec
-
 
 def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, done: float) -> float:
     """What the highest rate is multiplied by when the share `done` of the run is over.
@@ -21,12 +19,3 @@ def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, don
     if schedule == "cosine":
         return (1 - math.cos(math.pi * left)) / 2
     return 1.0
-
-
-def rates(spec: Spec, chosen: float | None, base: float | None = None) -> tuple[float, ...]:
-    """The highest learning rate of each method: the one chosen for all, or its own `lr`.
-
-    base: that of the base, which comes last; None where it does not learn.
-    """
-    own = tuple(method.learning_rate() if chosen is None else chosen for method in spec.methods)
-    return own if base is None else (*own, base)

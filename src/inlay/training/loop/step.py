@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
+from inlay.core.method import ParameterGroup
 from inlay.errors import TrainingError
 from inlay.tasks import Row, Task
 from inlay.training.loop.options import Options
@@ -46,7 +47,6 @@ class Stepper:
         handle: Learner,
         task: Task,
         options: Options,
-        rates: Sequence[float],
         accelerator: Accelerator,
     ):
         self.model = model
@@ -54,15 +54,14 @@ class Stepper:
         self.clip = options.clip
         self.accelerator = accelerator
         self.device = model.device
-        self.rates = rates
-        groups = [[p for p in own if p.requires_grad] for _, own in handle.by_method()]
-        self.parameters = [p for own in groups for p in own]
+        groups = handle.parameter_groups(options.lr)
+        self.rates = [group.learning_rate for group in groups]
+        self.parameters = [p for group in groups for p in group.parameters]
         if not self.parameters:
             raise TrainingError(f"nothing in the inlay {handle.name!r} learns")
         self.optimizer = torch.optim.AdamW(
-            [{"params": own} for own in groups],
+            [{"params": group.parameters, **_decay(group, options)} for group in groups],
             betas=options.betas,
-            weight_decay=options.weight_decay,
             fused=all(p.device.type in FUSED for p in self.parameters),
         )
 
@@ -125,6 +124,11 @@ class Stepper:
         for p, part in zip(self.parameters, parts, strict=True):
             p.grad = part.view_as(p)
         return both[0], int(both[1])
+
+
+def _decay(group: ParameterGroup, options: Options) -> dict[str, float]:
+    decay = group.weight_decay
+    return {"weight_decay": options.weight_decay if decay is None else decay}
 
 
 def _hopeless(

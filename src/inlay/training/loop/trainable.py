@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from inlay.core.method import Method, Spec
+from inlay.core.method import ParameterGroup, Spec
 
 
 class Learner(Protocol):
@@ -20,8 +19,7 @@ class Learner(Protocol):
     def model(self) -> PreTrainedModel: ...  # noqa: D102
     @property
     def spec(self) -> Spec: ...  # noqa: D102
-    def by_method(self) -> Sequence[tuple[Method | None, list[nn.Parameter]]]:
-        """What learns, method by method; None stands for the base, which comes last."""
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]: ...  # noqa: D102
 
     def training_state(self) -> dict[str, Tensor]: ...  # noqa: D102
     def load_training_state(self, state: dict[str, Tensor]) -> None: ...  # noqa: D102

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.tasks import Task
-from inlay.training.evaluation import encoded, merged, predictions
 from inlay.training.loop import checkpoint, rng, schedule
 from inlay.training.loop.batches import shuffled
 from inlay.training.loop.checkpoint import Checkpoint
+from inlay.training.loop.evaluation import encoded, merged, predictions
 from inlay.training.loop.identity import identity
 from inlay.training.loop.log import Log
 from inlay.training.loop.options import Options
@@ -62,8 +62,8 @@ class Loop:
             self.rows = encoded(task, data, "train", shown)
             self.dev_rows = [] if dev is None else encoded(task, dev, "dev", shown)
         self.costs = [len(row) for row in self.rows]
-        self.rates = schedule.rates(handle.spec, chosen.lr, chosen.base_lr)
-        self.stepper = Stepper(model, handle, task, chosen, self.rates, accelerator)
+        self.stepper = Stepper(model, handle, task, chosen, accelerator)
+        self.rates = self.stepper.rates
         self.at = Counters()
         self.best: dict[str, Tensor] = {}
         self.saved = 0

@@ -25,11 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.data.dataset import Dataset, Example, load
 from inlay.errors import DataError
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
 from inlay.tasks import Classify, Task, auxiliary
-from inlay.training.evaluation import evaluate
 from inlay.training.fit import fit
+from inlay.training.loop.evaluation import evaluate
 from inlay.training.loop.full_model import BASE, need_fine, restored, save_base
 from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import Shown

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from rich.console import Console
 
 from inlay.errors import RecipeError
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 from inlay.training.loop.launch import processes
 from inlay.training.recipes.recipe import Recipe, folder_of
 from inlay.training.recipes.run import run

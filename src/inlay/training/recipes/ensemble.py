@@ -16,9 +16,9 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.handle import Inlay, attach, rows
 from inlay.tasks import Prediction, Row, Task
-from inlay.training.evaluation import chunks
 from inlay.training.loop import rng
 from inlay.training.loop.batches import by_length
+from inlay.training.loop.evaluation import chunks
 
 
 @dataclass(frozen=True)

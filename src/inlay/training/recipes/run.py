@@ -16,13 +16,13 @@ from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset, left_out
 from inlay.errors import RecipeError
-from inlay.files.format import write_whole
+from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
 from inlay.hub.models import load_base
 from inlay.tasks import Task
-from inlay.training.evaluation import evaluate
 from inlay.training.fit import fit
 from inlay.training.loop import checkpoint
+from inlay.training.loop.evaluation import evaluate
 from inlay.training.loop.full_model import BASE, need_fine, save_base
 from inlay.training.loop.launch import processes
 from inlay.training.loop.log import Log
@@ -149,7 +149,7 @@ class _Course:
     def untouched(self, handle: Inlay) -> dict[str, float] | None:
         """The scores on `dev` before anything has learned; see `run`."""
         has_head = any(method.has_head for method in handle.spec.methods)
-        handle.enabled = has_head or handle.virtual > 0
+        handle.enabled = has_head or handle.virtual_tokens > 0
         scores = self.score("dev")
         handle.enabled = True
         if scores is not None:
@@ -241,10 +241,10 @@ def opened(
 
 def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console) -> Recipe:
     """The recipe, with the template in which the task has a place for every virtual token."""
-    if not handle.virtual or task.virtual:
+    if not handle.virtual_tokens or task.virtual:
         return recipe
-    front = sum(piece.front for _, _, piece in handle.pieces() if isinstance(piece, VirtualTokens))
-    task.place(handle.virtual, front, data)
+    front = sum(p.piece.before for p in handle.placed if isinstance(p.piece, VirtualTokens))
+    task.place(handle.virtual_tokens, front, data)
     recipe = recipe.with_task(task)
     say(console, f"template: {recipe.task['template']}")
     return recipe

@@ -12,9 +12,8 @@ from inlay.errors import DataError
 from inlay.tasks import Choose, Extract, Generate, Regress, Tag
 from inlay.tasks.base import TASKS, Row
 from inlay.training import Recipe, evaluate, predict
-from inlay.training.evaluation import Answers, predict_each
-
-from . import tiny
+from inlay.training.loop.evaluation import Answers, predict_each
+from tests.training import tiny
 
 
 class Seen(Row):
@@ -55,7 +54,7 @@ def counted(model):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr("inlay.training.evaluation.CHUNK", 10)
+    monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", 10)
 
 
 def test_only_one_chunk_is_encoded_at_a_time(small):
@@ -97,7 +96,7 @@ def test_chunks_change_no_prediction(monkeypatch):
     model, data = tiny.base(), tiny.examples(33)
     task = tiny.task(model)
     whole = predict(model, task, data, batch_size=4)
-    monkeypatch.setattr("inlay.training.evaluation.CHUNK", 5)
+    monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", 5)
     parts = predict(model, task, iter(data), batch_size=4)
     assert list(map(float, parts)) == pytest.approx(list(map(float, whole)), rel=1e-5)
     assert predict(model, task, []) == []

@@ -1,0 +1,70 @@
+"""Noticing a training loop that leaves out what a method needs at each step.
+
+`fit` and `InlayCallback` add the penalty of an inlay to the loss and call `after_step`. A loop of
+one's own can forget either, and would then train something else, silently. A step of the optimiser
+changes the pieces' parameters in place, which torch counts; so at the beginning of a training pass
+it is known whether a step was made since the last one, and whether it was told.
+"""
+
+from __future__ import annotations
+
+from inlay.core.method import Method
+from inlay.core.piece_set import PieceSet
+from inlay.errors import TrainingError
+
+PATIENCE = 2
+"""How many steps may be left out before that is an error: some loops begin with one to warm up."""
+
+
+class Reminder:
+    """Watches the steps of one inlay. Raises TrainingError where they are left out."""
+
+    def __init__(self, name: str, pieces: PieceSet):
+        self.name = name
+        self.pieces = pieces
+        kinds = [type(method) for method in pieces.spec.methods]
+        self.has_penalty = any(kind.penalty is not Method.penalty for kind in kinds)
+        self.has_schedule = any(kind.after_step is not Method.after_step for kind in kinds)
+        self._version: int | None = None
+        self._penalty_asked = self._step_told = True
+        self._without_penalty = self._without_step = 0
+
+    def penalty_asked(self) -> None:
+        """The loop asked for the penalty."""
+        self._penalty_asked = True
+
+    def step_told(self) -> None:
+        """The loop said that a step is over."""
+        self._step_told = True
+        self._version = self._versions()
+
+    def training_pass(self) -> None:
+        """A pass with gradients begins."""
+        if not (self.has_penalty or self.has_schedule):
+            return
+        version = self._versions()
+        if self._version is None:
+            self._version = version
+            self._penalty_asked = self._step_told = False
+            return
+        stepped = version != self._version or self._step_told
+        if not stepped:
+            return
+        self._without_penalty = 0 if self._penalty_asked else self._without_penalty + 1
+        self._without_step = 0 if self._step_told else self._without_step + 1
+        self._version, self._penalty_asked, self._step_told = version, False, False
+        if self.has_penalty and self._without_penalty >= PATIENCE:
+            raise TrainingError(
+                f"the inlay {self.name!r} has a penalty, and this loop leaves it out; add "
+                "handle.penalty() to the mean loss of each step, or train with inlay.fit, or give "
+                "transformers.Trainer an inlay.InlayCallback"
+            )
+        if self.has_schedule and self._without_step >= PATIENCE:
+            raise TrainingError(
+                f"the inlay {self.name!r} changes on a schedule, and this loop leaves it out; call "
+                "handle.after_step(progress) after each step of the optimiser, or train with "
+                "inlay.fit, or give transformers.Trainer an inlay.InlayCallback"
+            )
+
+    def _versions(self) -> int:
+        return sum(parameter._version for parameter in self.pieces.learning())
