@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -10,7 +12,30 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import HeadPiece
 from inlay.errors import RowsError, TaskError
 from inlay.handle import attached
-from inlay.runtime.container import container_of
+from inlay.runtime.container import container_of, stack_hooks
+
+
+def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """What a trained head reads: the first stack's last hidden states, and their mask.
+
+    inputs: what the backbone takes. Returns states `[B, T, D]` and a mask `[B, T]`; in an
+    encoder–decoder with a prompt both hold the prompt's positions too.
+    """
+    states = chart.stacks[0].states(**inputs)
+    mask = inputs.get("attention_mask")
+    for hooks in stack_hooks(model)[:1]:
+        mask = hooks.widened(mask, states)
+    if mask is None:
+        mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+    return states, mask
+
+
+def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
+    """The first stack's last hidden states of the text's own tokens alone, `[B, T, D]`."""
+    states = chart.stacks[0].states(**inputs)
+    for hooks in stack_hooks(model)[:1]:
+        states = hooks.narrowed(inputs.get("attention_mask"), states)
+    return states
 
 
 def head_of(model: PreTrainedModel, name: str) -> HeadPiece | None:

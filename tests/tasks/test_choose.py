@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import inlay
 from inlay.errors import DataError, TaskError
-from inlay.heads import head_of
+from inlay.heads import head_inputs, head_of
 from inlay.laws.case import move
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
@@ -157,7 +157,7 @@ def test_a_head_scores_premise_and_choice_read_together(family):
                 if family == "llama"
                 else read(text, choice, return_tensors="pt", return_token_type_ids=family == "bert")
             )
-            states, mask = task.bound.chart.encoded(base, **encoding)
+            states, mask = head_inputs(base, task.bound.chart, **encoding)
             own = head(states, mask)[0, 0]
             torch.testing.assert_close(logits[place, number], own, rtol=1e-4, atol=1e-4)
 

@@ -10,6 +10,7 @@ import inlay
 from inlay import Head, LoRA, Prompt
 from inlay.data.dataset import load
 from inlay.errors import DataError, RowsError
+from inlay.heads import head_inputs, token_states
 from inlay.tasks import Classify, Tag, from_spec, metrics
 from inlay.tasks.tag import LOST
 from inlay.training import evaluate
@@ -213,9 +214,9 @@ def test_prompts_in_front_do_not_move_the_words(family):
     batch = task.collate(task.encode_all(ROWS))
     mask = batch["attention_mask"]
     chart = task.chart(base)
-    states = chart.token_states(base, input_ids=batch["input_ids"], attention_mask=mask)
+    states = token_states(base, chart, input_ids=batch["input_ids"], attention_mask=mask)
     assert states.shape[:2] == mask.shape
-    kept, wide = chart.encoded(base, input_ids=batch["input_ids"], attention_mask=mask)
+    kept, wide = head_inputs(base, chart, input_ids=batch["input_ids"], attention_mask=mask)
     extra = 3 if family == "t5" else 0  # its encoder keeps the prompt for the decoder
     assert kept.shape[1] == mask.shape[1] + extra
     for row, seen, own, text in zip(kept, wide.bool(), states, mask.bool(), strict=True):

@@ -18,9 +18,6 @@ from inlay.architectures.layout import (
 from inlay.core.modes import evaluating
 from inlay.core.site import Site, Where, choose
 
-STACK_HOOKS = "inlay_door"
-"""The attribute under which a stack of the base keeps what its hooks need, while inlays are in."""
-
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -132,25 +129,6 @@ class Chart:
             encoder_hidden_states=encoder.states(**inputs),
             encoder_attention_mask=mask,
         )
-
-    def encoded(self, model: PreTrainedModel, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """The first stack's last hidden states and their mask, which a trained head reads."""
-        stack = self.stacks[0]
-        states = stack.states(**inputs)
-        mask = inputs.get("attention_mask")
-        door = vars(stack.module).get(STACK_HOOKS)
-        if door is not None:
-            mask = door.widened(mask, states)
-        if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
-        return states, mask
-
-    def token_states(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
-        """The first stack's last hidden states of the text's own tokens alone, `[B, T, D]`."""
-        stack = self.stacks[0]
-        states = stack.states(**inputs)
-        door = vars(stack.module).get(STACK_HOOKS)
-        return states if door is None else door.narrowed(inputs.get("attention_mask"), states)
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """hidden `[..., D]` -> logits `[..., V]`, as the model's own forward computes them."""

@@ -16,6 +16,7 @@ from inlay.data.readers import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.heads import classify as classify_by_head
+from inlay.heads import head_inputs
 from inlay.methods.head import Head
 from inlay.tasks import metrics
 from inlay.tasks.base import (
@@ -279,7 +280,9 @@ class Choose(Templated):
         inputs = {name: batch[name] for name in names if name in batch}
         if self.by == "head":
             need_head(model, Head(labels=SCORE))
-            scores = classify_by_head(model, *chart.encoded(model, **inputs)).float().squeeze(1)
+            scores = (
+                classify_by_head(model, *head_inputs(model, chart, **inputs)).float().squeeze(1)
+            )
         else:
             hidden = chart.hidden(model, **inputs).flatten(0, 1)
             hidden = hidden.index_select(0, batch["positions"])

@@ -19,6 +19,7 @@ from inlay.data.readers import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
+from inlay.heads import head_inputs
 from inlay.methods.head import Head
 from inlay.tasks import auxiliary, cloze, metrics
 from inlay.tasks.auxiliary import Share
@@ -327,7 +328,7 @@ class Classify(Templated):
             return self._worded(model, self._hidden(model, batch), batch)
         need_head(model, Head(labels=self.names))
         inputs = _inputs(batch)
-        states, mask = self.chart(model).encoded(model, **inputs)
+        states, mask = head_inputs(model, self.chart(model), **inputs)
         if self._blank is not None:
             mask = (inputs["input_ids"] == self._blank).long()
         return classify_by_head(model, states, mask).float()

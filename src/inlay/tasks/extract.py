@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from inlay.data.dataset import Example
 from inlay.errors import DataError, TaskError
 from inlay.heads import classify as classify_by_head
+from inlay.heads import token_states
 from inlay.methods.head import Head
 from inlay.tasks import metrics
 from inlay.tasks.base import (
@@ -215,7 +216,7 @@ class Extract(Task):
         need_head(model, self.head())
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: batch[name] for name in names if name in batch}
-        states = self.chart(model).token_states(model, **inputs)
+        states = token_states(model, self.chart(model), **inputs)
         logits = classify_by_head(model, states, batch["attention_mask"]).float()
         first, last, none = batch["bounds"].to(logits.device).split(1, dim=1)
         place = torch.arange(logits.shape[1], device=logits.device)

@@ -16,6 +16,7 @@ from inlay.data.dataset import Example
 from inlay.data.template import Template
 from inlay.errors import DataError
 from inlay.heads import classify as classify_by_head
+from inlay.heads import head_inputs
 from inlay.methods.head import Head
 from inlay.tasks import metrics
 from inlay.tasks.base import (
@@ -91,7 +92,7 @@ class Regress(Templated):
         """What the head says to each row, `[B]`, fp32."""
         need_head(model, self.head())
         inputs = {name: batch[name] for name in INPUTS if name in batch}
-        states, mask = self.chart(model).encoded(model, **inputs)
+        states, mask = head_inputs(model, self.chart(model), **inputs)
         return classify_by_head(model, states, mask).float().squeeze(1)
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:

@@ -15,6 +15,7 @@ from inlay.data.dataset import Example
 from inlay.data.readers import kind_of
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
+from inlay.heads import token_states
 from inlay.methods.head import Head
 from inlay.tasks import metrics
 from inlay.tasks.base import (
@@ -221,7 +222,7 @@ class Tag(Task):
         """The scores of the tags at every position, `[B, T, C]`, fp32."""
         need_head(model, self.head())
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        states = self.chart(model).token_states(model, input_ids=ids, attention_mask=mask)
+        states = token_states(model, self.chart(model), input_ids=ids, attention_mask=mask)
         return classify_by_head(model, states, mask).float()
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
