@@ -108,11 +108,11 @@ class Inlay:
         return max(lengths.values(), default=0)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that is trained, each once: what an optimiser is given."""
-        return self._pieces.learning()
+        """Every trained parameter, each once, for an optimiser."""
+        return self._pieces.trained()
 
     def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
-        """What is trained, in groups with the methods' own learning rates and weight decays.
+        """The trained parameters in groups with the methods' own learning rates and weight decays.
 
         learning_rate: one for every method instead of its own.
         """
@@ -124,7 +124,7 @@ class Inlay:
         Loops other than `fit` add it to the loss themselves, and call `after_step` after each step
         of the optimiser: see `inlay.InlayCallback` for `transformers.Trainer`.
         """
-        self._reminder().penalty_asked()
+        self._reminder().note_penalty()
         return self._pieces.penalty()
 
     def after_step(self, progress: float) -> None:
@@ -132,7 +132,7 @@ class Inlay:
 
         progress: how much of the training is done, from 0 to 1.
         """
-        self._reminder().step_told()
+        self._reminder().note_step()
         self._pieces.after_step(progress)
 
     def train(self, mode: bool = True) -> Inlay:

@@ -62,28 +62,28 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
         raise RowsError("every row needs exactly one inlay with a trained head; say which by rows")
     chart = container.chart
     if groups.group is None:
-        return _judged(chart, model, heads[groups.names[0][0]], hidden, mask)
+        return _logits(chart, model, heads[groups.names[0][0]], hidden, mask)
     number = groups.index(hidden.device)
-    made = [
-        _judged(chart, model, heads[names[0]], hidden[number == i], mask[number == i])
+    parts = [
+        _logits(chart, model, heads[names[0]], hidden[number == i], mask[number == i])
         for i, names in enumerate(groups.names)
     ]
-    if len({part.dim() for part in made}) > 1:
+    if len({part.dim() for part in parts}) > 1:
         raise RowsError("some heads of these rows classify each token, and others the whole text")
-    if len({part.shape[-1] for part in made}) > 1:
+    if len({part.shape[-1] for part in parts}) > 1:
         raise RowsError("the heads of these rows have different numbers of classes")
     order = torch.argsort(number, stable=True)
-    return torch.cat(made)[torch.argsort(order)]
+    return torch.cat(parts)[torch.argsort(order)]
 
 
-def _judged(
+def _logits(
     chart: Chart, model: PreTrainedModel, head: HeadPiece, hidden: Tensor, mask: Tensor
 ) -> Tensor:
-    """What one head says; one that reads features is given those of each row's last place."""
+    """The logits of one head; a head that reads features reads those at each row's last token."""
     if head.reads == "states":
         return head(hidden, mask)
     places = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask.bool(), places, -1).amax(1).clamp(min=0)
-    at = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
-    features = chart.features(model, at)[:, None]
+    last_states = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
+    features = chart.features(model, last_states)[:, None]
     return head(features, mask.new_ones(len(hidden), 1))

@@ -16,7 +16,7 @@ from inlay.architectures.layout import (
     output_head,
 )
 from inlay.core.modes import evaluating
-from inlay.core.site import Site, Where, choose
+from inlay.core.site import Site, Where, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Chart:
 
     def find(self, where: Where) -> list[Site]:
         """The sites that `where` names. Raises SiteError where there are none."""
-        return choose(self.sites, where)
+        return select(self.sites, where)
 
     def hidden(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
         """The last hidden states `[B, T, D]` that the language-model head reads.

@@ -1,1 +1,1 @@
-"""Arithmetic that several methods are made of."""
+"""Parts that several methods use: bottlenecks, norms, starting values, prefixes."""

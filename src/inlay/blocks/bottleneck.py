@@ -1,4 +1,4 @@
-"""The bottleneck that adapters are made of."""
+"""The bottleneck of adapters: down to a small width, a nonlinearity, and up again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic that more than one method is made of."""
+"""Starting values: random matrices, and the embeddings of words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kaiming(rows: int, columns: int) -> nn.Parameter:
 
 
 def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
-    """Normal numbers of that deviation, cut off at `cut` deviations where it is given."""
+    """A normal distribution with that standard deviation, truncated at `cut` of them if given."""
     value = torch.empty(*shape)
     if cut is None:
         return nn.Parameter(value.normal_(0, std))
@@ -26,12 +26,12 @@ def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
 
 
 COMMON = 5000
-"""How many of the most common tokens a start from "common" draws from (Lester et al., 3.2). The
-vocabularies of today are ordered by frequency."""
+"""How many of the most common tokens `start="common"` draws from (Lester et al., section 3.2).
+Today's vocabularies are ordered by frequency."""
 
 
-def common(method: object, vocabulary: int, count: int) -> list[int]:
-    """Different ones of the most common tokens, at random. Raises SpecError for too many."""
+def common_tokens(method: object, vocabulary: int, count: int) -> list[int]:
+    """Ids of different common tokens, drawn at random. Raises SpecError for too many."""
     pool = min(COMMON, vocabulary)
     if pool < count:
         kind = type(method).__name__
@@ -47,14 +47,14 @@ def check_tokens(method: object, groups: Sequence[Sequence[int]], vocabulary: in
             raise SpecError(f"{kind}: token id {number} is outside {vocabulary} tokens")
 
 
-def embedded(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
+def embeddings(method: object, site: Site, groups: Sequence[Sequence[int]]) -> Tensor:
     """The input embeddings of token ids, one mean a group: `[N, D]`, fp32.
 
     Raises SpecError for an id that the base does not have.
     """
     check_tokens(method, groups, site.d_in)
-    made = [
+    means = [
         site.host.forward(torch.tensor(tuple(group), device=site.device())).detach().float().mean(0)
         for group in groups
     ]
-    return torch.stack(made)
+    return torch.stack(means)

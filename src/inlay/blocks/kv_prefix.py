@@ -1,4 +1,4 @@
-"""Trained keys and values, and the MLP that makes them: what prefix methods are made of."""
+"""Trained keys and values, with or without the MLP that computes them in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from inlay.blocks.init import common
+from inlay.blocks.init import common_tokens
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive_int, require_site
 from inlay.core.piece import ExtraKV, OncePerPass, Piece, Reference
@@ -31,7 +31,7 @@ def keys_at(
 ) -> ExtraKV:
     """The piece of a prefix method at one attention.
 
-    length: P. mlp: inner width of the MLP that makes the keys and values of all layers, or None.
+    length: P. mlp: inner width of the MLP that computes the keys and values of all layers, or None.
     dropout: share of keys and values that is dropped in training. std: what the vectors start
     with. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
     MLP meets attention of unequal width.
@@ -55,12 +55,12 @@ def keys_at(
 
 
 Start = Literal["common"] | tuple[int, ...] | None
-"""Where a prefix starts: at different ones of the most common tokens, at these tokens, or at
-random numbers."""
+"""Where a prefix starts: at the keys and values of common tokens, of these tokens, or at random
+values."""
 
 
 def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> None:
-    """Raise SpecError for numbers of a prefix that can never work: a start has `length` tokens."""
+    """Raise SpecError for impossible fields of a prefix: a start must have `length` tokens."""
     positive_int(method, "length")
     if mlp is not None:
         positive_int(method, "mlp")
@@ -72,8 +72,8 @@ def check_prefix(method: Method, length: int, mlp: int | None, start: Start) -> 
         raise SpecError(f"{kind}: {len(start)} token ids for {length} positions")
 
 
-def prefix_rate(mlp: int | None) -> float:
-    """The rate of a prefix: an MLP moves all layers at once, vectors move one by one."""
+def prefix_learning_rate(mlp: int | None) -> float:
+    """The learning rate of a prefix: an MLP moves all layers at once, vectors move one by one."""
     return 1e-2 if mlp is None else 1e-4
 
 
@@ -82,19 +82,19 @@ def start_from(
 ) -> None:
     """Start from the keys and values that the bare base computes for real words, exactly.
 
-    A base that reads no words starts at random numbers, unless it is given words.
+    For a base that reads no words, "common" means random values.
     """
     if start is None or (start == "common" and not shared.vocabulary):
         return
-    words = common(method, shared.vocabulary, length) if start == "common" else list(start)
-    seen = shared.keys_and_values(words)
+    words = common_tokens(method, shared.vocabulary, length) if start == "common" else list(start)
+    pairs = shared.keys_and_values(words)
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
-            k, v = seen[name]
+            k, v = pairs[name]
             piece.load({"k": k.float(), "v": v.float()})
     for key, module in shared.modules.items():
         alike = [s for s in shared.sites if f"{s.stack}.{s.role}" == key]
-        flat = [torch.stack(seen[s.name]).float() for s in alike]  # each [2, H, P, K]
+        flat = [torch.stack(pairs[s.name]).float() for s in alike]  # each [2, H, P, K]
         target = torch.stack(flat).permute(3, 0, 1, 2, 4).flatten(2)  # [P, L, 2·H·K]
         assert isinstance(module, OncePerPass) and isinstance(module.net, Reparameterisation)
         module.net.fit(target)
@@ -114,7 +114,7 @@ class Vectors(ExtraKV):
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
-        return _dropped(self, self.k), _dropped(self, self.v)
+        return _dropout(self, self.k), _dropout(self, self.v)
 
 
 class Reparameterisation(nn.Module):
@@ -129,8 +129,8 @@ class Reparameterisation(nn.Module):
 
     def forward(self) -> Tensor:
         """-> `[P, L, 2·H·K]`."""
-        made = self.outer(torch.tanh(self.inner(self.seed)))
-        return made.unflatten(1, (self.layers, -1))
+        output: Tensor = self.outer(torch.tanh(self.inner(self.seed)))
+        return output.unflatten(1, (self.layers, -1))
 
     @torch.no_grad()
     def fit(self, target: Tensor) -> None:
@@ -154,7 +154,7 @@ def _least_squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Sliced(ExtraKV):
-    """One layer's part of what the MLP makes."""
+    """One layer's slice of the MLP's output."""
 
     def __init__(
         self, maker: OncePerPass, length: int, layer: int, site: Site, dropout: float, shift: int
@@ -170,21 +170,21 @@ class Sliced(ExtraKV):
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
-        k, v = self._own(self._maker.module())
-        return _dropped(self, k), _dropped(self, v)
+        k, v = self._slice(self._maker.module())
+        return _dropout(self, k), _dropout(self, v)
 
     def export(self) -> dict[str, Tensor]:
         """The prefix alone, as `Vectors` reads it."""
         with torch.no_grad():
-            k, v = self._own(self._maker.module.net())
+            k, v = self._slice(self._maker.module.net())
         return {"k": k.contiguous(), "v": v.contiguous()}
 
-    def _own(self, made: Tensor) -> Tensor:
+    def _slice(self, output: Tensor) -> Tensor:
         """`[P, L, 2·H·K]` -> `[2, H, P, K]`: this layer's keys and values."""
-        both = made[:, self.layer]
+        both = output[:, self.layer]
         return both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
 
 
-def _dropped(piece: Vectors | Sliced, values: Tensor) -> Tensor:
+def _dropout(piece: Vectors | Sliced, values: Tensor) -> Tensor:
     """Inverted dropout on keys or values, in training."""
     return F.dropout(values, piece.dropout, piece.training) if piece.dropout else values

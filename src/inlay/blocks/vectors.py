@@ -1,28 +1,29 @@
-"""Trained vectors: prompts and virtual tokens that nothing else makes."""
+"""Vectors that are trained directly: prompts and virtual tokens without an MLP or encoder."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from inlay.core.piece import Piece, PromptVectors, VirtualTokens
 
 
-class Free(Piece):
-    """Vectors that learn as they are, with nothing that makes them."""
+class Vectors(Piece):
+    """Vectors that are trained directly."""
 
     def __init__(self, values: Tensor):
         super().__init__()
         self.length = len(values)
         self.values = nn.Parameter(values)  # [N, D]
 
+    @override
     def forward(self) -> Tensor:
-        """-> `[N, D]`."""
         return self.values
 
 
-class FreePrompt(Free, PromptVectors):
-    """Positions in front of the text."""
+class PromptTable(Vectors, PromptVectors):
+    """A prompt whose vectors are trained directly."""
 
 
-class FreeVirtualTokens(Free, VirtualTokens):
-    """Virtual tokens."""
+class VirtualTokenTable(Vectors, VirtualTokens):
+    """Virtual tokens whose vectors are trained directly."""

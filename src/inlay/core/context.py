@@ -34,7 +34,7 @@ class PassContext:
     def generator(self, *key: object) -> torch.Generator:
         """A CPU random generator for the draw called `key`.
 
-        Equal keys draw equal numbers within one pass: in the block and in its recomputation, and
+        Equal keys give equal draws within one pass: in the block and in its recomputation, and
         for every group of rows. Put the site's name into the key for draws that differ from layer
         to layer. Raises SpecError where the piece does not declare `draws = True`.
         """
@@ -53,7 +53,7 @@ class PassContext:
         return self if self.mask is None else replace(self, mask=self.mask[start:stop])
 
     def select(self, index: Tensor) -> PassContext:
-        """The context of the rows with these numbers, `[b]`."""
+        """The context of the rows with these indices, `[b]`."""
         return (
             self if self.mask is None else replace(self, mask=self.mask[index.to(self.mask.device)])
         )

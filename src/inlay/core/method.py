@@ -105,7 +105,7 @@ class ParameterGroup:
 
 
 class Method(Spec):
-    """One method. Subclasses are frozen dataclasses of numbers and places with a `build`.
+    """One method. Subclasses are frozen dataclasses of hyperparameters and places with a `build`.
 
     examples: tiny instances that the laws run on every family of the zoo.
     identity: whether a model with this method just attached computes exactly what the base does.

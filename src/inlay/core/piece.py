@@ -112,7 +112,7 @@ class ExtraKV(Piece):
     """Additional keys and values, seen by every query in the same softmax as the text's own.
 
     length: P, how many there are. shift: by how many positions the text moves back, as if it stood
-    behind tokens.
+    after tokens.
     """
 
     length: int
@@ -197,7 +197,7 @@ class SideNetwork(Piece):
     """A network beside a stack, which replaces its last hidden state.
 
     It reads what the blocks compute, detached, so that no gradient enters the base. In generation
-    it keeps what it needs of earlier positions in layers of `context.cache` behind the base's own
+    it keeps what it needs of earlier positions in layers of `context.cache` after the base's own
     (`depth`, `depth + 1`, …), which beams then reorder along with them.
 
     depth: how many blocks the stack has.

@@ -38,7 +38,7 @@ class PieceSet(nn.Module):
         self.shared = nn.ModuleDict({_without_dots(f"{i}/{k}"): m for (i, k), m in shared.items()})
         self._frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
 
-    def learning(self) -> Iterator[nn.Parameter]:
+    def trained(self) -> Iterator[nn.Parameter]:
         """Every parameter that is trained, each once; those built frozen are left out."""
         return (p for name, p in self.named_parameters() if name not in self._frozen)
 

@@ -23,13 +23,13 @@ ROLES: dict[str, str] = {
     "attn.k": "key projection",
     "attn.v": "value projection",
     "attn.o": "output projection of self-attention",
-    "attn.kv": "the keys and values that self-attention sees (the keys port)",
+    "attn.kv": "the keys and values that self-attention sees (extra keys and values go here)",
     "cross": "cross-attention sub-layer",
     "cross.q": "query projection of cross-attention",
     "cross.k": "key projection of cross-attention",
     "cross.v": "value projection of cross-attention",
     "cross.o": "output projection of cross-attention",
-    "cross.kv": "the keys and values that cross-attention sees (the keys port)",
+    "cross.kv": "the keys and values that cross-attention sees (extra keys and values go here)",
     "mlp": "feed-forward sub-layer: x enters it, y is what is added to the residual stream",
     "mlp.up": "up projection",
     "mlp.gate": "gate projection of a gated feed-forward layer",
@@ -40,7 +40,7 @@ ROLES: dict[str, str] = {
     "norm.embed": "normalisation of the embeddings",
     "norm.final": "normalisation after the last block",
     "block": "a whole block: y is the hidden state that the next block reads",
-    "embed": "input embeddings (of the encoder, in an encoder–decoder); also the slots port",
+    "embed": "input embeddings (of the encoder, in an encoder–decoder); prompts go here",
     "embed.target": "input embeddings of the decoder in an encoder–decoder",
     "final": "the last hidden state, which heads read",
     "head": "the language-model head",
@@ -52,11 +52,11 @@ ROLES: dict[str, str] = {
 class Where:
     """A choice of places: roles, and optionally layers and stacks.
 
-    roles:  names from `ROLES`; one that ends in `?` is taken where it exists and not missed
+    roles:  names from `ROLES`; one that ends in `?` is taken where it exists and left out
             where it does not.
     layers: layer numbers, counted from 0 in each stack; negative ones count from the end;
             None means all. Places outside the blocks (embed, head, …) have no layer and are
-            chosen whatever `layers` says.
+            selected whatever `layers` says.
     stacks: "encoder", "decoder" or both; None means all.
     """
 
@@ -88,10 +88,10 @@ class Where:
         return Where((value,) if isinstance(value, str) else tuple(value))
 
     def __repr__(self) -> str:
-        said = [repr(self.roles)]
-        said += [f"layers={self.layers!r}"] if self.layers is not None else []
-        said += [f"stacks={self.stacks!r}"] if self.stacks is not None else []
-        return f"Where({', '.join(said)})"
+        arguments = [repr(self.roles)]
+        arguments += [f"layers={self.layers!r}"] if self.layers is not None else []
+        arguments += [f"stacks={self.stacks!r}"] if self.stacks is not None else []
+        return f"Where({', '.join(arguments)})"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Site:
         return bias if self.part is None else self.part.take(bias, 0)
 
     def device(self) -> torch.device:
-        """Where the host's numbers live."""
+        """The device of the module's parameters."""
         for tensor in (*self.host.parameters(), *self.host.buffers()):
             return tensor.device
         for module in (self.enter, self.norm):
@@ -227,10 +227,10 @@ def stored_transposed(host: nn.Module) -> bool:
     return isinstance(host, Conv1D)
 
 
-def choose(sites: Iterable[Site], where: Where) -> list[Site]:
+def select(sites: Iterable[Site], where: Where) -> list[Site]:
     """The sites that `where` names, in the order of the base.
 
-    Raises SiteError where nothing, or a role that was asked for without `?`, is missing.
+    Raises SiteError where nothing, or a role given without `?`, is missing.
     """
     sites = list(sites)
     stacks = {site.stack for site in sites}
@@ -243,25 +243,25 @@ def choose(sites: Iterable[Site], where: Where) -> list[Site]:
             sizes = ", ".join(f"{name} has {n}" for name, n in sorted(depth.items()))
             raise SiteError(f"there is no layer {layer}: the {sizes}, counted from 0")
 
-    def wanted(site: Site) -> bool:
+    def in_scope(site: Site) -> bool:
         if where.stacks is not None and site.stack not in where.stacks:
             return False
         if where.layers is None or site.layer is None:
             return True
         return site.layer in where.layers or site.layer - depth[site.stack] in where.layers
 
-    chosen: list[Site] = []
+    selected: list[Site] = []
     for role in where.roles:
         name = role.removesuffix("?")
-        found = [site for site in sites if site.role == name]
-        if not found and not role.endswith("?"):
+        with_role = [site for site in sites if site.role == name]
+        if not with_role and not role.endswith("?"):
             known = sorted({site.role for site in sites})
             raise SiteError(f"this model has no {name!r}{_like(name, known)}")
-        chosen += [site for site in found if wanted(site)]
-    if not chosen:
+        selected += [site for site in with_role if in_scope(site)]
+    if not selected:
         raise SiteError(f"{where!r} chooses nothing in this model")
     order = {id(site): number for number, site in enumerate(sites)}
-    return sorted({id(site): site for site in chosen}.values(), key=lambda s: order[id(s)])
+    return sorted({id(site): site for site in selected}.values(), key=lambda s: order[id(s)])
 
 
 def _like(name: str, known: list[str]) -> str:

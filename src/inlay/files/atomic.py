@@ -64,7 +64,7 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> Path:
 
 
 def _sync_names(folder: Path) -> None:
-    """Have the disk hold the names in a folder, and so a rename, where that can be asked for."""
+    """Flush the names in a folder, and so a rename, to the disk, where the system can do that."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

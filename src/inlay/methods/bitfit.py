@@ -1,4 +1,4 @@
-"""BitFit: y + δ, only biases learn (Ben-Zaken et al., ACL 2022, section 3)."""
+"""BitFit: y + δ, only biases are trained (Ben-Zaken et al., ACL 2022, section 3)."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ from inlay.core.site import Site, Where
 
 @dataclass(frozen=True, repr=False)
 class Houlsby(Method):
-    """A residual bottleneck behind attention and behind the feed-forward layer; norms learn too.
+    """A residual bottleneck after attention and after the feed-forward layer, and trained norms.
 
     bottleneck: M, the inner width. 64, the paper's fixed size for all tasks.
-    std:        deviation of the starting weights (cut off at 2): small, so near the base.
+    std:        standard deviation of the starting weights (truncated at 2): small, so that the
+                model starts near the base.
     act:        the nonlinearity, "gelu" as in the authors' code.
     at:         sub-layers get a bottleneck, norms a twin of their gain and bias (the paper trains
                 every LayerNorm). `at=("attn", "mlp")` leaves the norms out.
@@ -40,7 +41,7 @@ class Houlsby(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "bottleneck": "the paper's fixed size for all tasks",
         "std": "the authors' code",
-        "lr": "chosen; the authors' example has 3e-4",
+        "lr": "our choice; the authors' example has 3e-4",
     }
 
     @override

@@ -1,4 +1,4 @@
-"""Infix tuning: [x; INFIX; y], where activations learn (Li & Liang, ACL 2021, section 7.3)."""
+"""Infix tuning: [x; INFIX; y], trained activations (Li & Liang, ACL 2021, section 7.3)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from inlay.blocks.init import common, embedded
-from inlay.blocks.kv_prefix import check_prefix, prefix_rate
-from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.blocks.init import common_tokens, embeddings
+from inlay.blocks.kv_prefix import check_prefix, prefix_learning_rate
+from inlay.blocks.vectors import VirtualTokenTable
 from inlay.core.method import Method, Shared, require_site
 from inlay.core.piece import OncePerPass, Piece, Reference, VirtualTokenDelta, VirtualTokens
 from inlay.core.site import Site, Where
@@ -22,15 +22,15 @@ from inlay.errors import SpecError
 
 @dataclass(frozen=True, repr=False)
 class Infix(Method):
-    """Virtual tokens behind the text, whose keys and values learn in every layer.
+    """Virtual tokens after the text, with trained keys and values in every layer.
 
-    In a causal base only what is written next sees them, and the text before does not; they stand
-    where a template says `{p*10}`, behind its last column where it says nothing. As in the paper's
+    In a causal base only what is generated next sees them, the text before them does not. They
+    stand where a template says `{p*10}`, or after its last field. As in the paper's
     code each layer adds trained offsets to the keys and values that the base computes for them.
 
     length: N, virtual tokens; as many as the template has.
-    mlp:    inner width of the MLP that makes the offsets of all layers in training, `P' → tanh →
-            L·2·d`; it is dropped in the file. None learns the offsets themselves.
+    mlp:    inner width of the MLP that computes the offsets of all layers in training, `P' → tanh →
+            L·2·d`; it is dropped in the file. None trains the offsets directly.
     start:  "common" (different ones of the 5,000 most common tokens) or token ids, as many as
             `length`: what the tokens begin as. The offsets begin at 0.
     at:     'embed' and, in the same stack, 'attn.k' and 'attn.v'.
@@ -55,7 +55,7 @@ class Infix(Method):
     @override
     def learning_rate(self) -> float:
         """As for `Prefix`."""
-        return prefix_rate(self.mlp)
+        return prefix_learning_rate(self.mlp)
 
     @override
     def build(self, site: Site, shared: Shared) -> Piece | None:
@@ -72,13 +72,13 @@ class Infix(Method):
             return Offsets(self.length, site.d_out)
         deep = [s for s in shared.sites if s.stack == home.stack and s is not home]
         widths = [s.d_out for s in deep]
-        maker = shared.once_per_pass(
+        network = shared.once_per_pass(
             home.stack,
             home.stack,
-            lambda: Maker(self.length, home.d_out, self.mlp or 0, sum(widths)),
+            lambda: OffsetNetwork(self.length, home.d_out, self.mlp or 0, sum(widths)),
         )
         number = deep.index(site)
-        return Made(maker, sum(widths[:number]), widths[number])
+        return LayerOffsets(network, sum(widths[:number]), widths[number])
 
     @override
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
@@ -94,14 +94,16 @@ class Infix(Method):
         return replace(self, mlp=None, start="common")
 
     def _start(self, site: Site) -> Tensor:
-        drawn = common(self, site.d_in, self.length) if self.start == "common" else self.start
-        return embedded(self, site, [(int(number),) for number in drawn])
+        tokens = (
+            common_tokens(self, site.d_in, self.length) if self.start == "common" else self.start
+        )
+        return embeddings(self, site, [(int(number),) for number in tokens])
 
 
 Infix.examples = (Infix(length=3, mlp=None), Infix(length=2, mlp=5))
 
 
-class Vectors(FreeVirtualTokens):
+class Vectors(VirtualTokenTable):
     """What the virtual tokens are in the embedding layer."""
 
     before = 0  # all stand after the text
@@ -119,7 +121,7 @@ class Offsets(VirtualTokenDelta):
         return _rows_at(y, number, self.values)
 
 
-class Maker(nn.Module):
+class OffsetNetwork(nn.Module):
     """`P' → linear → tanh → linear`, keys and values of all layers at once; begins at 0."""
 
     def __init__(self, length: int, width: int, inner: int, out: int):
@@ -132,27 +134,27 @@ class Maker(nn.Module):
 
     def forward(self) -> Tensor:
         """-> `[N, L·2·H·K]`."""
-        made: Tensor = self.outer(torch.tanh(self.inner(self.seed)))
-        return made
+        output: Tensor = self.outer(torch.tanh(self.inner(self.seed)))
+        return output
 
 
-class Made(VirtualTokenDelta):
-    """One layer's part of what the MLP makes."""
+class LayerOffsets(VirtualTokenDelta):
+    """One layer's slice of the MLP's output."""
 
-    def __init__(self, maker: OncePerPass, begin: int, width: int):
+    def __init__(self, network: OncePerPass, begin: int, width: int):
         super().__init__()
-        self._maker = Reference(maker)
+        self._network = Reference(network)
         self.begin = begin
         self.width = width
 
     @override
     def forward(self, y: Tensor, number: Tensor) -> Tensor:
-        return _rows_at(y, number, self._maker.module().narrow(1, self.begin, self.width))
+        return _rows_at(y, number, self._network.module().narrow(1, self.begin, self.width))
 
     def export(self) -> dict[str, Tensor]:
         """The offsets alone, as `Offsets` reads them."""
         with torch.no_grad():
-            values = self._maker.module.net().narrow(1, self.begin, self.width)
+            values = self._network.module.net().narrow(1, self.begin, self.width)
         return {"values": values.contiguous()}
 
 

@@ -1,4 +1,4 @@
-"""Intrinsic prompt tuning: P = W₃ tanh(W₂ z), only z learns (Qin et al., 2021, section 3)."""
+"""Intrinsic prompt tuning: P = W₃ tanh(W₂ z), only z is trained (Qin et al., 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import override
 
-from inlay.blocks.init import embedded
-from inlay.blocks.vectors import FreePrompt
+from inlay.blocks.init import embeddings
+from inlay.blocks.vectors import PromptTable
 from inlay.core.method import Method, Shared, positive_int, require_site
 from inlay.core.piece import PromptVectors
 from inlay.core.site import Site, Where
@@ -23,10 +23,11 @@ from inlay.errors import FileError, SpecError
 
 @dataclass(frozen=True, repr=False)
 class IPT(Method):
-    """A prompt in front of the text that lives in few dimensions, those of other tasks' prompts.
+    """A prompt before the text in a subspace of few dimensions, found from other tasks' prompts.
 
     length:  P, virtual tokens.
-    code:    d_I, the numbers that learn. None: the prompt itself, which is what a file holds.
+    code:    d_I, the trained dimensions. None trains the prompt directly, which is what a file
+             holds.
     inner:   width of the decoder's hidden layer.
     decoder: the file that `inlay.training.fit_decoder` wrote, which holds W₂ and W₃. None draws
              them at random: the paper's baseline, a random subspace.
@@ -43,7 +44,7 @@ class IPT(Method):
     paper: ClassVar[str] = "Qin et al., 2021 (IPT)"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "as for `Prompt`; the paper has 100",
-        "code": "the paper: 250 numbers keep 97 % of a full prompt on tasks that it has seen",
+        "code": "the paper: 250 dimensions keep 97 % of a full prompt on tasks that it has seen",
         "inner": "the authors' code",
         "lr": "as for `Prompt`",
     }
@@ -61,10 +62,10 @@ class IPT(Method):
         require_site(
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
-        drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
-        words = embedded(self, site, [(number,) for number in drawn.tolist()])
+        tokens = torch.randint(0, site.d_in, (self.length,), device="cpu")
+        words = embeddings(self, site, [(token,) for token in tokens.tolist()])
         if self.code is None:
-            return FreePrompt(words)
+            return PromptTable(words)
         width = self.length * site.d_out
         net = Decoder(self.code, self.inner, width)
         if self.decoder is None:
@@ -96,16 +97,16 @@ class Decoder(nn.Module):
         return self.outer(torch.tanh(self.inner(code)))
 
     def read(self, path: Path) -> None:
-        """Take the numbers of a decoder's file. Raises FileError for another file."""
+        """Load the weights of a decoder file. Raises FileError for another file."""
         try:
-            found = load_file(path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise FileError(f"cannot read the decoder {path}: {error}") from None
-        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        theirs = {name: tuple(tensor.shape) for name, tensor in found.items()}
-        if own != theirs:
-            raise FileError(f"{path} is the decoder of another length, code or width: {theirs}")
-        self.load_state_dict(found)
+        expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if expected != shapes:
+            raise FileError(f"{path} is the decoder of another length, code or width: {shapes}")
+        self.load_state_dict(tensors)
 
 
 class Coded(PromptVectors):
@@ -129,6 +130,6 @@ class Coded(PromptVectors):
         return (self.outer_weight @ hidden + self.outer_bias).unflatten(0, (self.length, -1))
 
     def export(self) -> dict[str, Tensor]:
-        """The prompt alone, as `FreePrompt` reads it."""
+        """The prompt alone, as `PromptTable` reads it."""
         with torch.no_grad():
             return {"values": self.forward().contiguous()}

@@ -26,7 +26,7 @@ class LoRA(Method):
 
     rank:    R, the rank of the update. 8 is enough for most tasks (section 7.2).
     alpha:   α; the update is scaled by α/R, so that R can change and the learning rate stay.
-    dropout: share of x that is dropped on the way into A, in training.
+    dropout: fraction of x that is dropped on the way into A, in training.
     at:      projections. Queries and values, the paper's choice for a fixed budget (section 7.1).
     """
 
@@ -39,9 +39,9 @@ class LoRA(Method):
     paper: ClassVar[str] = "Hu et al., ICLR 2022"
     sources: ClassVar[Mapping[str, str]] = {
         "rank": "8 is enough for most tasks (section 7.2)",
-        "alpha": "chosen: twice the rank, as is common",
-        "dropout": "chosen",
-        "lr": "chosen, for short runs",
+        "alpha": "our choice: twice the rank, as is common",
+        "dropout": "our choice",
+        "lr": "our choice, for short runs",
     }
 
     @override

@@ -22,12 +22,12 @@ from inlay.core.site import Site, Where
 class Parallel(Method):
     """A bottleneck beside a sub-layer: it reads what enters and adds to what comes out.
 
-    x is the residual stream in front of the sub-layer, before its norm in a pre-norm base, as in
+    x is the residual stream before the sub-layer, before its norm in a pre-norm base, as in
     the authors' code for mBART.
 
     bottleneck: M, the inner width.
     scale:      s. 1 is the parallel adapter, 4 (2 on GLUE) the paper's scaled parallel adapter.
-    learned:    whether s learns as well, from this value.
+    learned:    whether s is trained as well, from this value.
     act:        the nonlinearity.
     at:         sub-layers; the paper's best place is the feed-forward layer.
     """
@@ -41,9 +41,9 @@ class Parallel(Method):
     identity: ClassVar[bool] = True
     paper: ClassVar[str] = "He et al., ICLR 2022"
     sources: ClassVar[Mapping[str, str]] = {
-        "bottleneck": "chosen, as for `Houlsby`",
+        "bottleneck": "our choice, as for `Houlsby`",
         "scale": "1 is the parallel adapter; the paper's scaled one has 4, or 2 on GLUE",
-        "lr": "chosen, as for `Houlsby`",
+        "lr": "our choice, as for `Houlsby`",
     }
 
     @override
@@ -53,11 +53,11 @@ class Parallel(Method):
         activation(self.act)
 
     @override
-    def build(self, site: Site, shared: Shared) -> Beside:
+    def build(self, site: Site, shared: Shared) -> ScaledBottleneck:
         require_site(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
         down = kaiming(self.bottleneck, site.d_out)
         up = nn.Parameter(torch.zeros(site.d_out, self.bottleneck))
-        return Beside(Bottleneck(down, up, self.act), self)
+        return ScaledBottleneck(Bottleneck(down, up, self.act), self)
 
 
 Parallel.examples = (
@@ -66,7 +66,7 @@ Parallel.examples = (
 )
 
 
-class Beside(OutputDelta):
+class ScaledBottleneck(OutputDelta):
     """The scaled bottleneck. The up-projection starts at zero, so the base is what it was."""
 
     def __init__(self, inner: Bottleneck, spec: Parallel):

@@ -20,13 +20,13 @@ from inlay.errors import SpecError
 
 @dataclass(frozen=True, repr=False)
 class Pfeiffer(Method):
-    """One bottleneck a layer, behind the feed-forward layer.
+    """One bottleneck a layer, after the feed-forward layer.
 
     In a post-norm base it reads the normalised sum of sub-layer and residual, and what it adds
     goes through the same frozen norm again; in a pre-norm base it reads the sum itself.
 
     bottleneck: M, the inner width; None means a sixteenth of the hidden width.
-    std:        deviation of the starting weights.
+    std:        standard deviation of the starting weights.
     act:        the nonlinearity, "relu" as in the authors' code.
     at:         'block', the end of a layer.
     """
@@ -40,7 +40,7 @@ class Pfeiffer(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "bottleneck": "the paper: a sixteenth of the hidden width",
         "std": "the authors' code",
-        "lr": "chosen, as for `Houlsby`",
+        "lr": "our choice, as for `Houlsby`",
     }
 
     @override

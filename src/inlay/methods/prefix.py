@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_rate, start_from
+from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_learning_rate, start_from
 from inlay.core.method import Method, Shared, fraction
 from inlay.core.piece import ExtraKV, Piece
 from inlay.core.site import Site, Where
@@ -23,14 +23,14 @@ class Prefix(Method):
     vectors in the embedding layer alone, the paper's ablation, are `Prompt`.
 
     length: P, virtual tokens.
-    mlp:    inner width of the MLP that makes the prefix in training, `P' → tanh → 2·L·d`; it is
-            dropped in the file. None learns the prefix itself (the embedding option).
+    mlp:    inner width of the MLP that computes the prefix in training, `P' → tanh → 2·L·d`; it is
+            dropped in the file. None trains the prefix directly (the embedding option).
     start:  real words, whose keys and values in the bare base are the starting point: "common"
             (different ones of the 5,000 most common tokens) or token ids, as many as `length`.
-            None starts at random numbers, from which few steps lead nowhere: 0.53 against 0.83
+            None starts at random values, from which few steps lead nowhere: 0.53 against 0.83
             of movie reviews after 250 and 150 steps.
-    dropout: share of the prefix that is dropped in training.
-    shifts: the text's positions begin behind the prefix, as in the paper's code and as behind a
+    dropout: fraction of the prefix that is dropped in training.
+    shifts: the text's positions begin after the prefix, as in the paper's code and as after a
             prompt, not at 0. What `compile_prompt` makes.
     at:     'attn.kv', 'cross.kv'.
     """
@@ -46,7 +46,7 @@ class Prefix(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: longer ones gain nothing on table-to-text",
         "mlp": "the paper's width for table-to-text",
-        "start": "measured on movie reviews, 0.83 against 0.53 from random numbers (LOG.md)",
+        "start": "measured on movie reviews, 0.83 against 0.53 from random values (LOG.md)",
         "dropout": "the authors' code",
         "lr": "measured on movie reviews (LOG.md): 1e-4 and 3e-4 alike with the MLP, 1e-2 without "
         "it",
@@ -59,7 +59,7 @@ class Prefix(Method):
 
     @override
     def learning_rate(self) -> float:
-        return prefix_rate(self.mlp)
+        return prefix_learning_rate(self.mlp)
 
     @override
     def build(self, site: Site, shared: Shared) -> ExtraKV:

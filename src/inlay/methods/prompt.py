@@ -1,4 +1,4 @@
-"""Prompt tuning: [P; E(x)], P learns (Lester et al., EMNLP 2021, section 2)."""
+"""Prompt tuning: [P; E(x)], P is trained (Lester et al., EMNLP 2021, section 2)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from inlay.blocks.init import common, embedded
-from inlay.blocks.vectors import FreePrompt
+from inlay.blocks.init import common_tokens, embeddings
+from inlay.blocks.vectors import PromptTable
 from inlay.core.method import Method, Shared, positive_int, require_site
 from inlay.core.site import Site, Where
 from inlay.errors import SpecError
@@ -21,7 +21,7 @@ Words = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, repr=False)
 class Prompt(Method):
-    """Trained positions in front of the text; an encoder keeps its first token first.
+    """Trained positions before the text; an encoder keeps its first token first.
 
     length: P, virtual tokens.
     start:  "common" (different ones of the 5,000 most common tokens: the vocabularies of today
@@ -55,11 +55,11 @@ class Prompt(Method):
             raise SpecError(f"Prompt: {groups} groups of ids for {self.length} positions")
 
     @override
-    def build(self, site: Site, shared: Shared) -> FreePrompt:
+    def build(self, site: Site, shared: Shared) -> PromptTable:
         require_site(
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
-        return FreePrompt(self._values(site))
+        return PromptTable(self._values(site))
 
     @override
     def exported(self) -> Prompt:
@@ -71,8 +71,8 @@ class Prompt(Method):
         if self.start == "uniform":
             return torch.empty(self.length, width).uniform_(-0.5, 0.5)
         words: Words = () if isinstance(self.start, str) else self.start
-        drawn = common(self, site.d_in, self.length - len(words))
-        return embedded(self, site, [*words, *((number,) for number in drawn)])
+        tokens = common_tokens(self, site.d_in, self.length - len(words))
+        return embeddings(self, site, [*words, *((number,) for number in tokens)])
 
 
 Prompt.examples = (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from inlay.blocks.init import embedded
-from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.blocks.init import embeddings
+from inlay.blocks.vectors import VirtualTokenTable
 from inlay.core.method import Method, Shared, positive_int, require_site
 from inlay.core.piece import OncePerPass, Piece, Reference, VirtualTokens
 from inlay.core.site import Site, Where
@@ -24,15 +24,15 @@ Words = tuple[tuple[int, ...], ...]
 class PTuning(Method):
     """Virtual tokens that stand anywhere in the text, where a template says `{p}` or `{p*3}`.
 
-    The words of the labels learn too in a sum with label vectors alone, `PTuning(...) +
+    The words of the labels are trained too in a sum with label vectors alone, `PTuning(...) +
     WARP(length=0, ...)`; the base, with the training option `base_lr`; and the text itself is
     predicted beside the label with the task's `auxiliary`.
 
     length:  N, virtual tokens; as many as the template has.
-    encoder: what makes the vectors in training, and is dropped in the file: a "lstm" (two
+    encoder: the network that computes the vectors in training, dropped in the file: a "lstm" (two
              layers in both directions, then an MLP: the paper's), a "mlp" (which learns faster on
-             a frozen base: 0.85 against 0.75 of movie reviews after 250 steps), or None for the
-             vectors themselves (which want ten times the rate).
+             a frozen base: 0.85 against 0.75 of movie reviews after 250 steps), or None, which
+             trains the vectors directly (at ten times the learning rate).
     start:   token ids, one group a position, whose embeddings are averaged: the vectors begin
              there (with an encoder: it is fitted to them). None starts at random.
     at:      'embed', or 'embed.target' for the decoder of an encoder–decoder.
@@ -46,8 +46,8 @@ class PTuning(Method):
     paper: ClassVar[str] = "Liu et al., 2021 (GPT Understands, Too)"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper's template for LAMA, three times three",
-        "encoder": "measured on movie reviews, one seed, each at its own rate: 0.85 against the "
-        "LSTM's 0.75 (LOG.md); the claim `ptuning_encoder` finds no difference",
+        "encoder": "measured on movie reviews, one seed, each at its own learning rate: 0.85 against "
+        "the LSTM's 0.75 (LOG.md); the claim `ptuning_encoder` finds no difference",
         "lr": "measured on movie reviews, for each encoder (LOG.md)",
     }
 
@@ -70,11 +70,11 @@ class PTuning(Method):
             self, site, site.role in ("embed", "embed.target"), "input embeddings ('embed')"
         )
         if self.encoder is None:
-            return FreeVirtualTokens(self._start(site))
+            return VirtualTokenTable(self._start(site))
         encoder = shared.once_per_pass(
             site.name, site.stack, lambda: Encoder(self.length, site.d_out, self.encoder == "lstm")
         )
-        return Made(encoder, self.length)
+        return EncodedTokens(encoder, self.length)
 
     def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
         """Fit the encoder to real words, exactly."""
@@ -91,9 +91,9 @@ class PTuning(Method):
     def _start(self, site: Site) -> Tensor:
         """Embeddings `[N, D]` of the starting words, or of tokens drawn at random."""
         if self.start is not None:
-            return embedded(self, site, self.start)
-        drawn = torch.randint(0, site.d_in, (self.length,), device="cpu")
-        return site.host.forward(drawn.to(site.device())).detach().float()
+            return embeddings(self, site, self.start)
+        tokens = torch.randint(0, site.d_in, (self.length,), device="cpu")
+        return site.host.forward(tokens.to(site.device())).detach().float()
 
 
 PTuning.examples = (
@@ -134,8 +134,8 @@ class Encoder(nn.Module):
         base has never seen.
         """
         if not exactly:
-            made = self.forward()
-            ratio = target.std() / (made - made.mean(0)).std().clamp(min=1e-6)
+            output = self.forward()
+            ratio = target.std() / (output - output.mean(0)).std().clamp(min=1e-6)
             self.outer.weight.mul_(ratio)
             self.outer.bias.mul_(ratio)
             return
@@ -145,8 +145,8 @@ class Encoder(nn.Module):
         self.outer.weight.copy_((torch.linalg.pinv(hidden) @ rest).T)
 
 
-class Made(VirtualTokens):
-    """What the encoder makes, once for all rows."""
+class EncodedTokens(VirtualTokens):
+    """The encoder's output, computed once for all rows."""
 
     def __init__(self, encoder: OncePerPass, length: int):
         super().__init__()
@@ -158,6 +158,6 @@ class Made(VirtualTokens):
         return self._encoder.module()
 
     def export(self) -> dict[str, Tensor]:
-        """The vectors alone, as `FreeVirtualTokens` reads them."""
+        """The vectors alone, as `VirtualTokenTable` reads them."""
         with torch.no_grad():
             return {"values": self._encoder.module.net().contiguous()}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_rate, start_from
+from inlay.blocks.kv_prefix import Start, check_prefix, keys_at, prefix_learning_rate, start_from
 from inlay.core.method import Method, Shared, fraction
 from inlay.core.piece import ExtraKV, Piece
 from inlay.core.site import Site, Where
@@ -22,9 +22,9 @@ class PTuningV2(Method):
 
     length:  P, virtual tokens; below 20 for simple classification, about 100 for hard tagging
              (section 3.2).
-    mlp:     inner width of the MLP that makes the keys and values in training; None as a rule.
+    mlp:     inner width of the MLP that computes the keys and values in training; None as a rule.
     start:   "common", token ids, as many as `length`, or None: see `Prefix`.
-    dropout: share of the keys and values that is dropped in training.
+    dropout: fraction of the keys and values that is dropped in training.
     at:      'attn.kv'.
     """
 
@@ -38,9 +38,9 @@ class PTuningV2(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: below 20 for simple classification, about 100 for tagging (section "
         "3.2)",
-        "mlp": "chosen; the paper finds it of use on some tasks only (section 3.2)",
+        "mlp": "our choice; the paper finds it of use on some tasks only (section 3.2)",
         "start": "measured on movie reviews, 0.84 against 0.52 from the paper's N(0, 1) (LOG.md)",
-        "dropout": "chosen; the authors' code drops as the base does",
+        "dropout": "our choice; the authors' code drops as the base does",
         "lr": "as for `Prefix` without its MLP",
     }
 
@@ -52,7 +52,7 @@ class PTuningV2(Method):
     @override
     def learning_rate(self) -> float:
         """As for `Prefix`."""
-        return prefix_rate(self.mlp)
+        return prefix_learning_rate(self.mlp)
 
     @override
     def build(self, site: Site, shared: Shared) -> ExtraKV:

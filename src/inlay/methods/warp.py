@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from inlay.blocks.init import check_tokens, embedded, normal
-from inlay.blocks.vectors import FreeVirtualTokens
+from inlay.blocks.init import check_tokens, embeddings, normal
+from inlay.blocks.vectors import VirtualTokenTable
 from inlay.core.method import Method, Shared, require_site
 from inlay.core.piece import HeadPiece, VirtualTokens
 from inlay.core.site import Site, Where
@@ -24,8 +24,8 @@ Words = tuple[tuple[int, ...], ...]
 class WARP(Method):
     """Virtual tokens in a template, and a vector for each label, scored where a word would be.
 
-    That is at the template's `{mask}` in an encoder, behind the text in a decoder; what is scored
-    is what the output embeddings read (in BERT: behind the head's dense layer and norm).
+    That is at the template's `{mask}` in an encoder, after the text in a decoder; what is scored
+    is what the output embeddings read (in BERT: after the head's dense layer and norm).
 
     labels: the names of the classes, in order.
     length: K, virtual tokens; as many as the template has (0: label vectors alone).
@@ -46,7 +46,7 @@ class WARP(Method):
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = "Hambardzumyan et al., ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
-        "length": "chosen; the paper's runs on GLUE have up to 20",
+        "length": "our choice; the paper's runs on GLUE have up to 20",
         "lr": "the authors' code",
     }
 
@@ -56,12 +56,14 @@ class WARP(Method):
             raise SpecError(f"WARP: labels are different names, not {self.labels!r:.80}")
         if self.length < 0:
             raise SpecError(f"WARP: length must be 0 or more, not {self.length}")
-        for name, given, count in (
+        for name, groups, count in (
             ("start", self.start, self.length),
             ("words", self.words, len(self.labels)),
         ):
-            if given is not None and (len(given) != count or not all(given)):
-                raise SpecError(f"WARP: {name} has {len(given)} groups of ids where {count} belong")
+            if groups is not None and (len(groups) != count or not all(groups)):
+                raise SpecError(
+                    f"WARP: {name} has {len(groups)} groups of ids where {count} belong"
+                )
 
     @override
     def build(self, site: Site, shared: Shared) -> VirtualTokens | HeadPiece | None:
@@ -70,7 +72,7 @@ class WARP(Method):
             raise SiteError("WARP reads the stack that it prompts, and an encoder–decoder has two")
         if site.role == "head":
             return LabelVectors(self, site)
-        return FreeVirtualTokens(self._start(site)) if self.length else None
+        return VirtualTokenTable(self._start(site)) if self.length else None
 
     @override
     def exported(self) -> WARP:
@@ -79,10 +81,10 @@ class WARP(Method):
 
     def _start(self, site: Site) -> Tensor:
         if self.start is not None:
-            return embedded(self, site, self.start)
+            return embeddings(self, site, self.start)
         table = site.weight().float()
-        drawn = torch.randn(self.length, site.d_out).to(table.device)
-        return table.mean(0) + table.std(0) * drawn
+        noise = torch.randn(self.length, site.d_out).to(table.device)
+        return table.mean(0) + table.std(0) * noise
 
 
 WARP.examples = (WARP(length=3), WARP(length=2, words=((5,), (6, 7))))

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from inlay.errors import PortError
-from inlay.runtime.short_attention import Short, learns
+from inlay.runtime.short_attention import Short, in_training
 
 EXTRA_KV = "inlay_extra_kv"
 """The attribute under which an attention module keeps its `SiteExtraKV`, while it has one."""
@@ -37,7 +37,7 @@ def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, 
     queries = q.shape[2]
     if port is not None:
         q, k, v, mask, more = port.extend(module, q, k, v, mask, more, inner is not None)
-    short = inner is not None and port is not None and learns(q, k, v)
+    short = inner is not None and port is not None and in_training(q, k, v)
     if inner is None and mask is not None and mask.dtype == torch.bool:  # eager attention adds it
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
     with Short(k, v) if short else nullcontext():

@@ -1,6 +1,6 @@
 """Prompts: additional positions in a stack's input, which heads and losses never see.
 
-A row is laid out as `[padding][prompt][text][padding]` (`[CLS]` in front of the prompt where a
+A row is laid out as `[padding][prompt][text][padding]` (`[CLS]` before the prompt where a
 head reads position 0), so that what a row computes does not depend on the rest of the batch. Rows
 with shorter prompts get more padding. Two index tensors describe it: `source`, which position of
 `text + prompt` stands where, and `back`, where each position of the text went.
@@ -42,7 +42,7 @@ FIRST_MASK = "inlay_first_mask"
 class Layout:
     """Where everything stands in the widened rows.
 
-    extra: P, slots of the longest prompt. lengths `[B]`: slots of each row's prompt.
+    extra: P, positions of the longest prompt. lengths `[B]`: positions of each row's prompt.
     start `[B]`: where a row's prompt begins. source `[B, T + P]`, back `[B, T]`: see above.
     mask `[B, T + P]`: 1 = text or prompt.
     """
@@ -260,7 +260,7 @@ class PromptPort(Port):
         return stacked[groups.index(stacked.device)]
 
     def _positions(self, positions: Tensor | None, layout: Layout) -> Tensor:
-        """Position ids of the widened rows, `[B, T + P]`: the text's, moved behind the prompt."""
+        """Position ids of the widened rows, `[B, T + P]`: the text's, moved after the prompt."""
         if positions is None:
             counted = layout.mask.long().cumsum(-1) - 1
             return counted.clamp(min=0) + self.stack.position_start

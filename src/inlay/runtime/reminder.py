@@ -3,7 +3,7 @@
 `fit` and `InlayCallback` add the penalty of an inlay to the loss and call `after_step`. A loop of
 one's own can forget either, and would then train something else, silently. A step of the optimiser
 changes the pieces' parameters in place, which torch counts; so at the beginning of a training pass
-it is known whether a step was made since the last one, and whether it was told.
+the pass can tell whether a step was made since the last one, and whether `after_step` was called.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from inlay.core.piece_set import PieceSet
 from inlay.errors import TrainingError
 
 PATIENCE = 2
-"""How many steps may be left out before that is an error: some loops begin with one to warm up."""
+"""How many steps without a call are an error: some loops begin with one step to warm up."""
 
 
 class Reminder:
@@ -26,33 +26,33 @@ class Reminder:
         self.has_penalty = any(kind.penalty is not Method.penalty for kind in kinds)
         self.has_schedule = any(kind.after_step is not Method.after_step for kind in kinds)
         self._version: int | None = None
-        self._penalty_asked = self._step_told = True
+        self._penalty_called = self._step_called = True
         self._without_penalty = self._without_step = 0
 
-    def penalty_asked(self) -> None:
-        """The loop asked for the penalty."""
-        self._penalty_asked = True
+    def note_penalty(self) -> None:
+        """Note that the loop called `penalty`."""
+        self._penalty_called = True
 
-    def step_told(self) -> None:
-        """The loop said that a step is over."""
-        self._step_told = True
+    def note_step(self) -> None:
+        """Note that the loop called `after_step`."""
+        self._step_called = True
         self._version = self._versions()
 
     def training_pass(self) -> None:
-        """A pass with gradients begins."""
+        """Check the calls since the last step, at the beginning of a pass with gradients."""
         if not (self.has_penalty or self.has_schedule):
             return
         version = self._versions()
         if self._version is None:
             self._version = version
-            self._penalty_asked = self._step_told = False
+            self._penalty_called = self._step_called = False
             return
-        stepped = version != self._version or self._step_told
+        stepped = version != self._version or self._step_called
         if not stepped:
             return
-        self._without_penalty = 0 if self._penalty_asked else self._without_penalty + 1
-        self._without_step = 0 if self._step_told else self._without_step + 1
-        self._version, self._penalty_asked, self._step_told = version, False, False
+        self._without_penalty = 0 if self._penalty_called else self._without_penalty + 1
+        self._without_step = 0 if self._step_called else self._without_step + 1
+        self._version, self._penalty_called, self._step_called = version, False, False
         if self.has_penalty and self._without_penalty >= PATIENCE:
             raise TrainingError(
                 f"the inlay {self.name!r} has a penalty, and this loop leaves it out; add "
@@ -67,4 +67,4 @@ class Reminder:
             )
 
     def _versions(self) -> int:
-        return sum(parameter._version for parameter in self.pieces.learning())
+        return sum(parameter._version for parameter in self.pieces.trained())

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 SHORT = 192 * 192
-"""The most queries times keys: P, which is kept, has as many numbers a head."""
+"""The most queries times keys: P, which is kept, has as many entries a head."""
 
 CACHED = 2 * 2**20
 """Bytes of scores that each thread has under way at once."""
@@ -50,7 +50,7 @@ class Short(TorchFunctionMode):
         return attend(args[0], key, value, *args[3:], **kwargs)
 
 
-def learns(*tensors: Tensor) -> bool:
+def in_training(*tensors: Tensor) -> bool:
     """Whether a gradient will go back through an attention of these, in bf16 on a CPU."""
     half = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in tensors)
     return half and any(t.requires_grad for t in tensors)
