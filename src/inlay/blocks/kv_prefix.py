@@ -32,8 +32,8 @@ def keys_at(
     """The piece of a prefix method at one attention.
 
     length: P. mlp: inner width of the MLP that computes the keys and values of all layers, or None.
-    dropout: share of keys and values that is dropped in training. std: what the vectors start
-    with. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
+    dropout: fraction of keys and values that is dropped in training. std: standard deviation of the
+    starting vectors. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
     MLP meets attention of unequal width.
     """
     require_site(method, site, site.heads > 0, "attention ('attn.kv', 'cross.kv')")
