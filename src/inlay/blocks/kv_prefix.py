@@ -31,10 +31,14 @@ def keys_at(
 ) -> ExtraKV:
     """The piece of a prefix method at one attention.
 
-    length: P. mlp: inner width of the MLP that computes the keys and values of all layers, or None.
-    dropout: fraction of keys and values that is dropped in training. std: standard deviation of the
-    starting vectors. shift: see `Keys`. Raises SiteError at a place that is no attention, SpecError where an
-    MLP meets attention of unequal width.
+    length:  P, the number of keys and values.
+    mlp:     inner width of the MLP that computes those of all layers in training, or None.
+    dropout: fraction of keys and values that is dropped in training.
+    std:     standard deviation of the starting vectors.
+    shift:   by how many positions the text moves back, see `ExtraKV`.
+
+    Raises SiteError at a site that is no attention, SpecError where an MLP meets attention of
+    unequal width.
     """
     require_site(method, site, site.heads > 0, "attention ('attn.kv', 'cross.kv')")
     shift = shift if site.role == "attn.kv" else 0

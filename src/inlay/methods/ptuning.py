@@ -47,7 +47,8 @@ class PTuning(Method):
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper's template for LAMA, three times three",
         "encoder": "measured on movie reviews, one seed, each encoder at its own learning "
-        "rate: 0.85 against the LSTM's 0.75 (LOG.md); the claim `ptuning_encoder` finds no difference",
+        "rate: 0.85 against the LSTM's 0.75 (LOG.md); the claim `ptuning_encoder` finds no "
+        "difference",
         "lr": "measured on movie reviews, for each encoder (LOG.md)",
     }
 
