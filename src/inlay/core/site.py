@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from inlay.errors import SiteError, SpecError, nearest
 
@@ -222,8 +223,6 @@ def _scaled(x: Tensor, eps: float) -> Tensor:
 
 def stored_transposed(host: nn.Module) -> bool:
     """Whether the host keeps its matrix as `[d_in, d_out]` (transformers' Conv1D)."""
-    from transformers.pytorch_utils import Conv1D
-
     return isinstance(host, Conv1D)
 
 
