@@ -35,7 +35,9 @@ def calls(monkeypatch):
     seen = []
     real = short_attention.attend
     monkeypatch.setattr(
-        short, "attend", lambda q, *args, **how: seen.append(q.dtype) or real(q, *args, **how)
+        short_attention,
+        "attend",
+        lambda q, *args, **how: seen.append(q.dtype) or real(q, *args, **how),
     )
     return seen
 
