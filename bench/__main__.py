@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from bench import learning, memory, report, serving, steps
@@ -45,6 +46,27 @@ def of_steps(quick: bool) -> list[Row]:
     rows.append(timed("prompt step", times, "prompt", "lora", "a lora step", at_most=1.15))
     times = take_turns({"houlsby": steps.ours("houlsby"), LIMIT: runs[LIMIT]}, 2 if quick else 5)
     return [*rows, timed("houlsby step", times, "houlsby", LIMIT, LIMIT)]
+
+
+def of_steps_in_fp32(quick: bool) -> list[Row]:
+    """The same steps of a base in fp32: what a processor without products in bf16 gets."""
+    amount, fp32 = ROWS * LENGTH, torch.float32
+    runs: dict[str, Callable[[], float]] = {
+        "lora": steps.ours("lora", fp32),
+        LIMIT: steps.limit(fp32),
+        PEFT: steps.theirs("lora", fp32),
+    }
+    agree({name: runs[name]() for name in ("lora", PEFT)})
+    times = take_turns(runs, 3 if quick else 9, warm=1)
+    rows = [
+        timed("lora step, fp32", times, "lora", LIMIT, LIMIT),
+        rated("lora step, fp32", times, "lora", PEFT, PEFT, "tokens/s", amount),
+    ]
+    for name in ("prompt", "prefix"):
+        kinds = {name: steps.ours(name, fp32), PEFT: steps.theirs(name, fp32)}
+        times = take_turns(kinds, 2 if quick else 5)
+        rows.append(rated(f"{name} step, fp32", times, name, PEFT, PEFT, "tokens/s", amount))
+    return rows
 
 
 def agree(losses: dict[str, float]) -> None:
@@ -120,8 +142,14 @@ def of_serving(quick: bool) -> list[Row]:
     return [one, two]
 
 
+STEPS: dict[str, Callable[[bool], list[Row]]] = {
+    "bfloat16": of_steps,
+    "float32": of_steps_in_fp32,
+}
+"""How steps of a base in each type are measured."""
+
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    "steps": of_steps,
+    "steps": lambda quick: [row for measure in STEPS.values() for row in measure(quick)],
     "memory": of_memory,
     "serving": of_serving,
     "learning": of_learning,
@@ -132,6 +160,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)} (all of them)")
+    parser.add_argument("--dtype", choices=STEPS, help="steps of a base in this type (both)")
     parser.add_argument("--quick", action="store_true", help="a third of the rounds, one seed")
     parser.add_argument("--add", action="store_true", help="to the rounds measured before")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="the JSON file")
@@ -139,15 +168,20 @@ def main() -> None:
     unknown = set(given.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    parts = PARTS
+    if given.dtype is not None:
+        if given.parts != ["steps"]:
+            parser.error("--dtype is for `steps` alone")
+        parts = {"steps": STEPS[given.dtype]}
     quiet()
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
     runs, before = report.read(given.out, given.quick) if given.add else ([], [])
     rows: list[Row] = []
-    for name in given.parts or PARTS:
+    for name in given.parts or parts:
         console.print(f"measuring {name} …", style="dim")
-        rows += PARTS[name](given.quick)
+        rows += parts[name](given.quick)
     rows = report.pooled(before, rows)
     report.show(rows, console)
     report.write([*runs, report.today()], rows, given.quick, given.out)

@@ -36,9 +36,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model() -> PreTrainedModel:
+def model(dtype: torch.dtype = DTYPE) -> PreTrainedModel:
     """A fresh copy of the base, in training mode, in memory of its own (loading maps a file)."""
-    made = AutoModelForCausalLM.from_pretrained(fetch_model(MODEL), dtype=DTYPE)
+    made = AutoModelForCausalLM.from_pretrained(fetch_model(MODEL), dtype=dtype)
     for parameter in made.parameters():
         parameter.data = parameter.data.clone()
     return made.to(device()).train()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import inlay
-from bench.base import Batch, batch, model
+from bench.base import DTYPE, Batch, batch, model
 from inlay import Houlsby, LoRA, Prefix, Prompt
 from inlay.architectures.resolve import resolve
 from inlay.core.method import Spec
@@ -35,29 +35,29 @@ THEIRS: dict[str, Any] = {
 """peft's nearest equivalents. It has no Houlsby adapter."""
 
 
-def ours(name: str) -> Step:
+def ours(name: str, dtype: torch.dtype = DTYPE) -> Step:
     """A step with our pieces: backbone, head on labelled positions, backward, AdamW."""
-    base, rows = model(), batch()
+    base, rows = model(dtype), batch()
     handle = inlay.attach(base, OURS[name])
     chart = handle.chart
     return _step(lambda: _loss(chart, base, rows), list(handle.parameters()))
 
 
-def theirs(name: str, *, narrow: bool = False) -> Step:
+def theirs(name: str, dtype: torch.dtype = DTYPE, *, narrow: bool = False) -> Step:
     """peft's step, as transformers.Trainer takes it.
 
     narrow: adapter weights in the base's dtype, not in fp32 as peft makes them by default.
     """
     rows = batch()
-    base = peft.get_peft_model(model(), THEIRS[name], autocast_adapter_dtype=not narrow)
+    base = peft.get_peft_model(model(dtype), THEIRS[name], autocast_adapter_dtype=not narrow)
     inputs = {"input_ids": rows.ids, "attention_mask": rows.mask, "labels": rows.labels}
     return _step(lambda: base(**inputs).loss, [p for p in base.parameters() if p.requires_grad])
 
 
-def limit() -> Step:
+def limit(dtype: torch.dtype = DTYPE) -> Step:
     """Forward, head on labelled positions, activation gradients down to the lowest query
     projection: what no method that acts there can do without. Nothing is adapted."""
-    base, rows = model().requires_grad_(False), batch()
+    base, rows = model(dtype).requires_grad_(False), batch()
     chart = resolve(base)
     lowest = next(site.host for site in chart.sites if site.role == "attn.q")
     leaf = torch.zeros(1, dtype=base.dtype, device=base.device, requires_grad=True)

@@ -52,7 +52,7 @@ app = typer.Typer(
     cls=Commands,
     help="Set small trained pieces into a frozen transformer.",
     epilog=examples(
-        ("inlay demo", "a real model learns to judge reviews, in three minutes"),
+        ("inlay demo", "a real model learns to judge reviews"),
         ("inlay methods", "what there is to set in"),
         ("inlay train --help", "how to teach your own task"),
     ),

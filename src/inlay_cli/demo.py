@@ -16,23 +16,29 @@ from inlay_cli.shared import examples, open_base, open_inlay, silence, table
 if TYPE_CHECKING:
     from inlay.data.dataset import Dataset
     from inlay.tasks import Task
-    from inlay.training.recipes.recipe import Recipe
+    from inlay.training.recipes.run import Outcome
 
 BASE = "smollm2"
 RECIPE = {
     "base": BASE,
-    "method": "Prompt(length=20)",
+    "method": "LoRA(rank=4)",
     "name": "reviews",
     "task.kind": "classify",
     "task.template": "{text} All in all, it was",
     "task.verbalizer": '{"negative": " bad", "positive": " great"}',
     "data.train.split": "train",
-    "training.lr": "1e-2",
-    "training.batch_size": "8",
+    "training.lr": "1e-3",
+    "training.batch_size": "16",
 }
-"""The run, as flags of `inlay train`; the rows and the time come on top."""
+"""The run, as flags of `inlay train`; the rows and its end come on top."""
 
-HELD_OUT = {"movie": 1000, "amazon": 200, "tweets": 200}
+STEPS = 100
+"""What it takes to be right about 85 % of the reviews and more, on any processor."""
+
+MINUTES = 3.5
+"""No more than that, however slow the processor is."""
+
+HELD_OUT = {"movie": 300, "amazon": 50, "tweets": 50}
 """Rows to measure on, none of which is trained on; of the last two kinds nothing is."""
 
 TITLES = {
@@ -60,8 +66,9 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         epilog=examples(
-            ("inlay demo", "about three minutes on two cores"),
-            ("inlay demo --minutes 0.5", "a shorter look, and a worse result"),
+            ("inlay demo", "right about at least 85 of 100 held-out reviews"),
+            ("inlay demo --steps 30", "a shorter look, and a worse result"),
+            ("inlay demo --steps 300 --minutes 15", "a longer one, and a better result"),
         )
     )(demo)
 
@@ -70,12 +77,15 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--out", help="Where the inlay is saved.", file_okay=False)
     ] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train.")] = 1.75,
+    steps: Annotated[
+        int, typer.Option(min=1, help=f"How many batches of {RECIPE['training.batch_size']}.")
+    ] = STEPS,
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train at most.")] = MINUTES,
     rows: Annotated[
         int | None, typer.Option(min=10, help="Measure on so many rows of each kind.")
     ] = None,
 ) -> None:
-    """Teach a real model to judge reviews: SmolLM2-135M, frozen, and 20 trained positions.
+    """Teach a real model to judge reviews: SmolLM2-135M, frozen, and a small LoRA.
 
     It is what `inlay train` does with a small recipe, which is left in the folder.
     """
@@ -87,8 +97,9 @@ def demo(
     silence()
     with busy("looking for the sentences") as say:
         sentences = fetch_sentiment(say)
-    flags = {"data.train.source": str(sentences / "movie"), "training.minutes": f"{minutes}"}
-    recipe = Recipe.load(None, {**RECIPE, **flags, "out": str(folder)})
+    ends = {"training.steps": f"{steps}", "training.minutes": f"{minutes}"}
+    flags = {**RECIPE, **ends, "data.train.source": str(sentences / "movie"), "out": str(folder)}
+    recipe = Recipe.load(None, flags)
     task = recipe.make_task()
     seen = {
         kind: Seen(_held_out(sentences / kind, task, rows or n)) for kind, n in HELD_OUT.items()
@@ -100,7 +111,8 @@ def demo(
     for kind, one in seen.items():
         one.before = predict(model, task, one.rows, console=err(), what=TITLES[kind])
 
-    _step(2, f"{minutes * 60:.0f} seconds of training, on movie reviews only")
+    until = f"{steps} steps of training, or {minutes:g} minutes of it if those come first"
+    _step(2, f"{until}, on movie reviews only")
     outcome = run(recipe, err(), resume=False)
     assert outcome.path is not None
 
@@ -110,7 +122,7 @@ def demo(
         one.after = predict(model, task, one.rows, console=err(), what=TITLES[kind])
     size = sum(p.numel() for p in model.parameters()) - handle.count()
     _report(task, seen)
-    _last_words(outcome.path, handle.count(), size, recipe, time.monotonic() - begun)
+    _last_words(outcome, outcome.path, handle.count(), size, time.monotonic() - begun)
 
 
 def _held_out(folder: Path, task: Task, limit: int) -> Dataset:
@@ -157,16 +169,20 @@ def _telling(one: Seen) -> list[int]:
     return short[:SHOWN]
 
 
-def _last_words(path: Path, count: int, size: int, recipe: Recipe, seconds: float) -> None:
+def _last_words(outcome: Outcome, path: Path, count: int, size: int, seconds: float) -> None:
     console = out()
     kilobytes = path.stat().st_size / 1024
+    trained = outcome.training
+    early = ", when the time was up" if trained.stopped == "minutes" else ""
     facts = (
         f"Saved: {path}, {kilobytes:,.0f} kB, {count:,} numbers "
         f"({count / size:.3%} of the model, which did not change).",
-        f"The recipe is beside it, {path.parent / 'recipe.yaml'}. It took {seconds:,.0f} s in all.",
+        f"The recipe is beside it, {path.parent / 'recipe.yaml'}.",
+        f"It learned {trained.steps} steps in {trained.seconds:,.0f} s{early}; "
+        f"all in all it took {seconds:,.0f} s.",
         "",
         "Next, measure it yourself, or teach it your own texts:",
-        f"  inlay eval {recipe.base} {path} --split dev --limit 200",
+        f"  inlay eval {outcome.recipe.base} {path} --split dev --limit 200",
         f"  inlay train {path.parent / 'recipe.yaml'} --train YOURS.csv --out runs/yours",
     )
     for line in facts:

@@ -111,7 +111,8 @@ def measured(results: dict[str, Any]) -> str:
     runs = results["runs"]
     when = f"on {runs[-1]}" if len(runs) == 1 else f"in {len(runs)} runs, the last on {runs[-1]}"
     lines = [
-        f"SmolLM2-135M in bf16, measured by `make bench` on {on['cores']} cores ({on['device']}) "
+        "SmolLM2-135M in bf16 (or fp32, where a row says so: what a processor without products in "
+        f"bf16 runs), measured by `make bench` on {on['cores']} cores ({on['device']}) "
         f"with {versions} {when}{', quickly' if results['quick'] else ''}. "
         "A ratio is the median over rounds in which both took turns.\n",
         "| what | inlay | beside | | unit | ratio | goal |",

@@ -102,9 +102,11 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.processor
 def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp_path, monkeypatch):
     """Also where this processor had rather run another."""
     monkeypatch.setattr("inlay.hub.models.emulated", lambda dtype: True)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     half = tmp_path / "half"
     model, tokenizer = load_base(base, dtype=torch.bfloat16)
     model.save_pretrained(half)

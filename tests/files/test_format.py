@@ -157,6 +157,7 @@ def test_a_base_that_differs_in_one_kind_of_projection(file: Path, role: str) ->
     refused(other, file, BaseError, "made for another base: the weights at decoder.0")
 
 
+@pytest.mark.processor
 def test_the_same_base_in_sixteen_bits_is_the_same_base(file: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         assert inlay.load(zoo.fresh("llama").to(dtype), file).attached

@@ -43,6 +43,7 @@ def test_a_broken_law_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ).require()
 
 
+@pytest.mark.processor
 def test_a_base_in_16_bits_is_checked_in_fp32() -> None:
     model = zoo.fresh("llama").bfloat16()
     handle = inlay.attach(model, inlay.Prompt(length=2))

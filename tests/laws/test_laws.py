@@ -25,7 +25,16 @@ def case(family: str, spec: inlay.Method) -> Case:
         pytest.skip(str(refusal))
 
 
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+PORTABLE = {"llama", "bert"}
+"""Families whose laws are tried with the kernels of other processors too."""
+
+EVERY = [
+    pytest.param(family, marks=pytest.mark.processor if family in PORTABLE else ())
+    for family in zoo.FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("spec", [*SPECS, *SUMS], ids=repr)
 def test_laws(family: str, spec: inlay.Method) -> None:
     subject = case(family, spec)

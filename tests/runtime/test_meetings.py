@@ -145,6 +145,7 @@ def test_a_full_context_leaves_room_for_keys_but_not_for_slots() -> None:
     assert answer(model, {"input_ids": torch.ones(1, 64, dtype=torch.long)}).isfinite().all()
 
 
+@pytest.mark.processor
 def test_bf16_base_and_fp32_pieces() -> None:
     model = dressed("llama").bfloat16()
     for handle in inlay.attached(model).values():
@@ -161,6 +162,7 @@ def test_bf16_base_and_fp32_pieces() -> None:
         )
 
 
+@pytest.mark.processor
 def test_attach_to_a_bf16_base_makes_fp32_pieces() -> None:
     model = zoo.fresh("llama").bfloat16()
     for name, spec in FOUR.items():

@@ -41,14 +41,14 @@ def bound(task, family="llama", **more):
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_million_characters_are_refused_or_cut(task, family):
     assert len(LONG) == 10**6
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=r"^rows#1: its input is 20000\d tokens long where \d+ fit"):
         bound(task, family).encode(row(task, LONG), 0)
     made = bound(task, family, truncate=True)
     rows = made.encode(row(task, LONG), 0)
     texts = [text.ids for text in rows.texts] if "choose" in task else [rows.input_ids]
     assert max(map(len, texts)) <= made.bound.limit
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 def test_a_model_without_a_limit_has_its_tokenizers():

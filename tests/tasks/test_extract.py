@@ -185,13 +185,13 @@ def test_the_stride_decides():
 def test_a_million_characters_are_refused_at_once_or_read_in_windows():
     context = "cat dog " * 125_000
     (row,) = examples({"question": "mat", "context": context, "answers": []})
-    begun = time.monotonic()
+    begun = time.process_time()
     refused(
         lambda: bound().encode(row, 0),
         "its context is 250000 tokens long where 60 fit",
         error=DataError,
     )
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
     assert len(bound(stride=10).encode_all([row])) == 5000
     assert len(bound(truncate=True).encode(row, 0)) == 64
 

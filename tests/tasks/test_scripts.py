@@ -152,6 +152,6 @@ def test_a_bad_row_is_named_by_file_and_line(task, good, bad, said, base, tmp_pa
 def test_a_chat_of_a_million_characters_is_refused_at_once(base):
     task = bound(Generate(chat="messages"), base)
     (row,) = examples({"messages": [{"role": "user", "content": "a b " * 250_000}]})
-    begun = time.monotonic()
+    begun = time.process_time()
     refused(lambda: task.encode(row, 0), "rows#1: its messages are", "256 fit", error=DataError)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20

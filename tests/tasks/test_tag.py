@@ -388,9 +388,9 @@ def test_a_predicate_without_room_for_its_sentence():
 
 def test_a_million_characters_are_refused_at_once():
     (row,) = examples({"tokens": ["cat"] * 250_000, "tags": ["O"] * 250_000})
-    begun = time.monotonic()
+    begun = time.process_time()
     refused(lambda: bound().encode(row, 0), "250002 tokens long where 64 fit", error=DataError)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 def test_rows_without_tags_can_be_tagged_and_not_learned():

@@ -327,6 +327,7 @@ def test_virtual_tokens_are_placed_and_measured_untouched(recipe_file, tmp_path)
     assert Recipe.load(tmp_path / "out" / "recipe.yaml") == outcome.recipe
 
 
+@pytest.mark.processor
 def test_text_is_generated_without_dev_or_test(recipe_file):
     flags = {"task": '{"kind": "generate", "generation": {"max_new_tokens": 3}}'}
     flags |= {"data.dev": "null", "data.test": "null", "training.eval_every": "null"}
