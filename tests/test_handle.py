@@ -306,3 +306,16 @@ def test_what_is_trained_in_groups_of_methods() -> None:
     assert sorted(flat) == sorted(id(p) for p in handle.parameters())
     assert sum(p.numel() for p in groups[2].parameters) == 2 * 32 + 2
     assert {group.learning_rate for group in handle.parameter_groups(0.5)} == {0.5}
+
+
+def test_each_method_has_its_own_learning_rate_unless_one_is_given() -> None:
+    model = zoo.fresh("llama")
+    spec = (
+        inlay.Prompt(length=2) + inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=None, start=None)
+    )
+    handle = inlay.attach(model, spec)
+    rates = [group.learning_rate for group in handle.parameter_groups()]
+    assert rates == [inlay.Prompt.lr, inlay.LoRA.lr, 1e-2]
+    assert inlay.Prompt.lr >= 10 * inlay.LoRA.lr
+    assert inlay.Prefix(mlp=8).learning_rate() == 1e-4
+    assert [group.learning_rate for group in handle.parameter_groups(1e-4)] == [1e-4] * 3

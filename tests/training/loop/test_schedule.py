@@ -4,8 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from inlay import Head, LoRA, Prefix, Prompt
-from inlay.training.loop.schedule import factor, rates
+from inlay.training.loop.schedule import factor
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -31,10 +30,3 @@ def test_shapes():
     assert factor("cosine", 0, 0.5) == pytest.approx(0.5)
     assert factor("cosine", 0, 0.25) == pytest.approx(0.85355, abs=1e-5)
     assert factor("linear", 0.1, 1.01) == 0
-
-
-def test_each_method_has_its_own_rate_unless_one_is_given():
-    assert rates(Prompt() + LoRA() + Head(), None) == (Prompt.lr, LoRA.lr, Head.lr)
-    assert Prompt.lr >= 10 * LoRA.lr
-    assert rates(Prefix(mlp=None) + Prefix(mlp=8), None) == (1e-2, 1e-4)
-    assert rates(Prompt() + LoRA(), 1e-4) == (1e-4, 1e-4)
