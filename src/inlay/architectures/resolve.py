@@ -24,8 +24,8 @@ def require_model(model: object) -> None:
     """Raise SiteError for anything that is not a transformers model."""
     if not isinstance(model, PreTrainedModel):
         raise SiteError(
-            f"a {type(model).__name__} is not a transformers model; "
-            "load the model with from_pretrained and pass that"
+            f"inlay works on transformers models, not on objects of type {type(model).__name__}; "
+            "load the model with from_pretrained"
         )
 
 
