@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from inlay.hub.models import fetch_model, load_base
+from inlay.hub import fetch_model, load_base
 
 MODEL = "smollm2"
 DTYPE = torch.bfloat16

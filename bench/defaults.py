@@ -20,7 +20,8 @@ from rich.console import Console
 import inlay
 from bench.base import model, quiet, tokenizer
 from inlay.core.piece import VirtualTokens
-from inlay.data.dataset import Example, load
+from inlay.data.dataset import Example
+from inlay.data.loading import load
 from inlay.hub.models import fetch_sentiment
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate

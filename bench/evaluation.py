@@ -27,7 +27,8 @@ import inlay
 from bench.base import quiet
 from bench.memory import MIB, RESET, status
 from inlay import LoRA
-from inlay.data.dataset import Dataset, load, stream
+from inlay.data.dataset import Dataset
+from inlay.data.loading import load, stream
 from inlay.files.atomic import write_whole
 from inlay.tasks import Regress
 from inlay.training import evaluate

@@ -27,7 +27,8 @@ import inlay
 from bench.base import model, tokenizer
 from bench.steps import OURS, THEIRS
 from bench.timing import synchronise
-from inlay.data.dataset import Dataset, load
+from inlay.data.dataset import Dataset
+from inlay.data.loading import load
 from inlay.hub.models import fetch_sentiment
 from inlay.tasks import Classify
 

@@ -39,7 +39,7 @@ def mixed() -> dict[str, Run]:
         @torch.no_grad()
         def run() -> None:
             with inlay.rows(base, served):
-                states = chart.hidden(base, input_ids=rows.ids, attention_mask=rows.mask)
+                states = chart.last_hidden_state(base, input_ids=rows.ids, attention_mask=rows.mask)
                 chart.logits(base, states[:, -1])
 
         return run

@@ -77,7 +77,7 @@ def limit(dtype: torch.dtype = DTYPE) -> Step:
 
 
 def _loss(chart: Any, base: Any, rows: Batch) -> Tensor:
-    hidden = chart.hidden(base, input_ids=rows.ids, attention_mask=rows.mask)
+    hidden = chart.last_hidden_state(base, input_ids=rows.ids, attention_mask=rows.mask)
     hidden = hidden.flatten(0, 1).index_select(0, rows.positions)
     return token_loss(chart, base, hidden, rows.targets) / len(rows.targets)
 

@@ -29,7 +29,7 @@ from rich.markdown import Markdown
 from bench.base import machine, quiet
 from inlay.data.dataset import Dataset, Example
 from inlay.errors import InlayError
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from inlay.tasks import Generate
 from inlay.tasks import Task as Asked
 from inlay.training import evaluate, predict

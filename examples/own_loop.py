@@ -4,7 +4,7 @@ import torch
 
 import inlay
 from inlay import LoRA
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 
 model, tokenizer = load_base("smollm2")
 poet = inlay.attach(model, LoRA(rank=4), name="poet")

@@ -4,7 +4,7 @@ import torch
 
 import inlay
 from inlay import LoRA, Prompt
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 
 model, tokenizer = load_base("smollm2")
 for name, method in {"north": LoRA(rank=4), "south": Prompt(length=8)}.items():

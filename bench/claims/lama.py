@@ -9,7 +9,7 @@ from typing import Any
 from bench.claims.base import Claim, Numbers, Run
 from bench.claims.setting import Bench, drawn
 from inlay import PTuning
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.tasks import Generate
 
 RELATIONS = ("P176", "P103", "P1303", "P178", "P495")

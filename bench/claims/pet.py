@@ -13,7 +13,8 @@ from typing import Any
 from bench.claims.base import Claim, Numbers, Run, curves
 from bench.claims.setting import Bench
 from inlay import LoRA
-from inlay.data.dataset import Example, load
+from inlay.data.dataset import Example
+from inlay.data.loading import load
 from inlay.tasks import Classify
 from inlay.training import Pet, Petted, pet
 from inlay.training.recipes import yaml

@@ -10,8 +10,9 @@ import torch
 import inlay
 from bench.claims.base import Run
 from inlay.core.modes import evaluating
-from inlay.data.dataset import Example, load
-from inlay.hub.models import fetch_sentiment, load_base
+from inlay.data.dataset import Example
+from inlay.data.loading import load
+from inlay.hub import fetch_sentiment, load_base
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate
 from inlay.training.loop.batches import by_length

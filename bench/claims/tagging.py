@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bench.claims.base import Claim, Numbers, Run, bars
 from bench.claims.setting import Bench, drawn
 from inlay import Prompt, PTuningV2
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.tasks import Tag
 
 SETTINGS = {

@@ -1,22 +1,22 @@
-"""Every exception inlay raises on purpose, in one tree.
+"""Every exception that inlay raises on purpose, in one tree.
 
     InlayError
-    ├── SpecError        a method, field or JSON spec that does not exist or has an impossible value
+    ├── SpecError        a method, field or spec that does not exist or has an impossible value
     ├── SiteError        a place that this model does not have
-    │   └── PortError    the place exists, the way in does not (attention that cannot take keys, …)
-    ├── NamingError      an inlay of that name is already attached, or none is
+    │   └── PortError    the place exists, but cannot take the pieces of the method (extra keys, …)
+    ├── NamingError      an inlay of that name is already attached, or none is attached
     ├── RowsError        rows that do not fit the batch
-    ├── FileError        a file that is not a whole, honest inlay
-    │   └── BaseError    a whole file, made for another base
+    ├── FileError        a file that is not a complete and valid inlay
+    │   └── BaseError    a valid file that was made for another base
     ├── MergeError       a piece that cannot be folded into the weights
     ├── LawError         a law that does not hold on this model
-    ├── DataError        a row or file of data that cannot be used; names the file and line
+    ├── DataError        data that cannot be used; names the file and line
     ├── TaskError        a task that this model, tokenizer or label set cannot do
     ├── RecipeError      a recipe with an unknown or impossible field
-    ├── FetchError       a model or data file that could not be fetched or verified
-    └── TrainingError    training cannot go on (non-finite loss, a checkpoint from another run, …)
+    ├── FetchError       a model or data set that cannot be fetched, verified or loaded
+    └── TrainingError    training cannot start or continue (non-finite loss, another checkpoint, …)
 
-A message is one sentence that names the cause, and where there is one, the cure. The command
+A message is one sentence that names the cause and then, where there is one, the cure. The command
 line prints it on one line and exits with code 2.
 """
 
@@ -27,11 +27,11 @@ from difflib import get_close_matches
 
 
 class InlayError(Exception):
-    """The root: `except InlayError` catches whatever this library refuses."""
+    """The base class: `except InlayError` catches every exception of this library."""
 
 
 class SpecError(InlayError):
-    """A method, field or JSON spec that does not exist or has an impossible value."""
+    """A method, field or spec that does not exist or has an impossible value."""
 
 
 class SiteError(InlayError):
@@ -39,11 +39,11 @@ class SiteError(InlayError):
 
 
 class PortError(SiteError):
-    """The place exists, but the way in that the method needs does not."""
+    """The place exists in this model, but cannot take the pieces of the method."""
 
 
 class NamingError(InlayError):
-    """An inlay of that name is already attached, or none of that name is."""
+    """An inlay of that name is already attached, or none of that name is attached."""
 
 
 class RowsError(InlayError):
@@ -51,11 +51,11 @@ class RowsError(InlayError):
 
 
 class FileError(InlayError):
-    """A file that is not a whole, honest inlay."""
+    """A file that is not a complete and valid inlay."""
 
 
 class BaseError(FileError):
-    """A whole inlay file, made for another base."""
+    """A valid inlay file that was made for another base."""
 
 
 class MergeError(InlayError):
@@ -67,7 +67,7 @@ class LawError(InlayError):
 
 
 class DataError(InlayError):
-    """A row or file of data that cannot be used."""
+    """A row, file or other source of data that cannot be used."""
 
 
 class TaskError(InlayError):
@@ -79,19 +79,23 @@ class RecipeError(InlayError):
 
 
 class FetchError(InlayError):
-    """A model or data file that could not be fetched or verified."""
+    """A model or data set that cannot be fetched, verified or loaded."""
 
 
 class TrainingError(InlayError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the whole list where nothing is near. For the end of a message."""
+    """The end of a message about an unknown name: the cure.
+
+    Returns `; did you mean 'x'?` with the most similar of the known names, or a list of all of
+    them where none is similar.
+    """
     known = sorted(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # case alone should never hide the right name
-        close = [name for name in known if name.lower() == word.lower()]
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    similar = get_close_matches(word, known, n=1, cutoff=0.6)
+    if not similar:  # names that differ in case alone may count as different
+        similar = [name for name in known if name.lower() == word.lower()]
+    if similar:
+        return f"; did you mean {similar[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""

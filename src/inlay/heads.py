@@ -21,7 +21,7 @@ def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Te
     inputs: what the backbone takes. Returns states `[B, T, D]` and a mask `[B, T]`; in an
     encoder–decoder with a prompt both hold the prompt's positions too.
     """
-    states = chart.stacks[0].states(**inputs)
+    states = chart.stacks[0].last_hidden_state(**inputs)
     mask = inputs.get("attention_mask")
     for hooks in stack_hooks(model)[:1]:
         mask = hooks.widened(mask, states)
@@ -32,7 +32,7 @@ def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Te
 
 def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
     """The first stack's last hidden states of the text's own tokens alone, `[B, T, D]`."""
-    states = chart.stacks[0].states(**inputs)
+    states = chart.stacks[0].last_hidden_state(**inputs)
     for hooks in stack_hooks(model)[:1]:
         states = hooks.narrowed(inputs.get("attention_mask"), states)
     return states
@@ -85,5 +85,5 @@ def _logits(
     places = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask.bool(), places, -1).amax(1).clamp(min=0)
     last_states = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
-    features = chart.features(model, last_states)[:, None]
+    features = chart.output_embedding_inputs(model, last_states)[:, None]
     return head(features, mask.new_ones(len(hidden), 1))

@@ -126,7 +126,7 @@ def demo(
 
 
 def _held_out(folder: Path, task: Task, limit: int) -> Dataset:
-    from inlay.data.dataset import load
+    from inlay.data.loading import load
 
     return load(folder, split="test", need=task.needs, limit=limit)
 

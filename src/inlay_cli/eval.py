@@ -75,7 +75,7 @@ def evaluate(
 ) -> None:
     """Measure a base, with or without an inlay, on rows that have answers."""
     with busy("starting"):
-        from inlay.data.dataset import left_out
+        from inlay.data.dataset import describe_skipped
         from inlay.training.loop.evaluation import Answers, predict_each
 
     if skip_bad_rows:
@@ -102,7 +102,7 @@ def evaluate(
         _show(scores, task.metric, rows, file)
         if 0 < len(confusion) <= SHOWN:
             _show_confusion(confusion)
-    for line in left_out(rows.skipped, rows.source):
+    for line in describe_skipped(rows.skipped, rows.source):
         err().print(line, markup=False, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.tasks import TASKS
 from inlay.training.loop.options import Training
 from inlay.training.recipes.recipe import Recipe, Source

@@ -27,7 +27,7 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from inlay.data.dataset import Example
     from inlay.handle import Inlay
-    from inlay.inspect import Neighbours, Share
+    from inlay.inspect import AttentionShare, Neighbours
     from inlay.tasks import Task
 
 
@@ -135,18 +135,18 @@ class Look:
     rows: list[Example]
     template: str
 
-    def __call__(self, handle: Inlay, file: Path) -> tuple[list[Neighbours], list[Share]]:
+    def __call__(self, handle: Inlay, file: Path) -> tuple[list[Neighbours], list[AttentionShare]]:
         """Neighbours and shares of an inlay. Raises SpecError where there is nothing to see."""
         from inlay.errors import SpecError
-        from inlay.inspect import attention, batches, check_soft, neighbours
+        from inlay.inspect import attention_shares, neighbours, require_vectors, token_batches
 
         try:
-            check_soft(handle)
+            require_vectors(handle)
         except SpecError as error:
             raise SpecError(f"{file}: {error}") from None
         pad = self.tokenizer.pad_token_id or 0
-        read = batches(handle, self._sources(handle), self._targets(), pad=pad)
-        return neighbours(handle, self.count, self.forms), attention(handle, read)
+        read = token_batches(handle, self._sources(handle), self._targets(), pad=pad)
+        return neighbours(handle, self.count, self.forms), attention_shares(handle, read)
 
     def written(self, handle: Inlay) -> str:
         """The template, with places for the inlay's virtual tokens if it has none."""
@@ -157,19 +157,19 @@ class Look:
 
         pieces = [placed.piece for placed in handle.placed if placed.site.role == "embed"]
         tokens = [piece for piece in pieces if isinstance(piece, VirtualTokens)]
-        if not tokens and Template(self.template).virtual:
+        if not tokens and Template(self.template).virtual_tokens:
             raise SpecError(
                 f"the template {self.template!r} has virtual tokens and the inlay has none; leave "
                 "{p} out of it"
             )
-        if not tokens or Template(self.template).virtual:
+        if not tokens or Template(self.template).virtual_tokens:
             return self.template
         count, front = (sum(getattr(p, name) for p in tokens) for name in ("length", "before"))
         return with_virtual(self.template, count, front)
 
     def _sources(self, handle: Inlay) -> list[list[int]]:
         from inlay.data.template import Template
-        from inlay.inspect import room
+        from inlay.inspect import max_tokens
         from inlay.tasks.rows import Reader, trailing
 
         chart = handle.chart
@@ -185,7 +185,7 @@ class Look:
             truncate="end" if self.tokenizer.is_fast else False,
             first=handle.first_virtual_id,
         )
-        return [one.ids for one in reader.read(self.rows, [room(handle)] * len(self.rows))]
+        return [one.ids for one in reader.read(self.rows, [max_tokens(handle)] * len(self.rows))]
 
     def _targets(self) -> list[list[int]] | None:
         """The tokens of the rows' targets, where all have one."""
@@ -196,11 +196,11 @@ class Look:
 
 
 def _compared(report: Report, here: Inlay, file: Path, there: Inlay, look: Look) -> Second:
-    from inlay.inspect import compare_prefixes, compare_prompts, correlation
+    from inlay.inspect import compare_prefixes, compare_prompts, share_correlation
 
     prompts, shares = look(there, file)
-    maps = {(one.of, one.attention, one.layers): one for one in shares}
-    same = [maps.get((one.of, one.attention, one.layers)) for one in report.shares]
+    maps = {(one.kind, one.attention, one.layers): one for one in shares}
+    same = [maps.get((one.kind, one.attention, one.layers)) for one in report.shares]
     pairs = zip(report.shares, same, strict=True)
     return Second(
         str(file),
@@ -208,13 +208,14 @@ def _compared(report: Report, here: Inlay, file: Path, there: Inlay, look: Look)
         compare_prompts(report.prompts, prompts),
         compare_prefixes(here, there),
         shares,
-        [None if b is None else correlation(a, b) for a, b in pairs],
+        [None if b is None else share_correlation(a, b) for a, b in pairs],
     )
 
 
 def _rows(given: list[str] | None, data: str | None, limit: int) -> list[Example]:
     """The rows to measure on. Raises DataError."""
-    from inlay.data.dataset import Example, load
+    from inlay.data.dataset import Example
+    from inlay.data.loading import load
     from inlay.inspect import TEXTS
 
     if data is not None:
@@ -269,9 +270,9 @@ def _words(given: str | None, task: Task | None, handle: Inlay) -> list[str]:
 
 def _forms(tokenizer: Any, words: list[str]) -> dict[str, tuple[int, ...]]:
     """Each word's tokens; what is no single token is left out, and that is said."""
-    from inlay.inspect import forms
+    from inlay.inspect import word_forms
 
-    found = {word: forms(tokenizer, word) for word in words}
+    found = {word: word_forms(tokenizer, word) for word in words}
     for word, ids in found.items():
         if not ids:
             line = f"left out: {word!r} is no single token"

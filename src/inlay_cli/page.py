@@ -10,7 +10,13 @@ from inlay_cli import report as reports
 from inlay_cli.report import Report, Second
 
 if TYPE_CHECKING:
-    from inlay.inspect import Alike, Matched, Near, Neighbours, Share
+    from inlay.inspect import (
+        AttentionShare,
+        MatchedPrompts,
+        NearestTokens,
+        Neighbours,
+        PrefixSimilarity,
+    )
 
 CELL, LEFT, TOP, RIGHT = 18, 34, 20, 54
 """Pixels: the side of a square, and what is left free around the squares of a map."""
@@ -105,7 +111,7 @@ def _prompt(report: Report, one: Neighbours) -> list[str]:
     return parts
 
 
-def _tokens(report: Report, near: Near, position: int) -> str:
+def _tokens(report: Report, near: NearestTokens, position: int) -> str:
     pairs = zip(near.ids[position].tolist(), near.values[position].tolist(), strict=True)
     return " ".join(
         f"<code>{escape(report.token(token))}</code> <small>{reports.close(value)}</small>"
@@ -113,12 +119,12 @@ def _tokens(report: Report, near: Near, position: int) -> str:
     )
 
 
-def _map(share: Share, measured: str) -> list[str]:
+def _map(share: AttentionShare, measured: str) -> list[str]:
     said = f"{reports.summary(share)}, over {measured}."
     return [f"<h2>{escape(reports.title(share))}</h2>", _p(escape(said)), heat(share)]
 
 
-def heat(share: Share) -> str:
+def heat(share: AttentionShare) -> str:
     """A map as SVG: one square a head, layers from above, the fullest has the most."""
     layers, heads = share.shares.shape
     most = float(share.shares.max()) or 1.0
@@ -161,7 +167,7 @@ def _second(report: Report, second: Second) -> list[str]:
     ]
 
 
-def _matched(one: Matched) -> str:
+def _matched(one: MatchedPrompts) -> str:
     rows = [
         [str(i), str(j), f"{cosine:.3f}", reports.percent(overlap)]
         for (i, j), cosine, overlap in zip(one.pairs, one.cosines, one.overlaps, strict=True)
@@ -170,7 +176,7 @@ def _matched(one: Matched) -> str:
     return _table(names, rows, (0, 1, 2, 3))
 
 
-def _alike(one: Alike) -> str:
+def _alike(one: PrefixSimilarity) -> str:
     rows = [
         [str(layer), f"{float(k.mean()):.3f}", f"{float(v.mean()):.3f}"]
         for layer, k, v in zip(one.layers, one.keys, one.values, strict=True)

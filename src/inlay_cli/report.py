@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inlay.inspect import Alike, Matched, Neighbours, Score, Share
+    from inlay.inspect import AttentionShare, MatchedPrompts, Neighbours, PrefixSimilarity, Score
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Second:
 
     file: str
     method: str
-    prompts: list[Matched]
-    prefixes: list[Alike]
-    shares: list[Share]
+    prompts: list[MatchedPrompts]
+    prefixes: list[PrefixSimilarity]
+    shares: list[AttentionShare]
     correlations: list[float | None]
 
 
@@ -37,7 +37,7 @@ class Report:
     file: str
     method: str
     prompts: list[Neighbours]
-    shares: list[Share]
+    shares: list[AttentionShare]
     texts: int
     template: str
     tokenizer: Any
@@ -136,13 +136,13 @@ def _prompt(report: Report, one: Neighbours) -> dict[str, Any]:
     }
 
 
-def _share(one: Share) -> dict[str, Any]:
+def _share(one: AttentionShare) -> dict[str, Any]:
     return {
-        "of": one.of,
+        "of": one.kind,
         "attention": one.attention,
         "layers": list(one.layers),
         "shares": one.shares.tolist(),
-        "even": one.even.tolist(),
+        "even": one.uniform.tolist(),
     }
 
 
@@ -158,19 +158,19 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def title(share: Share) -> str:
+def title(share: AttentionShare) -> str:
     """What a map is of, in words."""
     kind = {
         "encoder.attn": "the encoder's self-attention",
         "decoder.attn": "the decoder's self-attention",
         "decoder.cross": "cross-attention",
     }
-    return f"Attention on the {share.of}, in {kind.get(share.attention, share.attention)}"
+    return f"Attention on the {share.kind}, in {kind.get(share.attention, share.attention)}"
 
 
-def summary(share: Share) -> str:
+def summary(share: AttentionShare) -> str:
     """The mean of a map, and what even attention would give."""
-    mean, even = float(share.shares.mean()), float(share.even.mean())
+    mean, even = float(share.shares.mean()), float(share.uniform.mean())
     return (
         f"{percent(mean)} on average; even attention to all that a query sees would give "
         f"{percent(even)}"
@@ -207,7 +207,7 @@ def ranked(one: Neighbours) -> list[tuple[str, str, str, str, str]]:
     return made
 
 
-def agreement(second: Second, shares: list[Share]) -> list[str]:
+def agreement(second: Second, shares: list[AttentionShare]) -> list[str]:
     """How far two files agree, in sentences."""
     said = []
     for one in second.prompts:

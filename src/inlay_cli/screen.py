@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from inlay.inspect import Near, Neighbours, Share
+    from inlay.inspect import AttentionShare, NearestTokens, Neighbours
 
 LEVELS = "·▁▂▃▄▅▆▇█"
 """From nothing to the most there is in a map."""
@@ -68,7 +68,7 @@ def _prompt(report: Report, one: Neighbours) -> None:
         _ranks(one)
 
 
-def _tokens(report: Report, near: Near, position: int) -> str:
+def _tokens(report: Report, near: NearestTokens, position: int) -> str:
     pairs = zip(near.ids[position].tolist(), near.values[position].tolist(), strict=True)
     return "  ".join(
         f"{escape(report.token(token))} [dim]{reports.close(value)}[/]" for token, value in pairs
@@ -87,14 +87,14 @@ def _ranks(one: Neighbours) -> None:
     out().print(shown)
 
 
-def _map(share: Share, measured: str) -> None:
+def _map(share: AttentionShare, measured: str) -> None:
     heads, most = share.shares.shape[1], float(share.shares.max())
     shown = _titled(f"{reports.title(share)} ({measured})")
     shown.add_column("layer", justify="right", style="bold cyan")
     for name in ("mean", "least", "most", "even"):
         shown.add_column(name, justify="right", style="dim" if name == "even" else "")
     shown.add_column(f"{heads} heads", no_wrap=True)
-    for layer, row, even in zip(share.layers, share.shares, share.even.tolist(), strict=True):
+    for layer, row, even in zip(share.layers, share.shares, share.uniform.tolist(), strict=True):
         numbers = [*map(float, (row.mean(), row.min(), row.max())), even]
         shown.add_row(str(layer), *map(reports.percent, numbers), _bars(row, most))
     out().print(shown)

@@ -110,7 +110,7 @@ def open_base(
     with busy(f"loading {base}") as say:
         import torch
 
-        from inlay.hub.models import load_base
+        from inlay.hub import load_base
 
         silence()
         kind = dtype if dtype in (None, "stored") else getattr(torch, dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import tasks
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.tasks import Task
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inlay.hub import models
+from inlay import hub
 from inlay.training.recipes.recipe import Recipe
 from inlay_cli import docs
 
@@ -25,8 +25,8 @@ def block(language):
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, base):
     """`load_base("smollm2")` gives a tiny model, and files go into an empty folder."""
-    real = models.load_base
-    monkeypatch.setattr(models, "load_base", lambda name, **more: real(base, **more))
+    real = hub.load_base
+    monkeypatch.setattr(hub, "load_base", lambda name, **more: real(base, **more))
     monkeypatch.chdir(tmp_path)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import inlay as library
 from inlay import LoRA, Prefix, Prompt, PTuning
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from tests import zoo
 from tests.tasks import tiny
 
@@ -227,7 +227,7 @@ def test_an_encoder_decoder_has_three_sets(inlay, tmp_path):
 def test_refusals_are_one_line(inlay, base, encoder, prompt, saved):
     lora = saved("lora", LoRA(rank=1))
     said = inlay("inspect", base, lora).error
-    assert f"{lora}: LoRA(rank=1) has no soft prompt or prefix to look into" in said
+    assert f"{lora}: LoRA(rank=1) has no prompt or prefix to inspect" in said
     assert f"{lora}: LoRA" in inlay("inspect", base, prompt, lora).error
     assert "made for another base" in inlay("inspect", encoder, prompt).error
     assert "not both" in inlay("inspect", base, prompt, "--text", "a", "--data", "b").error

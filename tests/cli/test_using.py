@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import inlay as library
 from inlay import laws
 from inlay.errors import FetchError
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from inlay.laws import Broken
 
 
@@ -105,7 +105,7 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
 @pytest.mark.processor
 def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp_path, monkeypatch):
     """Also where this processor had rather run another."""
-    monkeypatch.setattr("inlay.hub.models.emulated", lambda dtype: True)
+    monkeypatch.setattr("inlay.hub.base.is_emulated", lambda dtype: True)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     half = tmp_path / "half"
     model, tokenizer = load_base(base, dtype=torch.bfloat16)
@@ -124,7 +124,7 @@ def test_an_accelerator_is_used_where_there_is_one(inlay, base, monkeypatch):
         seen.append(how["device"])
         raise FetchError("enough")
 
-    monkeypatch.setattr("inlay.hub.models.load_base", load)
+    monkeypatch.setattr("inlay.hub.load_base", load)
     for words in ([], ["--device", "cpu"]):
         inlay("generate", base, "hello", *words)
     gpu = torch.device("cuda:0")

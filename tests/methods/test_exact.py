@@ -323,7 +323,7 @@ def test_prompt_of_words_is_feeding_the_words(family: str) -> None:
     inputs = batch(family)
     ids = inputs["input_ids"]
     prompt = torch.tensor([[11, 12, 13]] * 2)
-    kept = 1 if inlay.architectures.resolve.resolve(model).stacks[0].first_stays else 0
+    kept = 1 if inlay.architectures.resolve.resolve(model).stacks[0].keeps_first else 0
     whole = torch.cat((ids[:, :kept], prompt, ids[:, kept:]), 1)
     wide = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
     expected = run(model, wide)

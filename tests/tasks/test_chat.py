@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec
 from inlay.tasks.chat import within

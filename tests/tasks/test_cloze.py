@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import inlay
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Classify, from_spec
 from inlay.tasks.distillation import distilled

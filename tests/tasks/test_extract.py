@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import inlay
 from inlay import Head, LoRA
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, from_spec, metrics
 from inlay.training import evaluate

@@ -144,7 +144,7 @@ def test_a_head_that_is_not_plain_is_applied_once():
     finally:
         handle.remove()
     torch.testing.assert_close(loss, F.cross_entropy(logits, targets, reduction="sum"))
-    assert chart.plain_head is False
+    assert chart.linear_head is False
 
 
 @pytest.mark.parametrize("learns", [False, True])

@@ -9,7 +9,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, Generate, Tag
 from inlay.tasks.tag import LOST

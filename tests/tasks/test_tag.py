@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import inlay
 from inlay import Head, LoRA, Prompt
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError, RowsError
 from inlay.heads import head_inputs, token_states
 from inlay.tasks import Classify, Tag, from_spec, metrics

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import inlay
-from inlay.data.template import VIRTUAL, Template
+from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError, RowsError, TrainingError
 from inlay.laws.case import far
 from inlay.tasks import Classify, Generate
@@ -27,15 +27,15 @@ def bound(task: Any, family: str, kind: str, **more: Any) -> Any:
 
 def test_a_template_counts_its_virtual_tokens() -> None:
     template = Template("{p*3} {text} {p}{mask} {{p}}")
-    assert template.virtual == 4
+    assert template.virtual_tokens == 4
     assert template.names == ("text", "mask")
     filled = template.fill({"text": "a", "mask": "M"})
-    assert filled == f"{VIRTUAL * 3} a{VIRTUAL}M {{p}}"
-    assert Template("{text}").virtual == 0
-    with pytest.raises(DataError, match="not like"):
+    assert filled == f"{VIRTUAL_TOKEN * 3} a{VIRTUAL_TOKEN}M {{p}}"
+    assert Template("{text}").virtual_tokens == 0
+    with pytest.raises(DataError, match=r"has \{p\*x\}"):
         Template("{p*x}")
     with pytest.raises(DataError, match="virtual"):
-        template.fill({"text": VIRTUAL, "mask": "M"})
+        template.fill({"text": VIRTUAL_TOKEN, "mask": "M"})
 
 
 @pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("llama", "decoder"),

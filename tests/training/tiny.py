@@ -98,7 +98,7 @@ class Recite(Task):
         return {"input_ids": padded(texts, 0), "attention_mask": mask_of(texts)}
 
     def _losses(self, model, batch):
-        hidden = self.bound.chart.hidden(model, **batch)
+        hidden = self.bound.chart.last_hidden_state(model, **batch)
         logits = self.bound.chart.logits(model, hidden)[:, :-1]
         targets = batch["input_ids"][:, 1:]
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

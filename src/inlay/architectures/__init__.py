@@ -1,1 +1,1 @@
-"""What is where in a base: the families as data, and how a model is read."""
+"""How the parts of a base are found: descriptions of families, and how a model is read."""

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.architectures.layout import Family, Layout, Place, Sub, output_head
+from inlay.architectures.layout import Family, Layout, Place, Sub
+from inlay.architectures.logits import output_embeddings
 
 BLOCK: dict[str, Place] = {
     "attn": Sub("self_attn", "self_attn.out_proj"),
@@ -29,19 +30,25 @@ CROSS: dict[str, Place] = {
 COMMON: dict[str, Any] = {
     "layers": "layers",
     "embed": "embed_tokens",
-    "core": "self_attn",
-    "closing": "final_layer_norm",
+    "attention": "self_attn",
+    "closing_norm": "final_layer_norm",
     "norms": {"norm.embed": "layernorm_embedding"},
 }
 ENCODER = Layout(stack="encoder", path="encoder", block=BLOCK, causal=False, **COMMON)
 DECODER = Layout(
-    stack="decoder", path="decoder", block={**BLOCK, **CROSS}, cross="encoder_attn", **COMMON
+    stack="decoder",
+    path="decoder",
+    block={**BLOCK, **CROSS},
+    cross_attention="encoder_attn",
+    **COMMON,
 )
 
 
 def biased_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The head of BART and Marian, with its stored bias over the vocabulary."""
-    return output_head(model)(hidden) + model.final_logits_bias
+    """The head of BART and Marian, with its stored bias `[V]`."""
+    return output_embeddings(model)(hidden) + model.final_logits_bias
 
 
-CHARTS = (Family(("bart", "marian"), (ENCODER, DECODER), logits=biased_logits, absolute=True),)
+FAMILIES = (
+    Family(("bart", "marian"), (ENCODER, DECODER), logits=biased_logits, position_table=True),
+)

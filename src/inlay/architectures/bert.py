@@ -3,19 +3,21 @@
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from inlay.architectures.layout import Family, Layout, Sub, output_head
+from inlay.architectures.layout import Family, Layout, Sub
+from inlay.architectures.logits import output_embeddings
 
 BERT = Layout(
     stack="encoder",
     path="",
     layers="encoder.layer",
     embed="embeddings.word_embeddings",
-    core="attention.self",
-    width="attention_head_size",
+    attention="attention.self",
+    head_width="attention_head_size",
     causal=False,
-    first_stays=True,
-    closing="output.LayerNorm",
+    keeps_first=True,
+    closing_norm="output.LayerNorm",
     block={
         "attn": Sub("attention", "attention.output.dropout"),
         "attn.q": "attention.self.query",
@@ -33,36 +35,36 @@ BERT = Layout(
 
 
 def bert_logits(model: Any, hidden: Tensor) -> Tensor:
-    """BERT's masked-language head: a transform in front of the decoder."""
-    output_head(model)
+    """BERT's masked-language head: a transform before the output embeddings."""
+    output_embeddings(model)
     return model.cls.predictions(hidden)
 
 
 def roberta_logits(model: Any, hidden: Tensor) -> Tensor:
-    """RoBERTa's masked-language head."""
-    output_head(model)
+    """RoBERTa's masked-language head: `[..., D] -> [..., V]`."""
+    output_embeddings(model)
     return model.lm_head(hidden)
 
 
 def electra_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The head of ELECTRA's generator."""
-    return output_head(model)(model.generator_predictions(hidden))
+    """The head of ELECTRA's generator: `[..., D] -> [..., V]`."""
+    return output_embeddings(model)(model.generator_predictions(hidden))
 
 
-def behind_padding(config: Any) -> int:
-    """RoBERTa counts positions from the one after the padding id."""
+def after_padding_id(config: PreTrainedConfig) -> int:
+    """RoBERTa's position ids start after the padding id."""
     return config.pad_token_id + 1
 
 
-CHARTS = (
-    Family(("bert",), (BERT,), logits=bert_logits, plain_head=False, absolute=True),
+FAMILIES = (
+    Family(("bert",), (BERT,), logits=bert_logits, linear_head=False, position_table=True),
     Family(
         ("roberta",),
         (BERT,),
         logits=roberta_logits,
-        plain_head=False,
-        position_start=behind_padding,
-        absolute=True,
+        linear_head=False,
+        position_start=after_padding_id,
+        position_table=True,
     ),
-    Family(("electra",), (BERT,), logits=electra_logits, plain_head=False, absolute=True),
+    Family(("electra",), (BERT,), logits=electra_logits, linear_head=False, position_table=True),
 )

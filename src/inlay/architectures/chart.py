@@ -1,4 +1,4 @@
-"""Chart: what is where in one base, and its stacks."""
+"""The chart of a base: which sites and stacks it has, and how to run it up to its hidden states."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from inlay.architectures.layout import (
-    Family,
-    output_head,
-)
-from inlay.core.modes import evaluating
+from inlay.architectures.config import max_positions
+from inlay.architectures.layout import Family
+from inlay.architectures.logits import output_embeddings
 from inlay.core.site import Site, Where, select
 
 
@@ -23,7 +21,15 @@ from inlay.core.site import Site, Where, select
 class Stack:
     """One stack of blocks in a base.
 
-    window: how far back a block sees where some see less than everything, else None.
+    name:   "encoder" or "decoder", as in the names of its sites.
+    module: the module whose forward takes ids and masks.
+    layers: its blocks, in order.
+    embed:  its input embeddings; None where it has none (images).
+    causal: a position sees only the positions before it.
+    keeps_first: the first position stays the first one, because heads read it (`[CLS]`); prompts
+            are inserted after it.
+    position_start: the position id of a text's first token.
+    window: how many positions back a block sees, where some block sees fewer than all; else None.
     """
 
     name: str
@@ -31,7 +37,7 @@ class Stack:
     layers: tuple[nn.Module, ...]
     embed: nn.Module | None
     causal: bool
-    first_stays: bool
+    keeps_first: bool
     position_start: int
     window: int | None
 
@@ -41,48 +47,60 @@ class Stack:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the embedding table has; 0 where the stack reads no words."""
-        return self._table().shape[0]
+        """V, how many tokens the embedding table has; 0 where the stack reads no tokens."""
+        return self._embeddings().shape[0]
 
     @property
     def width(self) -> int:
-        """D, the width of the embedding table; 0 where the stack reads no words."""
-        return self._table().shape[1]
+        """D, the width of the embedding table; 0 where the stack reads no tokens."""
+        return self._embeddings().shape[1]
 
-    def _table(self) -> Tensor:
-        """The embedding table, `[V, D]`; empty where the stack reads no words."""
+    def _embeddings(self) -> Tensor:
+        """The embedding table, `[V, D]`; empty where the stack reads no tokens."""
         table = torch.empty(0, 0) if self.embed is None else self.embed.weight
         assert isinstance(table, Tensor)
         return table
 
     @property
-    def keeps_state(self) -> bool:
-        """Whether it goes on from a state of its own, where others have a cache of keys."""
+    def is_recurrent(self) -> bool:
+        """Whether the stack caches a recurrent state instead of keys and values (Mamba)."""
         return self.takes("use_cache") and not self.takes("past_key_values")
 
     @property
     def checkpointed(self) -> list[GradientCheckpointingLayer]:
-        """The blocks that are run again in backward, because they keep nothing for it."""
+        """The blocks under gradient checkpointing."""
         return [
             layer
             for layer in self.layers
             if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
         ]
 
-    def states(self, **inputs: Any) -> Tensor:
-        """The last hidden states, `[B, T, D]`."""
+    def last_hidden_state(self, **inputs: Any) -> Tensor:
+        """Run the stack, with all of its hooks: inputs of its forward -> `[B, T, D]`.
+
+        Nothing is cached unless the inputs say so.
+        """
         if self.takes("use_cache"):
             inputs.setdefault("use_cache", False)
         return self.module(**inputs).last_hidden_state
 
-    def alone(self, **inputs: Any) -> Tensor:
-        """The last hidden states of inputs that no door, and no other hook on the stack, sees."""
+    def run_without_hooks(self, **inputs: Any) -> Tensor:
+        """Run the stack without the hooks on the stack itself; those inside it still act.
+
+        inputs: of its forward. Nothing is cached. Returns the last hidden states `[B, T, D]`.
+        """
         return self.module.forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """What is where in one base."""
+    """What is where in one base.
+
+    family: the description it was read with.
+    base:   the model.
+    stacks: its stacks of blocks; of an encoder–decoder the encoder first.
+    sites:  every named place, in the order of the base.
+    """
 
     family: Family
     base: PreTrainedModel
@@ -91,7 +109,7 @@ class Chart:
 
     @property
     def kind(self) -> str:
-        """ "decoder", "encoder", "encoder-decoder" or "vision"."""
+        """The kind of base: "decoder", "encoder", "encoder-decoder" or "vision"."""
         if len(self.stacks) > 1:
             return "encoder-decoder"
         if self.stacks[0].embed is None:
@@ -103,60 +121,54 @@ class Chart:
         return next(stack for stack in self.stacks if stack.name == name)
 
     @property
-    def plain_head(self) -> bool:
-        """Whether `logits` may be computed a few rows at a time."""
-        return self.family.plain_head
+    def linear_head(self) -> bool:
+        """Whether a loss may compute `logits` a few positions at a time."""
+        return self.family.linear_head
 
     def find(self, where: Where) -> list[Site]:
         """The sites that `where` names. Raises SiteError where there are none."""
         return select(self.sites, where)
 
-    def hidden(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
-        """The last hidden states `[B, T, D]` that the language-model head reads.
+    def last_hidden_state(self, model: PreTrainedModel, **inputs: Any) -> Tensor:
+        """Run the backbone up to the states that the language-model head reads, `[B, T, D]`.
 
-        inputs: what the backbone takes; for an encoder–decoder also `decoder_input_ids`, whose
-        states are returned.
+        inputs: what the backbone takes. For an encoder–decoder `input_ids` and `attention_mask`
+            `[B, S]` are the encoder's, `decoder_input_ids` and `decoder_attention_mask` `[B, T]`
+            the decoder's, and the states returned are the decoder's.
         """
         if len(self.stacks) == 1:
-            return self.stacks[0].states(**inputs)
+            return self.stacks[0].last_hidden_state(**inputs)
         encoder, decoder = self.stacks
         decoder_input_ids = inputs.pop("decoder_input_ids")
         decoder_mask = inputs.pop("decoder_attention_mask", None)
         mask = inputs.get("attention_mask")
-        return decoder.states(
+        return decoder.last_hidden_state(
             input_ids=decoder_input_ids,
             attention_mask=decoder_mask,
-            encoder_hidden_states=encoder.states(**inputs),
+            encoder_hidden_states=encoder.last_hidden_state(**inputs),
             encoder_attention_mask=mask,
         )
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """hidden `[..., D]` -> logits `[..., V]`, as the model's own forward computes them."""
+        """Last hidden states `[..., D]` -> logits `[..., V]`, as the model's forward gives them."""
         return self.family.logits(model, hidden)
 
-    def features(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """hidden `[..., D]` -> what the output embeddings are given for it, `[..., D']`."""
-        seen: list[Tensor] = []
-        head = output_head(model)
-        hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    def output_embedding_inputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """Last hidden states `[..., D]` -> what the head gives its output embeddings, `[..., D']`.
+
+        Where the head has layers before its output embeddings (BERT's transform) these are the
+        outputs of those layers; elsewhere they are the hidden states, scaled in some families.
+        """
+        recorded: list[Tensor] = []
+        embeddings = output_embeddings(model)
+        hook = embeddings.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
         try:
             self.logits(model, hidden)
         finally:
             hook.remove()
-        return seen[-1]
+        return recorded[-1]
 
     def max_length(self, model: PreTrainedModel) -> int | None:
-        """The longest text the positions allow, or None where nothing limits it."""
-        limit = getattr(model.config, "max_position_embeddings", None)
-        return None if limit is None else limit - self.stacks[0].position_start
-
-    def logits_follow(self, model: PreTrainedModel) -> bool:
-        """Whether `logits` reproduces what the model's own forward computes (tried on 4 tokens)."""
-        ids = torch.arange(4, device=model.device).unsqueeze(0) % model.config.vocab_size
-        inputs: dict[str, Any] = {"input_ids": ids}
-        if self.kind == "encoder-decoder":
-            inputs["decoder_input_ids"] = ids
-        with evaluating(model):
-            own = model(**inputs).logits.float()
-            ours = self.logits(model, self.hidden(model, **inputs)).float()
-        return own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-2, atol=1e-2)
+        """How many tokens the position ids allow for; None where the config does not limit them."""
+        positions = max_positions(model.config)
+        return None if positions is None else positions - self.stacks[0].position_start

@@ -1,23 +1,23 @@
-"""Reading a family that nobody charted, by its structure.
+"""Reading a model whose family has no description, by its structure.
 
 The blocks are the list of equal modules that holds most parameters. Inside a block, projections
-are told by what they are called in nearly every modelling file (whole names, never parts of
-names) and, for the feed-forward layer, by their shapes. What cannot be told is left out, and a
-method that needs it says so.
+are recognised by the names that nearly every modelling file gives them (whole names, never parts
+of names) and, in the feed-forward layer, by their shapes. What cannot be recognised is left out,
+and a method that needs it says so.
 """
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakSet
+from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from inlay.architectures.layout import Family, Layout, Place, Sub, output_head
-from inlay.core.modes import evaluating
+from inlay.architectures.config import is_decoder
+from inlay.architectures.layout import Family, Layout, Place, Sub
+from inlay.architectures.logits import verified_logits
+from inlay.core.site import stored_transposed
 from inlay.errors import SiteError
 
 NAMES: dict[str, frozenset[str]] = {
@@ -28,106 +28,137 @@ NAMES: dict[str, frozenset[str]] = {
     "gate": frozenset({"gate_proj", "wi_0", "w1"}),
     "up": frozenset({"up_proj", "wi_1", "w3"}),
 }
-WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
+"""What a projection is called, by the last part of its role."""
+
+HEAD_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
+"""The attributes under which attention modules keep the width of a head."""
+
+STACKS = ("encoder", "decoder")
+"""What the stacks of an encoder–decoder are called."""
+
+Projections = dict[str, str]
+"""Part of a role ("q", "k", "v", "o") -> path of the projection from its block."""
 
 
 def discover(model: PreTrainedModel) -> Family:
-    """The family of one model, read from its modules. Raises SiteError where it has no blocks."""
+    """Describe the family of a model from its modules. Raises SiteError where it has no blocks."""
     backbone = model.base_model
     if model.config.is_encoder_decoder:
-        stacks = [(name, part) for name, part in backbone.named_children() if name in SIDES]
+        stacks = [(name, part) for name, part in backbone.named_children() if name in STACKS]
     else:
         stacks = [("", backbone)]
-    layouts = [layout for name, part in stacks if (layout := _layout(name, part, model))]
+    layouts = [layout for path, part in stacks if (layout := _layout(path, part, model))]
     if not layouts:
         raise SiteError(
-            f"no list of equal blocks was found in {type(model).__name__}; "
-            "inlay works on transformers made of blocks"
+            f"{type(model).__name__} has no list of equal blocks to set pieces into; "
+            "use a transformer that is made of such blocks"
         )
-    kind = model.config.model_type
-    return Family((kind,), tuple(layouts), logits=checked_logits, plain_head=False)
-
-
-SIDES = ("encoder", "decoder")
+    model_type = model.config.model_type
+    return Family((model_type,), tuple(layouts), logits=verified_logits, linear_head=False)
 
 
 def _layout(path: str, stack: nn.Module, model: PreTrainedModel) -> Layout | None:
-    lists = {
-        name: part
-        for name, part in stack.named_modules()
-        if isinstance(part, nn.ModuleList) and len(part) and len({type(b) for b in part}) == 1
-    }
-    if not lists or not isinstance(stack, PreTrainedModel):
+    """The layout of the stack at `path`; None where it has no list of equal blocks."""
+    layers = _blocks_path(stack)
+    if layers is None or not isinstance(stack, PreTrainedModel):
         return None
-    layers = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
-    block = lists[layers][0]
-    embeds = stack.get_input_embeddings()
-    embed = next((name for name, part in stack.named_modules() if part is embeds), None)
-    attention = _attentions(block)
+    block = cast(nn.ModuleList, stack.get_submodule(layers))[0]
+    attentions = _attentions(block)
+    sides = dict(zip(("attn", "cross"), attentions, strict=False))
     places: dict[str, Place] = {}
-    cores: dict[str, str] = {}
-    for side, (core, own) in zip(("attn", "cross"), attention.items(), strict=False):
-        cores[side] = core
-        places |= {f"{side}.{role}": name for role, name in own.items()}
-        if "o" in own:
-            places[side] = Sub(own["q"], own["o"])
-    taken = {name for own in attention.values() for name in own.values()}
-    places |= _feed_forward(block, taken)
-    width = next((w for w in WIDTHS if "attn" in cores and _has(block, cores["attn"], w)), None)
+    for side, attention in sides.items():
+        projections = attentions[attention]
+        places |= {f"{side}.{part}": name for part, name in projections.items()}
+        if "o" in projections:
+            places[side] = Sub(projections["q"], projections["o"])
+    in_attention = {name for projections in attentions.values() for name in projections.values()}
+    places |= _feed_forward(block, in_attention)
+    head_width = _head_width(block.get_submodule(sides["attn"])) if "attn" in sides else None
+    causal = _causal(block.get_submodule(sides["attn"]) if "attn" in sides else None, model)
     return Layout(
-        stack=path or ("decoder" if _causal(block, cores, model) else "encoder"),
+        stack=path or ("decoder" if causal else "encoder"),
         path=path,
         layers=layers,
-        embed=embed,
+        embed=_embed_path(stack),
         block=places,
-        core=cores.get("attn") if width else None,
-        cross=cores.get("cross") if width else None,
-        width=width or "",
-        causal=path == "decoder" or (not path and _causal(block, cores, model)),
-        first_stays=not path,
+        attention=sides.get("attn") if head_width else None,
+        cross_attention=sides.get("cross") if head_width else None,
+        head_width=head_width or "",
+        causal=causal if not path else path == "decoder",
+        keeps_first=not path,
     )
 
 
-def _attentions(block: nn.Module) -> dict[str, dict[str, str]]:
-    """Path of each module with query, key and value projections -> role -> path, in order."""
-    linears = {name: part for name, part in block.named_modules() if _is_linear(part)}
-    found: dict[str, dict[str, str]] = {}
-    for name in linears:
-        core, _, last = name.rpartition(".")
-        for role in ("q", "k", "v"):
-            if last in NAMES[role]:
-                found.setdefault(core, {})[role] = name
-    found = {core: own for core, own in found.items() if len(own) == 3}
-    for core, own in found.items():
-        above = core.rpartition(".")[0]
-        width = block.get_submodule(own["v"])
-        outs = [
-            name
-            for name, part in linears.items()
-            if name.rpartition(".")[2] in NAMES["o"]
-            and name not in own.values()
-            and (name.startswith(core + ".") or (above and name.startswith(above + ".")))
-            and _size(part)[0] == _size(width)[1]
-        ]
-        if outs:
-            own["o"] = outs[0]
-    return found
-
-
-def _feed_forward(block: nn.Module, taken: set[str]) -> dict[str, Place]:
-    rest = {
-        name: _size(part)
-        for name, part in block.named_modules()
-        if _is_linear(part) and name not in taken
+def _blocks_path(stack: nn.Module) -> str | None:
+    """The path of the list of modules of one class that holds most parameters."""
+    sizes = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in stack.named_modules()
+        if isinstance(part, nn.ModuleList) and len({type(block) for block in part}) == 1
     }
-    downs = [name for name, (d_out, d_in) in rest.items() if d_in > d_out]
+    return max(sizes, key=lambda name: sizes[name]) if sizes else None
+
+
+def _embed_path(stack: PreTrainedModel) -> str | None:
+    """The path of the token embeddings; None where the model reads no tokens (images)."""
+    try:
+        embed = stack.get_input_embeddings()
+    except NotImplementedError:  # how transformers says that there are none
+        return None
+    if not isinstance(embed, nn.Embedding):
+        return None
+    return next((name for name, part in stack.named_modules() if part is embed), None)
+
+
+def _attentions(block: nn.Module) -> dict[str, Projections]:
+    """The projections of each module that has all of q, k and v, by the module's path, in order."""
+    linears = {name: part for name, part in block.named_modules() if _is_linear(part)}
+    by_module: dict[str, Projections] = {}
+    for name in linears:
+        module, _, last = name.rpartition(".")
+        for part in ("q", "k", "v"):
+            if last in NAMES[part]:
+                by_module.setdefault(module, {})[part] = name
+    attentions = {
+        module: projections for module, projections in by_module.items() if len(projections) == 3
+    }
+    for module, projections in attentions.items():
+        output = _output_projection(module, projections, linears)
+        if output is not None:
+            projections["o"] = output
+    return attentions
+
+
+def _output_projection(
+    attention: str, projections: Projections, linears: dict[str, nn.Module]
+) -> str | None:
+    """The path of the output projection, inside the attention module or beside it."""
+    parent = attention.rpartition(".")[0]
+    _, width = _shape(linears[projections["v"]])
+    for name, part in linears.items():
+        inside = name.startswith(f"{attention}.")
+        beside = parent != "" and name.startswith(f"{parent}.")
+        named = name.rpartition(".")[2] in NAMES["o"] and name not in projections.values()
+        if named and (inside or beside) and _shape(part)[0] == width:
+            return name
+    return None
+
+
+def _feed_forward(block: nn.Module, in_attention: set[str]) -> dict[str, Place]:
+    """The places of the feed-forward layer: the one projection that narrows, and its reverse."""
+    shapes = {
+        name: _shape(part)
+        for name, part in block.named_modules()
+        if _is_linear(part) and name not in in_attention
+    }
+    downs = [name for name, (d_out, d_in) in shapes.items() if d_in > d_out]
     if len(downs) != 1:
         return {}
     down = downs[0]
-    ups = [name for name, size in rest.items() if size == rest[down][::-1]]
-    last = {name.rpartition(".")[2]: name for name in ups}
-    gate = next((last[word] for word in NAMES["gate"] if word in last), None)
-    up = next((last[word] for word in NAMES["up"] if word in last), None)
+    ups = [name for name, shape in shapes.items() if shape == shapes[down][::-1]]
+    by_last_name = {name.rpartition(".")[2]: name for name in ups}
+    gate = next((by_last_name[word] for word in NAMES["gate"] if word in by_last_name), None)
+    up = next((by_last_name[word] for word in NAMES["up"] if word in by_last_name), None)
     if len(ups) == 1:
         gate, up = None, ups[0]
     if up is None:
@@ -136,53 +167,25 @@ def _feed_forward(block: nn.Module, taken: set[str]) -> dict[str, Place]:
     return places if gate is None else {**places, "mlp.gate": gate}
 
 
-def _causal(block: nn.Module, cores: dict[str, str], model: PreTrainedModel) -> bool:
-    if "attn" in cores:
-        said = getattr(block.get_submodule(cores["attn"]), "is_causal", None)
-        if said is not None:
-            return bool(said)
-    return bool(getattr(model.config, "is_decoder", False)) or model.can_generate()
+def _causal(attention: nn.Module | None, model: PreTrainedModel) -> bool:
+    """Whether a position sees only those before it, as the attention or else the model says."""
+    is_causal = None if attention is None else vars(attention).get("is_causal")
+    if is_causal is not None:
+        return bool(is_causal)
+    return is_decoder(model.config) or model.can_generate()
 
 
-def _has(block: nn.Module, core: str, width: str) -> bool:
-    return isinstance(vars(block.get_submodule(core)).get(width), int)
+def _head_width(attention: nn.Module) -> str | None:
+    """The attribute of an attention module that holds the width of a head; None without one."""
+    values = vars(attention)
+    return next((name for name in HEAD_WIDTHS if isinstance(values.get(name), int)), None)
 
 
 def _is_linear(part: nn.Module) -> bool:
     return isinstance(part, (nn.Linear, Conv1D))
 
 
-def _size(part: nn.Module) -> tuple[int, int]:
+def _shape(part: nn.Module) -> tuple[int, int]:
     """(d_out, d_in)."""
-    weight = part.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
-    return (columns, rows) if isinstance(part, Conv1D) else (rows, columns)
-
-
-_checked: WeakSet[nn.Module] = WeakSet()
-
-
-def checked_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The output embeddings alone, once it is shown that the model does nothing else.
-
-    Raises SiteError where its logits are not what its output embeddings return.
-    """
-    head = output_head(model)
-    if model not in _checked:
-        seen: list[Tensor] = []
-        hook = head.register_forward_hook(lambda module, args, output: seen.append(output))
-        ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-        try:
-            with evaluating(model):
-                logits = model(input_ids=ids, **more).logits
-        finally:
-            hook.remove()
-        if not seen or not torch.equal(seen[-1], logits):
-            raise SiteError(
-                f"{type(model).__name__} does more to its logits than its head does, and nobody "
-                "has charted how; use your own loss on model(...).logits"
-            )
-        _checked.add(model)
-    return head(hidden)
+    rows, columns = cast(nn.Linear, part).weight.shape
+    return (columns, rows) if stored_transposed(part) else (rows, columns)

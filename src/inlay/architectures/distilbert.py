@@ -1,21 +1,22 @@
-"""DistilBERT: BERT with half the blocks and names of its own."""
+"""DistilBERT: BERT with half the blocks, and other module names."""
 
 from typing import Any
 
 from torch import Tensor
 
-from inlay.architectures.layout import Family, Layout, Sub, output_head
+from inlay.architectures.layout import Family, Layout, Sub
+from inlay.architectures.logits import output_embeddings
 
 DISTILBERT = Layout(
     stack="encoder",
     path="",
     layers="transformer.layer",
     embed="embeddings.word_embeddings",
-    core="attention",
-    width="attention_head_size",
+    attention="attention",
+    head_width="attention_head_size",
     causal=False,
-    first_stays=True,
-    closing="output_layer_norm",
+    keeps_first=True,
+    closing_norm="output_layer_norm",
     block={
         "attn": Sub("attention", "attention.out_lin"),
         "attn.q": "attention.q_lin",
@@ -35,11 +36,15 @@ DISTILBERT = Layout(
 def distilbert_logits(model: Any, hidden: Tensor) -> Tensor:
     """DistilBERT's masked-language head: transform, norm, projector."""
     transformed = model.activation(model.vocab_transform(hidden))
-    return output_head(model)(model.vocab_layer_norm(transformed))
+    return output_embeddings(model)(model.vocab_layer_norm(transformed))
 
 
-CHARTS = (
+FAMILIES = (
     Family(
-        ("distilbert",), (DISTILBERT,), logits=distilbert_logits, plain_head=False, absolute=True
+        ("distilbert",),
+        (DISTILBERT,),
+        logits=distilbert_logits,
+        linear_head=False,
+        position_table=True,
     ),
 )

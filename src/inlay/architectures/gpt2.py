@@ -7,7 +7,7 @@ GPT2 = Layout(
     path="",
     layers="h",
     embed="wte",
-    core="attn",
+    attention="attn",
     block={
         "attn": Sub("ln_1", "attn.resid_dropout"),
         "attn.q": Fused("attn.c_attn", 0, 3),
@@ -23,4 +23,4 @@ GPT2 = Layout(
     norms={"norm.final": "ln_f"},
 )
 
-CHARTS = (Family(("gpt2",), (GPT2,), absolute=True, ahead=True),)
+FAMILIES = (Family(("gpt2",), (GPT2,), position_table=True, shares_prefix=True),)

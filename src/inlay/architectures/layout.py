@@ -1,23 +1,27 @@
-"""How a family of architectures is described: Family, Layout and the kinds of Place.
+"""How a family of architectures is described: plain data, about ten lines a family.
 
-Data, about ten lines a family; `charts/` holds them.
+A `Family` holds one `Layout` per stack of blocks. A layout says by dotted paths where the parts of
+a block are; each path is a `Place`. The files of the families beside this one hold nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from inlay.errors import SiteError
+from inlay.architectures.logits import plain_logits
 
 
 @dataclass(frozen=True)
 class Sub:
-    """A sub-layer: the module whose input is x, and the module whose output is added to x."""
+    """A sub-layer of a block.
+
+    enter: path of the module whose input is x, the residual stream that the sub-layer reads.
+    leave: path of the module whose output is y, which is added to the residual stream.
+    """
 
     enter: str
     leave: str
@@ -25,34 +29,44 @@ class Sub:
 
 @dataclass(frozen=True)
 class Fused:
-    """One of several projections in one matrix: number `index` of `of`.
+    """One of several projections that share one matrix.
 
-    per_head: the matrix interleaves them head by head (GPT-NeoX).
-    grouped:  queries come first and are `num_key_value_groups` times as wide as keys and values.
+    path:     path of the module that holds the matrix.
+    index:    which of the projections it is, counted from 0.
+    count:    how many projections the matrix holds.
+    per_head: the matrix holds q, k and v of the first head, then of the second, … (GPT-NeoX).
+    grouped:  q comes first and is `num_key_value_groups` times as wide as k and v.
     """
 
     path: str
     index: int
-    of: int
+    count: int
     per_head: bool = False
     grouped: bool = False
 
 
 Place = str | tuple[str, ...] | Sub | Fused
-"""Where a part is: a path, the first of several paths that exists, or one of the above."""
+"""Where a part is: a path, several paths of which the first that exists counts, or one of the
+classes above. Paths are dotted module names."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of one stack of blocks, as paths.
+    """Where the parts of one stack of blocks are.
 
-    path:   from the backbone to the stack, the module whose forward takes ids and masks.
-    layers: from the stack to the list of blocks. embed: to the input embeddings.
-    block:  role -> path from a block. core, cross: the modules that call the attention.
+    stack:  the stack's name in sites, "encoder" or "decoder".
+    path:   path from the backbone to the stack, the module whose forward takes ids and masks.
+    layers: path from the stack to its list of blocks.
+    embed:  path from the stack to its input embeddings; None where it has none (images).
+    block:  role -> place, with paths from a block.
+    attention, cross_attention: paths from a block to the modules that compute attention.
     norms:  role -> path from the stack, for norms outside the blocks.
-    closing: in a post-norm family, the norm whose output is the block's.
-    width:  the attribute of an attention module that holds the head width.
-    first_stays: a head reads position 0, so slots go behind it.
+    closing_norm: path from a block to its last norm, whose output is the block's output; only in
+            post-norm families.
+    head_width: the attribute of an attention module that holds the width K of a head.
+    causal: a position sees only the positions before it.
+    keeps_first: the first position stays the first one, because heads read it (`[CLS]`); prompts
+            are inserted after it.
     """
 
     stack: str
@@ -60,68 +74,40 @@ class Layout:
     layers: str
     embed: str | None
     block: Mapping[str, Place]
-    core: str | None = None
-    cross: str | None = None
+    attention: str | None = None
+    cross_attention: str | None = None
     norms: Mapping[str, str] = field(default_factory=dict)
-    closing: str | None = None
-    width: str = "head_dim"
+    closing_norm: str | None = None
+    head_width: str = "head_dim"
     causal: bool = True
-    first_stays: bool = False
+    keeps_first: bool = False
 
 
-def plain_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The output embeddings, and nothing else."""
-    return output_head(model)(hidden)
-
-
-def output_head(model: PreTrainedModel) -> nn.Module:
-    """The language-model head. Raises SiteError where the model has none."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise SiteError(
-            f"{type(model).__name__} has no language-model head; load the model with "
-            "AutoModelForCausalLM (or Seq2SeqLM, MaskedLM), or train a Head"
-        )
-    return head
-
-
-def zero(config: Any) -> int:
-    """Positions are counted from 0."""
+def from_zero(config: PreTrainedConfig) -> int:
+    """The position id of the first token is 0."""
     return 0
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of architectures that share one layout.
+    """Architectures that are described alike.
 
-    logits:     how the family turns hidden states into logits.
-    plain_head: logits are one linear map followed by elementwise functions at most.
-    position_start: the position id of a text's first token.
-    absolute:   positions are looked up in a table, which ends.
-    ahead:      what stands before a text acts on it through attention and positions alone, which
-                the stack is given (`position_ids`): the front may run apart (`ports.front`).
+    model_types: their `config.model_type`.
+    layouts: one per stack; of an encoder–decoder the encoder's first.
+    logits: (model, hidden states `[..., D]`) -> logits `[..., V]`, as the model computes them.
+    linear_head: logits are one matrix product, followed at most by elementwise functions, so that
+        a loss may compute them a few positions at a time.
+    position_start: config -> the position id of a text's first token.
+    position_table: positions are looked up in a table, so texts cannot be longer than the table.
+    shares_prefix: what stands before a text acts on it through attention and positions alone, and
+        the stack accepts `position_ids`. A prefix that all rows share can then run once per pass
+        instead of once per row (`runtime.shared_prefix`).
     """
 
-    types: tuple[str, ...]
+    model_types: tuple[str, ...]
     layouts: tuple[Layout, ...]
     logits: Callable[[PreTrainedModel, Tensor], Tensor] = plain_logits
-    plain_head: bool = True
-    position_start: Callable[[Any], int] = zero
-    absolute: bool = False
-    ahead: bool = False
-
-
-def reaches(backbone: nn.Module, layout: Layout) -> bool:
-    """Whether a layout's stack and blocks are where it says."""
-    stack = child(backbone, layout.path)
-    return stack is not None and isinstance(child(stack, layout.layers), nn.ModuleList)
-
-
-def child(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a dotted path, or None where there is none."""
-    for step in path.split(".") if path else ():
-        following = module._modules.get(step)
-        if following is None:
-            return None
-        module = following
-    return module
+    linear_head: bool = True
+    position_start: Callable[[PreTrainedConfig], int] = from_zero
+    position_table: bool = False
+    shares_prefix: bool = False

@@ -1,4 +1,4 @@
-"""Llama and its kin: Mistral, Qwen, Phi-3 (fused projections), Gemma (norms behind sub-layers)."""
+"""Llama and its kin: Mistral, Qwen, Phi-3 (fused projections), Gemma (norms after sub-layers)."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.architectures.layout import Family, Fused, Layout, Sub, output_head
+from inlay.architectures.layout import Family, Fused, Layout, Sub
+from inlay.architectures.logits import output_embeddings
 
 LLAMA = Layout(
     stack="decoder",
     path="",
     layers="layers",
     embed="embed_tokens",
-    core="self_attn",
+    attention="self_attn",
     block={
         "attn": Sub("input_layernorm", "self_attn.o_proj"),
         "attn.q": "self_attn.q_proj",
@@ -57,13 +58,13 @@ GEMMA2 = replace(
 
 def capped_logits(model: Any, hidden: Tensor) -> Tensor:
     """Gemma's head: a soft cap `c · tanh(logits / c)` where the config has one."""
-    logits = output_head(model)(hidden)
+    logits = output_embeddings(model)(hidden)
     cap = model.config.final_logit_softcapping
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-CHARTS = (
-    Family(("llama", "mistral", "qwen2", "qwen3"), (LLAMA,), ahead=True),
-    Family(("phi3",), (PHI3,), ahead=True),
-    Family(("gemma2", "gemma3_text"), (GEMMA2,), logits=capped_logits, ahead=True),
+FAMILIES = (
+    Family(("llama", "mistral", "qwen2", "qwen3"), (LLAMA,), shares_prefix=True),
+    Family(("phi3",), (PHI3,), shares_prefix=True),
+    Family(("gemma2", "gemma3_text"), (GEMMA2,), logits=capped_logits, shares_prefix=True),
 )

@@ -4,16 +4,17 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.architectures.layout import Family, Fused, Layout, Sub, output_head
+from inlay.architectures.layout import Family, Fused, Layout, Sub
+from inlay.architectures.logits import output_embeddings
 
 MODERNBERT = Layout(
     stack="encoder",
     path="",
     layers="layers",
     embed="embeddings.tok_embeddings",
-    core="attn",
+    attention="attn",
     causal=False,
-    first_stays=True,
+    keeps_first=True,
     block={
         "attn": Sub("attn_norm", "attn.out_drop"),
         "attn.q": Fused("attn.Wqkv", 0, 3),
@@ -32,8 +33,8 @@ MODERNBERT = Layout(
 
 
 def modernbert_logits(model: Any, hidden: Tensor) -> Tensor:
-    """ModernBERT's masked-language head: a dense layer and a norm in front of the decoder."""
-    return output_head(model)(model.head(hidden))
+    """ModernBERT's masked-language head: a dense layer and a norm before the output embeddings."""
+    return output_embeddings(model)(model.head(hidden))
 
 
-CHARTS = (Family(("modernbert",), (MODERNBERT,), logits=modernbert_logits, plain_head=False),)
+FAMILIES = (Family(("modernbert",), (MODERNBERT,), logits=modernbert_logits, linear_head=False),)

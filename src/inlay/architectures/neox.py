@@ -7,8 +7,8 @@ NEOX = Layout(
     path="",
     layers="layers",
     embed="embed_in",
-    core="attention",
-    width="head_size",
+    attention="attention",
+    head_width="head_size",
     block={
         "attn": Sub("input_layernorm", "post_attention_dropout"),
         "attn.q": Fused("attention.query_key_value", 0, 3, per_head=True),
@@ -24,4 +24,4 @@ NEOX = Layout(
     norms={"norm.final": "final_layer_norm"},
 )
 
-CHARTS = (Family(("gpt_neox",), (NEOX,), ahead=True),)
+FAMILIES = (Family(("gpt_neox",), (NEOX,), shares_prefix=True),)

@@ -1,4 +1,4 @@
-"""OPT: projections of their own, pre-norm, learned positions."""
+"""OPT: pre-norm decoder with separate projections and learned positions."""
 
 from inlay.architectures.layout import Family, Layout, Sub
 
@@ -7,7 +7,7 @@ OPT = Layout(
     path="decoder",
     layers="layers",
     embed="embed_tokens",
-    core="self_attn",
+    attention="self_attn",
     block={
         "attn": Sub("self_attn_layer_norm", "self_attn.out_proj"),
         "attn.q": "self_attn.q_proj",
@@ -23,4 +23,4 @@ OPT = Layout(
     norms={"norm.final": "final_layer_norm"},
 )
 
-CHARTS = (Family(("opt",), (OPT,), absolute=True, ahead=True),)
+FAMILIES = (Family(("opt",), (OPT,), position_table=True, shares_prefix=True),)

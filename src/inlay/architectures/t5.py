@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inlay.architectures.layout import Family, Layout, Place, Sub, output_head
+from inlay.architectures.layout import Family, Layout, Place, Sub
+from inlay.architectures.logits import output_embeddings
 
 ATTENTION: dict[str, Place] = {
     "attn": Sub("layer.0.layer_norm", "layer.0.dropout"),
@@ -25,22 +26,25 @@ CROSS: dict[str, Place] = {
 
 
 def feed_forward(layer: int) -> dict[str, Place]:
-    """The feed-forward sub-layer, which is number `layer` of its block; gated or not."""
-    at = f"layer.{layer}"
+    """The places of the feed-forward sub-layer, gated or not.
+
+    layer: its number among the sub-layers of a block.
+    """
+    path = f"layer.{layer}"
     return {
-        "mlp": Sub(f"{at}.layer_norm", f"{at}.dropout"),
-        "mlp.gate": f"{at}.DenseReluDense.wi_0",
-        "mlp.up": (f"{at}.DenseReluDense.wi_1", f"{at}.DenseReluDense.wi"),
-        "mlp.down": f"{at}.DenseReluDense.wo",
-        "norm.mlp": f"{at}.layer_norm",
+        "mlp": Sub(f"{path}.layer_norm", f"{path}.dropout"),
+        "mlp.gate": f"{path}.DenseReluDense.wi_0",
+        "mlp.up": (f"{path}.DenseReluDense.wi_1", f"{path}.DenseReluDense.wi"),
+        "mlp.down": f"{path}.DenseReluDense.wo",
+        "norm.mlp": f"{path}.layer_norm",
     }
 
 
 COMMON: dict[str, Any] = {
     "layers": "block",
     "embed": "embed_tokens",
-    "core": "layer.0.SelfAttention",
-    "width": "key_value_proj_dim",
+    "attention": "layer.0.SelfAttention",
+    "head_width": "key_value_proj_dim",
     "norms": {"norm.final": "final_layer_norm"},
 }
 ENCODER = Layout(
@@ -54,7 +58,7 @@ DECODER = Layout(
     stack="decoder",
     path="decoder",
     block={**ATTENTION, **CROSS, **feed_forward(2)},
-    cross="layer.1.EncDecAttention",
+    cross_attention="layer.1.EncDecAttention",
     **COMMON,
 )
 
@@ -63,10 +67,10 @@ def t5_logits(model: Any, hidden: Tensor) -> Tensor:
     """T5's head, which scales its input where the head is the transposed embedding."""
     if model.config.scale_decoder_outputs:
         hidden = hidden * model.model_dim**-0.5
-    return output_head(model)(hidden)
+    return output_embeddings(model)(hidden)
 
 
-CHARTS = (
+FAMILIES = (
     Family(("t5",), (ENCODER, DECODER), logits=t5_logits),
     Family(("mt5",), (ENCODER, DECODER)),
 )

@@ -1,4 +1,4 @@
-"""ViT: a pre-norm encoder over image patches. It has no token embeddings, hence no slots."""
+"""ViT: a pre-norm encoder over image patches. Without token embeddings it takes no prompts."""
 
 from inlay.architectures.layout import Family, Layout, Sub
 
@@ -7,9 +7,9 @@ VIT = Layout(
     path="",
     layers="layers",
     embed=None,
-    core="attention",
+    attention="attention",
     causal=False,
-    first_stays=True,
+    keeps_first=True,
     block={
         "attn": Sub("layernorm_before", "attention.o_proj"),
         "attn.q": "attention.q_proj",
@@ -25,4 +25,4 @@ VIT = Layout(
     norms={"norm.final": "layernorm"},
 )
 
-CHARTS = (Family(("vit",), (VIT,)),)
+FAMILIES = (Family(("vit",), (VIT,)),)

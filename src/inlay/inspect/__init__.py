@@ -1,56 +1,56 @@
-"""Looking inside prompts and prefixes: what the vectors are near, and who listens to them.
+"""Looking inside prompts and prefixes: which tokens they are near, and the attention they get.
 
     handle = inlay.load(model, "legal.safetensors")
-    for one in neighbours(handle, k=5):             # tokens near every position of a prompt
+    for prompt in neighbours(handle, k=5):          # tokens near every position of a prompt
         ...
-    texts = written(handle, tokenizer, ["The court finds for the defendant."])
-    for share in attention(handle, texts):          # attention on prompt and prefix, by head
+    batches = text_batches(handle, tokenizer, ["The court finds for the defendant."])
+    for share in attention_shares(handle, batches): # attention on prompt and prefix, by head
         ...
 
 Nothing here changes the model or prints.
 """
 
-from inlay.inspect.attention import TEXTS, Share, attention, batches, room, written
+from inlay.inspect.attention import attention_shares
 from inlay.inspect.compare import (
-    Alike,
-    Matched,
+    MatchedPrompts,
+    PrefixSimilarity,
     compare_prefixes,
     compare_prompts,
-    correlation,
-    matching,
+    match_positions,
+    share_correlation,
 )
-from inlay.inspect.vectors import (
+from inlay.inspect.nearest import (
     Cluster,
-    Near,
+    NearestTokens,
     Neighbours,
     Score,
-    check_soft,
-    forms,
-    keys_of,
     neighbours,
-    vectors_of,
+    word_forms,
 )
+from inlay.inspect.recorder import AttentionShare
+from inlay.inspect.texts import TEXTS, max_tokens, text_batches, token_batches
+from inlay.inspect.vectors import prefix_keys, prompt_vectors, require_vectors
 
 __all__ = [
     "TEXTS",
-    "Alike",
+    "AttentionShare",
     "Cluster",
-    "Matched",
-    "Near",
+    "MatchedPrompts",
+    "NearestTokens",
     "Neighbours",
+    "PrefixSimilarity",
     "Score",
-    "Share",
-    "attention",
-    "batches",
-    "check_soft",
+    "attention_shares",
     "compare_prefixes",
     "compare_prompts",
-    "correlation",
-    "forms",
-    "keys_of",
-    "matching",
+    "match_positions",
+    "max_tokens",
     "neighbours",
-    "room",
-    "vectors_of",
-    "written",
+    "prefix_keys",
+    "prompt_vectors",
+    "require_vectors",
+    "share_correlation",
+    "text_batches",
+    "token_batches",
+    "word_forms",
 ]

@@ -1,4 +1,4 @@
-"""Two inlays of one base beside each other: does another seed end in the same place?"""
+"""Two inlays of one base, compared: does another seed give the same prompt or prefix?"""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from torch.nn import functional as F
 
 from inlay.errors import SpecError
 from inlay.handle import Inlay
-from inlay.inspect.attention import Share
-from inlay.inspect.vectors import Neighbours, keys_of
+from inlay.inspect.nearest import Neighbours
+from inlay.inspect.recorder import AttentionShare, attention_name
+from inlay.inspect.vectors import prefix_keys
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedPrompts:
     """The positions of two prompts at one place, paired.
 
-    pairs: (position here, position there), in the order of here. cosines: of each pair.
+    place:    the key of both pieces, such as `embed/0`.
+    pairs:    (position in the first, position in the second), in the order of the first.
+    cosines:  the cosine of each pair.
     overlaps: of each pair, the tokens nearest to both over those nearest to either (Jaccard).
-    overlap: the same for all tokens near any position.
+    overlap:  the same for all tokens near any position.
     """
 
     place: str
@@ -32,11 +35,12 @@ class Matched:
 
 
 @dataclass(frozen=True)
-class Alike:
-    """The keys and values of two prefixes in one kind of attention.
+class PrefixSimilarity:
+    """How alike two prefixes are in one kind of attention. L layers, H key-value heads.
 
-    attention: `decoder.attn`, … keys, values `[L, H]`: the cosine of what stands at the same
-    position, mean over positions; H counts key-value heads.
+    attention: such as `decoder.attn`.
+    layers:    the numbers of the layers.
+    keys, values: `[L, H]`, the cosine of the two at the same position, mean over positions.
     """
 
     attention: str
@@ -45,97 +49,108 @@ class Alike:
     values: Tensor
 
 
-def matching(similarity: Tensor) -> list[tuple[int, int]]:
-    """Pairs (row, column), each at most once, in the order of rows: `[P, Q]` -> min(P, Q) pairs.
+def match_positions(similarity: Tensor) -> list[tuple[int, int]]:
+    """Pair rows with columns, each at most once: `[P, Q]` -> min(P, Q) pairs, in order of rows.
 
-    Greedy: the most similar pair first, then the most similar of what is left. The sum need not
-    be the highest there is, but no row and column would both rather have each other.
+    Greedy: the most similar pair first, then the most similar pair of what is left. The sum may
+    not be the highest possible, but no row and column prefer each other over their partners.
     """
-    rows: dict[int, int] = {}
+    columns: dict[int, int] = {}
     width = similarity.shape[1]
-    for flat in similarity.flatten().argsort(descending=True, stable=True).tolist():
-        row, column = divmod(flat, width)
-        if row not in rows and column not in rows.values():
-            rows[row] = column
-    return sorted(rows.items())
+    for index in similarity.flatten().argsort(descending=True, stable=True).tolist():
+        row, column = divmod(index, width)
+        if row not in columns and column not in columns.values():
+            columns[row] = column
+    return sorted(columns.items())
 
 
-def compare_prompts(here: Sequence[Neighbours], there: Sequence[Neighbours]) -> list[Matched]:
-    """Pair the positions of prompts at the same places; prompts may differ in length.
+def compare_prompts(
+    first: Sequence[Neighbours], second: Sequence[Neighbours]
+) -> list[MatchedPrompts]:
+    """Pair the positions of two inlays' prompts at the same places; their lengths may differ.
 
-    Raises SpecError where the two have prompts, and none at the same place.
+    first, second: what `neighbours` returns for each inlay.
+
+    Raises SpecError where both have prompts, but none at the same place.
     """
-    others = {one.place: one for one in there}
-    both = [(one, others[one.place]) for one in here if one.place in others]
-    if here and there and not both:
+    by_place = {prompt.place: prompt for prompt in second}
+    pairs = [(prompt, by_place[prompt.place]) for prompt in first if prompt.place in by_place]
+    if first and second and not pairs:
         raise SpecError(
-            f"the prompts stand at different places ({here[0].place}, {there[0].place}) "
-            "and cannot be compared"
+            f"the prompts are at different places ({first[0].place} and {second[0].place}); "
+            "compare inlays that have prompts at the same place"
         )
-    return [_matched(a, b) for a, b in both]
+    return [_match(*pair) for pair in pairs]
 
 
-def _matched(a: Neighbours, b: Neighbours) -> Matched:
-    similarity = F.normalize(a.vectors, dim=-1) @ F.normalize(b.vectors, dim=-1).T
-    pairs = matching(similarity)
-    near = [[set(row) for row in one.cosine.ids.tolist()] for one in (a, b)]
-    return Matched(
-        a.place,
+def _match(first: Neighbours, second: Neighbours) -> MatchedPrompts:
+    similarity = F.normalize(first.vectors, dim=-1) @ F.normalize(second.vectors, dim=-1).T
+    pairs = match_positions(similarity)
+    first_near, second_near = (
+        [set(row) for row in prompt.cosine.ids.tolist()] for prompt in (first, second)
+    )
+    return MatchedPrompts(
+        first.place,
         tuple(pairs),
         tuple(float(similarity[pair]) for pair in pairs),
-        tuple(_jaccard(near[0][i], near[1][j]) for i, j in pairs),
-        _jaccard(set().union(*near[0]), set().union(*near[1])),
+        tuple(_jaccard(first_near[i], second_near[j]) for i, j in pairs),
+        _jaccard(set().union(*first_near), set().union(*second_near)),
     )
 
 
-def compare_prefixes(here: Inlay, there: Inlay) -> list[Alike]:
-    """The cosines of keys and values at the same places, one result a kind of attention.
+def compare_prefixes(first: Inlay, second: Inlay) -> list[PrefixSimilarity]:
+    """The cosines of two prefixes' keys and values, one result per kind of attention.
+
+    Places where only one of the inlays has a prefix are left out.
 
     Raises SpecError where the prefixes differ in length.
     """
-    others = {key: (k, v) for key, _, k, v in keys_of(there)}
+    by_key = {key: (k, v) for key, _, k, v in prefix_keys(second)}
     grouped: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
-    for key, site, k, v in keys_of(here):
-        if key not in others:
+    for key, site, k, v in prefix_keys(first):
+        if key not in by_key:
             continue
-        k2, v2 = others[key]
-        if k.shape != k2.shape:
+        other_k, other_v = by_key[key]
+        if k.shape != other_k.shape:
             raise SpecError(
-                f"prefixes of {k.shape[1]} and of {k2.shape[1]} positions cannot be compared "
-                "position by position"
+                f"prefixes of {k.shape[1]} and of {other_k.shape[1]} positions cannot be "
+                "compared; compare prefixes of one length"
             )
-        side = f"{site.stack}.{site.role.removesuffix('.kv')}"
-        alike = (F.cosine_similarity(k, k2, -1).mean(-1), F.cosine_similarity(v, v2, -1).mean(-1))
-        grouped.setdefault(side, []).append((site.layer or 0, *alike))
+        keys = F.cosine_similarity(k, other_k, -1).mean(-1)
+        values = F.cosine_similarity(v, other_v, -1).mean(-1)
+        grouped.setdefault(attention_name(site), []).append((site.layer or 0, keys, values))
     return [
-        Alike(
-            side,
-            tuple(layer for layer, _, _ in each),
-            torch.stack([k for _, k, _ in each]).cpu(),
-            torch.stack([v for _, _, v in each]).cpu(),
+        PrefixSimilarity(
+            attention,
+            tuple(layer for layer, _, _ in layers),
+            torch.stack([keys for _, keys, _ in layers]).cpu(),
+            torch.stack([values for _, _, values in layers]).cpu(),
         )
-        for side, each in grouped.items()
+        for attention, layers in grouped.items()
     ]
 
 
-def correlation(here: Share, there: Share) -> float:
-    """Pearson's correlation of two maps over all layers and heads; nan where one is constant.
+def share_correlation(first: AttentionShare, second: AttentionShare) -> float:
+    """Pearson's correlation of two maps of attention shares over all layers and heads.
 
-    Raises SpecError for maps of different attention.
+    nan where all shares of a map are equal. Raises SpecError for maps of different attention.
     """
-    mine, theirs = ((s.of, s.attention, s.layers, s.shares.shape) for s in (here, there))
-    if mine != theirs:
+    first_map, second_map = (
+        (share.kind, share.attention, share.layers, share.shares.shape) for share in (first, second)
+    )
+    if first_map != second_map:
         raise SpecError(
-            f"maps of the {here.of} in {here.attention} and of the {there.of} in "
-            f"{there.attention} do not have the same layers and heads"
+            f"maps of the {first.kind} in {first.attention} and of the {second.kind} in "
+            f"{second.attention} do not have the same layers and heads; compare maps of one kind"
         )
-    both = torch.stack((here.shares.flatten(), there.shares.flatten())).double()
-    centred = both - both.mean(1, keepdim=True)
-    size = centred.norm(dim=1)
-    if not bool((size > 1e-9).all()):
+    maps = torch.stack((first.shares.flatten(), second.shares.flatten())).double()
+    centred = maps - maps.mean(1, keepdim=True)
+    norms = centred.norm(dim=1)
+    if not bool((norms > 1e-9).all()):
         return float("nan")
-    return float((centred[0] @ centred[1]) / (size[0] * size[1]))
+    return float((centred[0] @ centred[1]) / (norms[0] * norms[1]))
 
 
-def _jaccard(a: set[int], b: set[int]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
+def _jaccard(first: set[int], second: set[int]) -> float:
+    """The size of the intersection over that of the union; 1 for two empty sets."""
+    return len(first & second) / len(first | second) if first | second else 1.0

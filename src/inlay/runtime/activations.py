@@ -50,7 +50,7 @@ def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text
     with _bare(chart), _recording(chart) as record, evaluating(model):
-        chart.hidden(model, **inputs)
+        chart.last_hidden_state(model, **inputs)
     return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in record.items()}
 
 

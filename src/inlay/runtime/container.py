@@ -33,7 +33,7 @@ class Container(nn.Module):
         self.chart = chart
         self.routing = Routing()
         self.trained = [n for n, p in chart.base.named_parameters() if p.requires_grad]
-        limit = chart.max_length(chart.base) if chart.family.absolute else None
+        limit = chart.max_length(chart.base) if chart.family.position_table else None
         several = len(chart.stacks) > 1
         self.stacks = [
             StackHooks(chart, stack, self.routing, limit, trims=not several or i > 0)

@@ -71,7 +71,7 @@ class PromptPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
-        if chart.stack(site.stack).keeps_state:
+        if chart.stack(site.stack).is_recurrent:
             raise PortError(
                 f"{method} stands before a text once, and {type(chart.base).__name__} does not say "
                 "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the "
@@ -232,7 +232,7 @@ class PromptPort(Port):
         lead = (mask.long().cumsum(-1) == 0).sum(-1)
         lead = torch.where(lead == length, 0, lead)
         unused = (extra - lengths) if self.stack.causal else torch.zeros_like(lengths)
-        start = lead + unused + (1 if self.stack.first_stays else 0)
+        start = lead + unused + (1 if self.stack.keeps_first else 0)
         text = torch.arange(length, device=device)
         back = text + unused[:, None]
         back = torch.where(back >= start[:, None], back + lengths[:, None], back)

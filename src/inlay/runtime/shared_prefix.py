@@ -224,7 +224,7 @@ class PrefixRunner:
             self.attention_pass.record = recorded
             attention.enter(self.configs)
             with _not_checkpointed(self.stack):
-                states = self.stack.alone(
+                states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
                     attention_mask=positions.new_ones(len(names), extra),
                     position_ids=positions + shifts[:, None],

@@ -69,9 +69,9 @@ class StackHooks:
         self.tokens = self.state.port(VirtualTokenPort)
         self.prompts = self.state.port(PromptPort)
         self.extra_kv = self.state.port(ExtraKVPort)
-        separable = chart.family.ahead and chart.kind == "decoder"
+        separable = chart.family.shares_prefix and chart.kind == "decoder"
         separable = separable and len(self.extra_kv.sites) == len(stack.layers)
-        self.prefix = PrefixRunner(self.state, chart.family.absolute) if separable else None
+        self.prefix = PrefixRunner(self.state, chart.family.position_table) if separable else None
         self.upstream: StackHooks | None = None
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
 from inlay.data.dataset import Example, Value
-from inlay.data.readers import kind_of
+from inlay.data.raw import kind_of
 from inlay.errors import DataError, TaskError, nearest
 from inlay.handle import attached
 from inlay.heads import head_of

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from inlay.data.dataset import Example
-from inlay.data.readers import kind_of
+from inlay.data.raw import kind_of
 from inlay.errors import DataError, TaskError
 from inlay.tasks.base import list_of
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from inlay.data.dataset import Example
-from inlay.data.readers import kind_of
+from inlay.data.raw import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.heads import classify as classify_by_head
@@ -124,7 +124,7 @@ class Choose(Templated):
         self._decoder = kind == "decoder"
         if self.by == "head":
             # A pair of texts has no place for virtual tokens, one text has.
-            template = f"{premise.text} {{choice}}" if premise.virtual else None
+            template = f"{premise.text} {{choice}}" if premise.virtual_tokens else None
         else:
             if kind == "encoder":
                 raise TaskError(
@@ -284,7 +284,7 @@ class Choose(Templated):
                 classify_by_head(model, *head_inputs(model, chart, **inputs)).float().squeeze(1)
             )
         else:
-            hidden = chart.hidden(model, **inputs).flatten(0, 1)
+            hidden = chart.last_hidden_state(model, **inputs).flatten(0, 1)
             hidden = hidden.index_select(0, batch["positions"])
             each = token_likelihoods(chart, model, hidden, batch["targets"])
             owners = batch["owners"]

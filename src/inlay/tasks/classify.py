@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from inlay.data.dataset import Example, Value, label_name
-from inlay.data.readers import kind_of
+from inlay.data.dataset import Example, Value
+from inlay.data.fields import label_name
+from inlay.data.raw import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
@@ -340,12 +341,12 @@ class Classify(Templated):
         """
         inputs = _inputs(batch)
         if self._kind != "encoder-decoder":
-            return self.chart(model).hidden(model, **inputs).flatten(0, 1)
+            return self.chart(model).last_hidden_state(model, **inputs).flatten(0, 1)
         begin = [model.config.decoder_start_token_id]
         begin += [] if self._blank is None else [self._blank]
         ids = batch["input_ids"]
         inputs["decoder_input_ids"] = ids.new_tensor(begin).expand(len(ids), -1)
-        return self.chart(model).hidden(model, **inputs)[:, -1]
+        return self.chart(model).last_hidden_state(model, **inputs)[:, -1]
 
     def _worded(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """The scores of the labels' words, `[B, C]`, fp32, from what `_hidden` returned."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from inlay.data.dataset import Example
-from inlay.data.template import VIRTUAL, Template
+from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.auxiliary import Share
@@ -213,7 +213,7 @@ class Generate(Templated):
         for number, fields in enumerate(self.demonstrations, 1):
             example = Example(fields, f"demonstration {number}")
             texts = {name: str(field_of(example, name)) for name in template.names}
-            source = template.fill(texts).replace(VIRTUAL, "")
+            source = template.fill(texts).replace(VIRTUAL_TOKEN, "")
             shown.append((source, _reference(example, self.target)))
         return shown
 
@@ -357,7 +357,9 @@ class Generate(Templated):
         asked = None
         if auxiliary.wanted(self.auxiliary):
             batch, asked = auxiliary.ask(self.bound, batch)
-        hidden = chart.hidden(model, **{name: batch[name] for name in names if name in batch})
+        hidden = chart.last_hidden_state(
+            model, **{name: batch[name] for name in names if name in batch}
+        )
         hidden = hidden.flatten(0, 1)
         loss = token_loss(chart, model, hidden.index_select(0, batch["positions"]), targets)
         if asked is not None:

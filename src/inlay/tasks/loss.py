@@ -107,7 +107,7 @@ def positions_at_once(vocabulary: int, device: torch.device) -> int:
 
 def _parts(chart: Chart, model: PreTrainedModel, targets: Tensor, chunk: int | None) -> int:
     """Into how many parts the positions are split; see `token_loss`."""
-    if not chart.plain_head:
+    if not chart.linear_head:
         return 1
     if chunk is None:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size

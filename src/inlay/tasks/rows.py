@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from inlay.data.dataset import Example
-from inlay.data.template import VIRTUAL, Template
+from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError
 from inlay.tasks.base import Batch, Bound, field_of, mask_of, padded
 
@@ -101,7 +101,7 @@ class Reader:
         return (text if self.frame is None else self.frame(text),)
 
     def _tokenize(self, examples: Sequence[Texts]) -> list[Encoded]:
-        if self.template is not None and self.template.virtual:
+        if self.template is not None and self.template.virtual_tokens:
             return [self._soft(self._written(texts)[0]) for texts in examples]
         written = [self._written(texts) for texts in examples]
         made: dict[int, Encoded] = {}
@@ -124,7 +124,7 @@ class Reader:
 
     def _soft(self, text: str) -> Encoded:
         """A text with virtual tokens: what stands between them is tokenised by itself."""
-        segments = text.split(VIRTUAL)
+        segments = text.split(VIRTUAL_TOKEN)
         read = self.tokenizer(
             [segment or " " for segment in segments], add_special_tokens=False, verbose=False
         )["input_ids"]

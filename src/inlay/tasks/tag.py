@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from inlay.data.dataset import Example
-from inlay.data.readers import kind_of
+from inlay.data.raw import kind_of
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify as classify_by_head
 from inlay.heads import token_states

@@ -34,7 +34,7 @@ class Templated(Task, listed=False):
     @property
     def virtual(self) -> int:
         """See `Task`."""
-        return 0 if self.template is None else Template(self.template).virtual
+        return 0 if self.template is None else Template(self.template).virtual_tokens
 
     def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
         """See `Task`."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from inlay.data.dataset import Example, load, stream
+from inlay.data.dataset import Example
+from inlay.data.loading import load, stream
 from inlay.errors import DataError
 from inlay.tasks import Choose, Extract, Generate, Regress, Tag
 from inlay.tasks.base import TASKS, Row
@@ -166,7 +167,7 @@ def test_a_stream_finds_bad_rows_at_once(tmp_path):
     assert [row.fields["text"] for row in read] == ["a", "b"] and len(read) == 2
     assert [one.where for one in read.skipped] == [f"{path}:2"]
     path.write_text("")
-    with pytest.raises(DataError, match="holds no usable row: empty"):
+    with pytest.raises(DataError, match="holds no rows"):
         stream(path)
 
 

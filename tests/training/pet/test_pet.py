@@ -9,7 +9,7 @@ import torch
 
 import inlay
 from inlay.errors import DataError, InlayError, RecipeError, TrainingError
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from inlay.tasks import Classify, auxiliary
 from inlay.training import evaluate
 from inlay.training.pet.auxiliary_text import Beside, beside

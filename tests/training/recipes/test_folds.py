@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from inlay.data.dataset import load
+from inlay.data.loading import load
 from inlay.errors import DataError, RecipeError, TrainingError
 from inlay.files.format import read
 from inlay.tasks import Classify, Regress

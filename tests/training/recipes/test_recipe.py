@@ -11,7 +11,7 @@ from rich.console import Console
 import inlay
 from inlay.errors import InlayError, RecipeError, TrainingError
 from inlay.files.format import read
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from inlay.training import Recipe, evaluate, run
 from inlay.training.recipes import yaml as recipe_yaml
 from tests.tasks import tiny as words

@@ -23,7 +23,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inlay.data.dataset import Dataset, Example, load
+from inlay.data.dataset import Dataset, Example
+from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows

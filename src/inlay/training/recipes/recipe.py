@@ -22,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
-from inlay.data.dataset import FIELDS, Dataset, Stream, load, stream
+from inlay.data.dataset import Dataset, Stream
+from inlay.data.fields import FIELDS
+from inlay.data.loading import load, stream
 from inlay.data.template import Template
 from inlay.errors import InlayError, RecipeError, nearest
 from inlay.tasks import Task, from_spec

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
-from inlay.data.dataset import Dataset, left_out
+from inlay.data.dataset import Dataset, describe_skipped
 from inlay.errors import RecipeError
 from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
-from inlay.hub.models import load_base
+from inlay.hub import load_base
 from inlay.tasks import Task
 from inlay.training.fit import fit
 from inlay.training.loop import checkpoint
@@ -274,7 +274,7 @@ def _tell(outcome: Outcome, data: Mapping[str, Dataset], console: Console) -> No
         said = f"the base has learned too, so all of it is saved, in {outcome.base}{fits}"
         say(console, said)
     for part, found in data.items():
-        for line in left_out(found.skipped, part):
+        for line in describe_skipped(found.skipped, part):
             say(console, line)
 
 

@@ -1,0 +1,36 @@
+"""What is read from a base's configuration where families differ in the fields that they have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+def hidden_width(config: PreTrainedConfig) -> int:
+    """The width D of the hidden states."""
+    width = _optional(config, "hidden_size")
+    return int(config.d_model if width is None else width)
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether the config makes a decoder of an architecture that can be either (BERT)."""
+    return bool(_optional(config, "is_decoder"))
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """How many position ids there are; None where the config does not limit them."""
+    return _optional(config, "max_position_embeddings")
+
+
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """How many positions back a block sees, where some block sees fewer than all; else None."""
+    kinds = _optional(config, "layer_types")
+    if kinds is not None and all(kind == "full_attention" for kind in kinds):
+        return None
+    return _optional(config, "sliding_window")
+
+
+def _optional(config: PreTrainedConfig, field: str) -> Any:
+    """A field of the config, also under its family's own name for it; None where it has none."""
+    return getattr(config, field, None)

@@ -1,0 +1,165 @@
+"""Reading a model: which sites each described family has, and what they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from inlay.architectures.families import FAMILIES
+from inlay.architectures.resolve import require_model, resolve
+from inlay.core.site import ROLES
+from inlay.errors import SiteError
+from tests import zoo
+
+ATTENTION = {"attn", "attn.q", "attn.k", "attn.v", "attn.o", "attn.kv", "norm.attn"}
+CROSS = {"cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.kv", "norm.cross"}
+MLP = {"mlp", "mlp.up", "mlp.down", "norm.mlp"}
+BLOCK = ATTENTION | MLP | {"block"}
+GATED = BLOCK | {"mlp.gate"}
+
+DECODERS = {  # family -> roles in a block, roles outside the blocks
+    "llama": (GATED, {"embed", "norm.final", "final", "head"}),
+    "mistral": (GATED, {"embed", "norm.final", "final", "head"}),
+    "qwen2": (GATED, {"embed", "norm.final", "final", "head"}),
+    "qwen3": (GATED, {"embed", "norm.final", "final", "head"}),
+    "gemma2": (GATED, {"embed", "norm.final", "final", "head"}),
+    "gemma3": (GATED, {"embed", "norm.final", "final", "head"}),
+    "phi3": (GATED, {"embed", "norm.final", "final", "head"}),
+    "gpt2": (BLOCK, {"embed", "norm.final", "final", "head"}),
+    "opt": (BLOCK, {"embed", "norm.final", "final", "head"}),
+    "gpt_neox": (BLOCK, {"embed", "norm.final", "final", "head"}),
+}
+ENCODERS = {
+    "bert": (BLOCK, {"embed", "norm.embed", "final", "head"}),
+    "roberta": (BLOCK, {"embed", "norm.embed", "final", "head"}),
+    "electra": (BLOCK, {"embed", "norm.embed", "final", "head"}),
+    "distilbert": (BLOCK, {"embed", "norm.embed", "final", "head"}),
+    # the first block of ModernBERT has no norm of its own before attention
+    "modernbert": (GATED, {"embed", "norm.embed", "norm.final", "final", "head"}),
+    "vit": (BLOCK, {"norm.final", "final"}),
+}
+ENCODER_DECODERS = {  # family -> roles in an encoder's block, outside the blocks of both stacks
+    "t5": (BLOCK, {"embed", "embed.target", "norm.final", "final", "head"}),
+    "t5-gated": (GATED, {"embed", "embed.target", "norm.final", "final", "head"}),
+    "mt5": (GATED, {"embed", "embed.target", "norm.final", "final", "head"}),
+    "bart": (BLOCK, {"embed", "embed.target", "norm.embed", "final", "head"}),
+    "marian": (BLOCK, {"embed", "embed.target", "final", "head"}),
+}
+DESCRIBED = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
+
+
+def roles(chart, stack=None, layer=None):
+    sites = [site for site in chart.sites if site.layer == layer]
+    return {site.role for site in sites if stack in (None, site.stack)}
+
+
+def test_the_table_holds_every_described_family():
+    described = {name for name in zoo.FAMILIES if zoo.model(name).config.model_type in FAMILIES}
+    assert described == set(DESCRIBED)
+
+
+@pytest.mark.parametrize("family", DESCRIBED)
+def test_a_described_family_has_its_sites(family):
+    chart = resolve(zoo.model(family))
+    block, outside = DESCRIBED[family]
+    assert roles(chart) == outside
+    last = len(chart.stacks[0].layers) - 1
+    assert roles(chart, chart.stacks[0].name, last) == block
+    if family in ENCODER_DECODERS:
+        last = len(chart.stacks[1].layers) - 1
+        assert roles(chart, "decoder", last) == block | CROSS
+
+
+@pytest.mark.parametrize("family", DESCRIBED)
+def test_every_block_of_a_stack_has_the_same_sites(family):
+    chart = resolve(zoo.model(family))
+    for stack in chart.stacks:
+        own = [roles(chart, stack.name, layer) for layer in range(len(stack.layers))]
+        first = own[0] | ({"norm.attn"} if family == "modernbert" else set())
+        assert all(block == first for block in own[1:])
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_sites_are_named_once_and_by_role(family):
+    chart = resolve(zoo.model(family))
+    names = [site.name for site in chart.sites]
+    assert len(set(names)) == len(names)
+    assert all(site.role in ROLES for site in chart.sites)
+    assert all(site.name.endswith(site.role) for site in chart.sites)
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_the_kind_of_a_base(family):
+    kinds = {**dict.fromkeys(DECODERS, "decoder"), **dict.fromkeys(ENCODERS, "encoder")}
+    kinds |= {**dict.fromkeys(ENCODER_DECODERS, "encoder-decoder"), "vit": "vision"}
+    kinds |= {"gptj": "decoder", "deberta": "encoder", "olmo2": "decoder"}
+    chart = resolve(zoo.model(family))
+    assert chart.kind == kinds[family]
+    assert [stack.causal for stack in chart.stacks] == [
+        kind == "decoder" for kind in kinds[family].split("-")
+    ]
+    keeps_first = kinds[family] in ("encoder", "vision")
+    assert chart.stacks[0].keeps_first == keeps_first
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_projection_has_the_widths_of_its_matrix(family):
+    projections = [site for site in resolve(zoo.model(family)).sites if site.is_projection]
+    assert projections
+    for site in projections:
+        assert tuple(site.weight().shape) == (site.d_out, site.d_in)
+        x = torch.randn(2, 3, site.d_in)
+        y = site.host(x)
+        y = y if site.part is None else site.part.take(y)
+        bias = site.bias()
+        expected = x @ site.weight().T + (0 if bias is None else bias)
+        assert torch.allclose(y, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_the_heads_of_attention(family):
+    model = zoo.model(family)
+    key_heads = (
+        2
+        if family in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2")
+        else 4
+    )
+    for site in resolve(model).sites:
+        if site.role.endswith(".kv"):
+            assert (site.heads, site.head_dim) == (key_heads, 8)
+            assert site.d_out == 8 * key_heads
+
+
+@pytest.mark.parametrize(
+    ("family", "window"), [("llama", None), ("mistral", 6), ("gemma3", 6), ("qwen2", None)]
+)
+def test_the_window_of_a_stack(family, window):
+    assert resolve(zoo.model(family)).stacks[0].window == window
+
+
+def test_positions_of_roberta_start_after_the_padding_id():
+    assert resolve(zoo.model("roberta")).stacks[0].position_start == 2
+    assert resolve(zoo.model("bert")).stacks[0].position_start == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "bart"])
+def test_sites_do_not_depend_on_the_head(family):
+    model = zoo.model(family)
+    whole = {site.name: site.host for site in resolve(model).sites}
+    bare = {site.name: site.host for site in resolve(model.base_model).sites}
+    assert bare == {name: host for name, host in whole.items() if name != "head"}
+
+
+def test_an_encoder_whose_config_makes_it_a_decoder():
+    model = zoo.fresh("bert")
+    model.config.is_decoder = True
+    (stack,) = resolve(model).stacks
+    assert stack.causal
+    assert not stack.keeps_first
+
+
+@pytest.mark.parametrize("thing", [nn.Linear(2, 2), "smollm2", None])
+def test_what_is_no_model_is_refused(thing):
+    with pytest.raises(SiteError, match=type(thing).__name__):
+        require_model(thing)
+    with pytest.raises(SiteError):
+        resolve(thing)

@@ -1,0 +1,82 @@
+"""Where rows come from: memory, folders of splits, bundled data and `datasets`."""
+
+import sys
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from inlay.data import Example, load, stream
+from inlay.errors import DataError
+from tests.data.rows import ROWS, as_jsonl, refused, write
+
+
+def test_rows_in_memory():
+    data = load(ROWS)
+    assert data[0] == Example(ROWS[0], "rows#1")
+
+
+def test_a_dataset_of_datasets_keeps_its_label_names():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
+    data = load(datasets.Dataset.from_dict(rows, features=features), skip_bad=True)
+    assert [example.fields["label"] for example in data] == ["yes", "no"]
+    assert [skipped.where for skipped in data.skipped] == ["rows#3"]
+
+
+def test_a_folder_has_one_file_a_split(tmp_path):
+    as_jsonl(tmp_path / "train.jsonl", ROWS)
+    as_jsonl(tmp_path / "dev.jsonl", ROWS[:1])
+    assert len(load(tmp_path, split="dev")) == 1
+    refused(tmp_path, "dev, train")
+    refused(tmp_path, "did you mean 'train'?", split="trian")
+    write(tmp_path / "dev.csv", "text\nx\n")
+    refused(tmp_path, "dev.csv, dev.jsonl", split="dev")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "known: .jsonl", split="dev")
+
+
+def test_what_datasets_publishes(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(path, name, split):
+        asked.append((path, name, split))
+        if path == "nobody":
+            raise FileNotFoundError("no such thing\nsecond line")
+        parts = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
+        return parts[split] if split else parts
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load("glue:rte", split="train")
+    assert [dict(example.fields) for example in data] == ROWS
+    assert data[0].where == "glue:rte#1"
+    refused("glue", "glue", ": train")
+    refused("nobody", "nobody", ": no such thing")
+    assert asked == [("glue", "rte", "train"), ("glue", None, None), ("nobody", None, None)]
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(path, "pyarrow", "pip install 'inlay[data]'")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused("some-data-set", "pip install 'inlay[data]'")
+
+
+def test_data_that_are_fetched_by_name(tmp_path, monkeypatch):
+    (tmp_path / "tweets").mkdir()
+    write(tmp_path / "tweets" / "test.jsonl", '{"text": "so good", "label": "positive"}\n')
+    monkeypatch.setattr("inlay.data.sources.fetch_sentiment", lambda: tmp_path)
+    data = load("tweets", split="test")
+    assert [example.fields["label"] for example in data] == ["positive"]
+    assert len(stream("tweets", split="test")) == 1
+    with pytest.raises(DataError, match="did you mean 'tweets'"):
+        load("tweet", split="test")
+    monkeypatch.chdir(tmp_path)  # a folder of one's own goes first
+    monkeypatch.setattr("inlay.data.sources.fetch_sentiment", lambda: tmp_path / "nowhere")
+    assert len(load("tweets", split="test")) == 1
