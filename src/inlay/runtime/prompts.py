@@ -39,7 +39,7 @@ FIRST_MASK = "inlay_first_mask"
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """Where everything stands in the widened rows.
 
     extra: P, positions of the longest prompt. lengths `[B]`: positions of each row's prompt.
@@ -65,7 +65,7 @@ class PromptPort(Port):
         super().__init__(state)
         self.tokens = state.port(VirtualTokenPort)
         self.pieces: dict[str, list[PromptVectors]] = {}
-        self.layout: Layout | None = None
+        self.layout: PromptLayout | None = None
 
     @classmethod
     @override
@@ -162,7 +162,7 @@ class PromptPort(Port):
         """A later step of generation, `tokens` in all: the prompt is in the cache already."""
         batch, length = text.shape[:2]
         before = vars(inputs["past_key_values"]).get(BEFORE)
-        if not isinstance(before, Layout) or (mask is not None and mask.shape[1] != tokens):
+        if not isinstance(before, PromptLayout) or (mask is not None and mask.shape[1] != tokens):
             raise RowsError(OTHER_ROWS)
         layout = self.plan(groups, batch, tokens, mask, text.device)
         inputs_with_prompt = {**inputs, "attention_mask": layout.mask}
@@ -210,7 +210,7 @@ class PromptPort(Port):
         layout = self._layout_of(mask, states)
         return states if layout is None else _texts(layout, states)
 
-    def _layout_of(self, mask: Tensor | None, states: Tensor) -> Layout | None:
+    def _layout_of(self, mask: Tensor | None, states: Tensor) -> PromptLayout | None:
         """The layout of states that kept their prompts; None where there are none."""
         batch = states.shape[0]
         groups = self.routing.groups(batch, self.pieces)
@@ -221,7 +221,7 @@ class PromptPort(Port):
 
     def plan(
         self, groups: Groups, batch: int, length: int, mask: Tensor | None, device: torch.device
-    ) -> Layout:
+    ) -> PromptLayout:
         """The layout of a batch whose text is `length` long with padding `mask` `[B, length]`."""
         counts = torch.tensor(self._lengths(groups), device=device)
         extra = int(max(self._lengths(groups)))
@@ -244,7 +244,7 @@ class PromptPort(Port):
         source = torch.where(prompt, length + place - begin, moved.clamp(0, length - 1))
         wide = F.pad(mask, (0, extra), value=1).gather(1, source)
         wide = wide.masked_fill(empty & ~prompt, 0)
-        return Layout(extra, lengths, start, source, back, wide)
+        return PromptLayout(extra, lengths, start, source, back, wide)
 
     def _lengths(self, groups: Groups) -> list[int]:
         return [self.length(names) for names in groups.names]
@@ -259,7 +259,7 @@ class PromptPort(Port):
             return stacked.expand(batch, -1, -1)
         return stacked[groups.index(stacked.device)]
 
-    def _positions(self, positions: Tensor | None, layout: Layout) -> Tensor:
+    def _positions(self, positions: Tensor | None, layout: PromptLayout) -> Tensor:
         """Position ids of the widened rows, `[B, T + P]`: the text's, moved after the prompt."""
         if positions is None:
             counted = layout.mask.long().cumsum(-1) - 1
@@ -282,7 +282,7 @@ class PromptPort(Port):
                     layer.max_cache_len += extra
 
 
-def _texts(layout: Layout, states: Tensor) -> Tensor:
+def _texts(layout: PromptLayout, states: Tensor) -> Tensor:
     """The states of the text, `[B, T, D]`, out of those of the widened rows, `[B, T + P, D]`."""
     return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
 
