@@ -32,7 +32,7 @@ test-portable: $(VENV)/.dev ## run the tests that depend on the processor, on a 
 check: lint ## lint, types, architecture and generated documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m inlay_cli.docs --check
+	$(BIN)/python -m bench.docs --check
 
 lint: $(VENV)/.dev ## ruff, without changing anything
 	$(BIN)/ruff check .
@@ -43,7 +43,7 @@ format: $(VENV)/.dev ## let ruff repair and format
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.dev ## write the generated parts of README.md and docs/ anew
-	$(BIN)/python -m inlay_cli.docs
+	$(BIN)/python -m bench.docs
 
 bench: $(VENV)/.bench ## measure speed and memory, and write bench/results.json
 	$(BIN)/python -m bench

@@ -1,1 +1,1 @@
-"""What inlay costs: speed and memory, beside the least that is possible and beside peft."""
+"""What inlay costs, compared with the least possible and with peft, and what papers claim."""

@@ -20,7 +20,7 @@ NARROW = "peft, bf16 adapter"
 
 
 def of_steps(quick: bool) -> list[Row]:
-    """A LoRA step beside the limit and peft; the other methods' steps."""
+    """A LoRA step compared with the limit and peft's, and the steps of other methods."""
     amount = ROWS * LENGTH
     runs: dict[str, Callable[[], float]] = {
         "lora": steps.ours("lora"),
@@ -31,17 +31,17 @@ def of_steps(quick: bool) -> list[Row]:
     agree({name: runs[name]() for name in ("lora", PEFT, NARROW)})
     times = take_turns(runs, 3 if quick else 9, warm=1)
 
-    def beside_peft(name: str, other: str, seen: Times, at_least: float | None = None) -> Row:
-        return rated(f"{name} step", seen, name, other, other, "tokens/s", amount, at_least)
+    def against_peft(name: str, other: str, times: Times, at_least: float | None = None) -> Row:
+        return rated(f"{name} step", times, name, other, other, "tokens/s", amount, at_least)
 
     rows = [
         timed("lora step", times, "lora", LIMIT, LIMIT, at_most=1.10),
-        beside_peft("lora", PEFT, times, at_least=1.8),
-        beside_peft("lora", NARROW, times),
+        against_peft("lora", PEFT, times, at_least=1.8),
+        against_peft("lora", NARROW, times),
     ]
     for name in ("prompt", "prefix"):
         times = take_turns({name: steps.ours(name), PEFT: steps.theirs(name)}, 2 if quick else 5)
-        rows.append(beside_peft(name, PEFT, times))
+        rows.append(against_peft(name, PEFT, times))
     times = take_turns({"prompt": steps.ours("prompt"), "lora": runs["lora"]}, 2 if quick else 7)
     rows.append(timed("prompt step", times, "prompt", "lora", "a lora step", at_most=1.15))
     times = take_turns({"houlsby": steps.ours("houlsby"), LIMIT: runs[LIMIT]}, 2 if quick else 5)
@@ -49,7 +49,7 @@ def of_steps(quick: bool) -> list[Row]:
 
 
 def of_steps_in_fp32(quick: bool) -> list[Row]:
-    """The same steps of a base in fp32: what a processor without products in bf16 gets."""
+    """The same steps with a base in fp32, as a processor without bf16 products runs them."""
     amount, fp32 = ROWS * LENGTH, torch.float32
     runs: dict[str, Callable[[], float]] = {
         "lora": steps.ours("lora", fp32),
@@ -70,7 +70,7 @@ def of_steps_in_fp32(quick: bool) -> list[Row]:
 
 
 def agree(losses: dict[str, float]) -> None:
-    """Before the first update all must compute the same loss, or other things are compared."""
+    """Exit unless the losses before the first update are the same, as comparable steps must be."""
     if max(losses.values()) - min(losses.values()) > 0.02:
         raise SystemExit(f"the losses of the first step differ: {losses}")
 
@@ -84,16 +84,16 @@ def of_memory(quick: bool) -> list[Row]:
         Row(f"{what}: live tensors", LIMIT, unit, ((ours["live"], limit["live"]),)),
     ]
     if "resident" in ours:
-        told = {"resident, model not counted": "resident", "resident, in all": "total"}
+        keys = {"resident, without the model": "resident", "resident, in all": "total"}
         rows += [
             Row(f"{what}: {name}", PEFT, unit, ((ours[key], theirs[key]),))
-            for name, key in told.items()
+            for name, key in keys.items()
         ]
     return rows
 
 
 def of_learning(quick: bool) -> list[Row]:
-    """Movie reviews: examples per second, and accuracy afterwards."""
+    """Training on movie reviews: examples per second, and the accuracy afterwards."""
     seeds, number = ((0,), 10) if quick else ((0, 1, 2), 20)
     train = learning.reviews("train", 4000)
     test = learning.reviews("test", 200)
@@ -101,15 +101,15 @@ def of_learning(quick: bool) -> list[Row]:
     for name, at_least in (("lora", 2.5), ("prompt", 3.2)):
         pairs = []
         for seed in seeds:
-            kinds = [learning.ours, learning.theirs]
-            order = kinds if seed % 2 else kinds[::-1]
-            made = {kind: kind(name, seed, number, train, test) for kind in order}
-            pairs.append((made[learning.ours], made[learning.theirs]))
-        rows += _beside(f"{name} on reviews, {number} steps of 16", pairs, at_least)
+            libraries = [learning.ours, learning.theirs]
+            order = libraries if seed % 2 else libraries[::-1]
+            runs = {train_with: train_with(name, seed, number, train, test) for train_with in order}
+            pairs.append((runs[learning.ours], runs[learning.theirs]))
+        rows += _learning_rows(f"{name} on reviews, {number} steps of 16", pairs, at_least)
     return rows
 
 
-def _beside(
+def _learning_rows(
     what: str, pairs: list[tuple[learning.Run, learning.Run]], at_least: float
 ) -> list[Row]:
     def row(unit: str, field: str, at_least: float) -> Row:
@@ -123,30 +123,30 @@ def _beside(
 
 
 def of_serving(quick: bool) -> list[Row]:
-    """Generation with a prefix, and a batch with as many inlays as rows."""
+    """Generation with a prefix, and a batch with a different inlay for every row."""
     amount = ROWS * serving.WRITTEN
     times = take_turns(serving.generation(), 2 if quick else 15, warm=1)
-    one = rated(
+    generation = rated(
         "generation, prefix of 20",
         times,
         "prefix",
         "bare",
-        "the bare base",
+        "the base alone",
         "tokens/s",
         amount,
         0.95,
     )
     times = take_turns(serving.mixed(), 3 if quick else 9)
     alone = min((name for name in times.seconds if name != "mixed"), key=times.median)
-    two = timed("8 rows, 8 inlays", times, "mixed", alone, "the fastest alone", at_most=1.5)
-    return [one, two]
+    mixed = timed("8 rows, 8 inlays", times, "mixed", alone, "the fastest alone", at_most=1.5)
+    return [generation, mixed]
 
 
 STEPS: dict[str, Callable[[bool], list[Row]]] = {
     "bfloat16": of_steps,
     "float32": of_steps_in_fp32,
 }
-"""How steps of a base in each type are measured."""
+"""What measures the steps with a base in each type."""
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "steps": lambda quick: [row for measure in STEPS.values() for row in measure(quick)],
@@ -160,31 +160,31 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)} (all of them)")
-    parser.add_argument("--dtype", choices=STEPS, help="steps of a base in this type (both)")
+    parser.add_argument("--dtype", choices=STEPS, help="steps with a base in this type (both)")
     parser.add_argument("--quick", action="store_true", help="a third of the rounds, one seed")
-    parser.add_argument("--add", action="store_true", help="to the rounds measured before")
+    parser.add_argument("--add", action="store_true", help="add to the rounds measured before")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="the JSON file")
-    given = parser.parse_args()
-    unknown = set(given.parts) - set(PARTS)
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     parts = PARTS
-    if given.dtype is not None:
-        if given.parts != ["steps"]:
+    if options.dtype is not None:
+        if options.parts != ["steps"]:
             parser.error("--dtype is for `steps` alone")
-        parts = {"steps": STEPS[given.dtype]}
+        parts = {"steps": STEPS[options.dtype]}
     quiet()
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
-    runs, before = report.read(given.out, given.quick) if given.add else ([], [])
+    runs, before = report.read(options.out, options.quick) if options.add else ([], [])
     rows: list[Row] = []
-    for name in given.parts or parts:
+    for name in options.parts or parts:
         console.print(f"measuring {name} …", style="dim")
-        rows += parts[name](given.quick)
+        rows += parts[name](options.quick)
     rows = report.pooled(before, rows)
     report.show(rows, console)
-    report.write([*runs, report.today()], rows, given.quick, given.out)
+    report.write([*runs, report.today()], rows, options.quick, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The base, the batch and the machine that everything is measured on."""
+"""The base and the batch that everything is measured with, and the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
 
 def quiet() -> None:
-    """No progress bars, no hub, and none of the notices that peft and transformers print."""
+    """Turn off progress bars, the hub, and the notices of peft and transformers."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -32,16 +32,16 @@ def quiet() -> None:
 
 
 def device() -> torch.device:
-    """The accelerator, or the CPU where there is none."""
+    """The accelerator, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model(dtype: torch.dtype = DTYPE) -> PreTrainedModel:
-    """A fresh copy of the base, in training mode, in memory of its own (loading maps a file)."""
-    made = AutoModelForCausalLM.from_pretrained(fetch_model(MODEL), dtype=dtype)
-    for parameter in made.parameters():
+    """A new base in training mode, copied into memory because loading maps a file."""
+    base = AutoModelForCausalLM.from_pretrained(fetch_model(MODEL), dtype=dtype)
+    for parameter in base.parameters():
         parameter.data = parameter.data.clone()
-    return made.to(device()).train()
+    return base.to(device()).train()
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
@@ -51,11 +51,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one length without padding; the last `LABELLED` tokens of each are to be predicted.
+    """Rows of one length without padding; the last `LABELLED` tokens of each are predicted.
 
-    ids, mask `[B, T]`. labels `[B, T]`: the same tokens, -100 where none is to be predicted, as
-    transformers wants them. positions `[N]`: where in the flat `[B·T]` a token is predicted;
-    targets `[N]`: which one.
+    ids, mask: `[B, T]`. labels: `[B, T]`, the ids, and -100 where no token is predicted, as
+    transformers takes them. positions: `[N]`, the positions in the flat `[B·T]` at which a token
+    is predicted. targets: `[N]`, these tokens.
     """
 
     ids: Tensor
@@ -67,20 +67,20 @@ class Batch:
 
 def batch(rows: int = ROWS) -> Batch:
     """The same batch in every process."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, 40_000, (rows, LENGTH), generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, 40_000, (rows, LENGTH), generator=generator)
     labels = ids.clone()
     labels[:, :-LABELLED] = -100
     before = torch.arange(LENGTH - LABELLED - 1, LENGTH - 1)
     positions = (torch.arange(rows)[:, None] * LENGTH + before).flatten()
     targets = ids[:, -LABELLED:].flatten()
-    made = (ids, torch.ones_like(ids), labels, positions, targets)
-    return Batch(*(tensor.to(device()) for tensor in made))
+    tensors = (ids, torch.ones_like(ids), labels, positions, targets)
+    return Batch(*(tensor.to(device()) for tensor in tensors))
 
 
 def machine(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
-    """What the numbers depend on, without anything that says whose machine it is."""
-    here = {
+    """What the numbers depend on, without anything that identifies the machine."""
+    properties = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_matrix_unit": bool(torch.cpu._is_amx_tile_supported()),
@@ -89,7 +89,7 @@ def machine(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
-    return {**here, **{name: version(name) for name in packages}}
+    return {**properties, **{name: version(name) for name in packages}}
 
 
 def _processor() -> str:

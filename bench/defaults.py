@@ -1,8 +1,7 @@
-"""What the defaults reach: a method's name and nothing else, on movie reviews, in three minutes.
+"""The accuracy of methods with their default fields, on movie reviews, after three minutes.
 
-`python -m bench.defaults` trains each method on a fresh base for three minutes, all on one and the
-same task, and asks a thousand reviews that it was not trained on; three seeds. Writes
-bench/defaults.json.
+`python -m bench.defaults` trains each method on a fresh base for three minutes, all on the same
+task, and tests it on a thousand held-out reviews; with three seeds. Writes bench/defaults.json.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from bench.base import model, quiet, tokenizer
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Example
 from inlay.data.loading import load
-from inlay.hub.models import fetch_sentiment
+from inlay.hub import fetch_sentiment
 from inlay.tasks import Classify, Task
 from inlay.training import evaluate
 
@@ -35,16 +34,16 @@ GOAL = 0.85
 OUT = Path(__file__).with_name("defaults.json")
 
 
-def reviewing() -> Task:
-    """Reviews as a question that is answered in words."""
+def review_task() -> Task:
+    """Reviews as a question that is answered with a word."""
     return Classify(template=TEMPLATE, verbalizer={"negative": " bad", "positive": " great"})
 
 
 def measure(
     method: str, seed: int, steps: int | None, minutes: float | None, console: Console
 ) -> dict[str, Any]:
-    """Train and ask. steps: in place of minutes, where the machine is not alone."""
-    task, base = reviewing(), model()
+    """Train and test one method. steps: instead of minutes, on a machine with other work."""
+    task, base = review_task(), model()
     train = load(fetch_sentiment() / "movie" / "train.jsonl", need=("text", "label"))
     rows = reviews()
     task.prepare(train)
@@ -55,17 +54,17 @@ def measure(
     if tokens:
         task.place(handle.virtual_tokens, sum(piece.before for piece in tokens), train)
     task.bind(base, tokenizer())
-    begun, spent = time.perf_counter(), time.process_time()
-    end = {"minutes": minutes} if steps is None else {"steps": steps}
-    result = inlay.fit(base, handle, task, train, console=console, seed=seed, **end)
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - spent
+    start, cpu_start = time.perf_counter(), time.process_time()
+    budget = {"minutes": minutes} if steps is None else {"steps": steps}
+    result = inlay.fit(base, handle, task, train, console=console, seed=seed, **budget)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     accuracy = evaluate(base, task, rows, batch_size=32)["accuracy"]
     return {
         "method": method,
         "seed": seed,
         "steps": result.steps,
         "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "accuracy": accuracy,
     }
 
@@ -81,20 +80,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.defaults", description=__doc__)
     parser.add_argument("methods", nargs="*", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--steps", type=int, help="train so many steps, not three minutes")
+    parser.add_argument("--steps", type=int, help="train for a number of steps, not of minutes")
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--out", type=Path, default=OUT)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     quiet()
     console = Console(stderr=True)
-    found = []
-    for method in asked.methods:
-        for seed in asked.seeds:
-            one = measure(method, seed, asked.steps, asked.minutes, console)
-            found.append(one)
-            console.print(one)
-    means = {m: fmean(f["accuracy"] for f in found if f["method"] == m) for m in asked.methods}
-    asked.out.write_text(json.dumps({"goal": GOAL, "mean": means, "runs": found}, indent=1) + "\n")
+    runs = []
+    for method in options.methods:
+        for seed in options.seeds:
+            runs.append(measure(method, seed, options.steps, options.minutes, console))
+            console.print(runs[-1])
+    means = {
+        method: fmean(run["accuracy"] for run in runs if run["method"] == method)
+        for method in options.methods
+    }
+    results = {"goal": GOAL, "mean": means, "runs": runs}
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
     console.print(means)
 
 

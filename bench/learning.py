@@ -1,7 +1,7 @@
-"""A whole training run on movie reviews: `inlay.fit` beside peft with transformers.Trainer.
+"""A training run on movie reviews: `inlay.fit`, and peft with transformers.Trainer.
 
-Both see the same rows in batches of 16, take the same number of steps at the same peak rate with
-the same schedule, and are asked the same question about the same held-out reviews.
+Both see the same rows in batches of 16, take the same number of steps with the same peak learning
+rate and schedule, and are tested with the same question about the same held-out reviews.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.steps import OURS, THEIRS
 from bench.timing import synchronise
 from inlay.data.dataset import Dataset
 from inlay.data.loading import load
-from inlay.hub.models import fetch_sentiment
+from inlay.hub import fetch_sentiment
 from inlay.tasks import Classify
 
 TEMPLATE = "{text} All in all, it was"
@@ -40,14 +40,14 @@ WARMUP, ROWS = 0.06, 16
 
 @dataclass(frozen=True)
 class Run:
-    """One run: how fast it was while it trained, and how often it was right afterwards."""
+    """The speed of the training steps, and the accuracy afterwards."""
 
     examples_per_second: float
     accuracy: float
 
 
 def reviews(split: str, limit: int) -> Dataset:
-    """Movie reviews, always the same ones."""
+    """Movie reviews, the same ones every time."""
     path = fetch_sentiment() / "movie" / f"{split}.jsonl"
     return load(path, need=("text", "label"), limit=limit)
 
@@ -59,7 +59,7 @@ def ours(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> Run
     task = Classify(template=TEMPLATE, verbalizer=WORDS)
     task.bind(base, words)
     handle = inlay.attach(base, OURS[name])
-    silent = Console(file=io.StringIO())
+    console = Console(file=io.StringIO())
     options = {
         "lr": RATES[name],
         "warmup": WARMUP,
@@ -67,7 +67,7 @@ def ours(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> Run
         "steps": steps,
         "seed": seed,
     }
-    result = inlay.fit(base, handle, task, train, console=silent, **options)
+    result = inlay.fit(base, handle, task, train, console=console, **options)
     return Run(steps * ROWS / result.seconds, accuracy(base, words, test))
 
 
@@ -95,10 +95,10 @@ def theirs(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> R
         collator = DataCollatorForSeq2Seq(words)
         trainer = Trainer(adapted, arguments, train_dataset=rows, data_collator=collator)
         trainer.remove_callback(PrinterCallback)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         trainer.train()
         synchronise()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
     return Run(steps * ROWS / seconds, accuracy(adapted, words, test))
 
 
@@ -114,7 +114,7 @@ def _row(words: Any, fields: Any) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def accuracy(model: Any, words: Any, test: Dataset) -> float:
-    """How often the right one of the two words is the likelier one."""
+    """How often the right one of the two words is more probable."""
     model.eval()
     choices = [words(word)["input_ids"][0] for word in WORDS.values()]
     right = 0
@@ -127,6 +127,7 @@ def accuracy(model: Any, words: Any, test: Dataset) -> float:
         prompt = logits.shape[1] - batch["input_ids"].shape[1]  # peft gives logits for it as well
         last = prompt + batch["attention_mask"].sum(1) - 1
         scores = logits[torch.arange(len(logits)), last][:, choices]
-        said = [list(WORDS)[best] for best in scores.argmax(1).tolist()]
-        right += sum(a == b.fields["label"] for a, b in zip(said, examples, strict=True))
+        labels = [list(WORDS)[best] for best in scores.argmax(1).tolist()]
+        pairs = zip(labels, examples, strict=True)
+        right += sum(label == example.fields["label"] for label, example in pairs)
     return right / len(test)

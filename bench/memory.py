@@ -1,10 +1,10 @@
 """The memory of one step, measured in a process of its own: `python -m bench.memory ours`.
 
-Two numbers, both in MiB. `live`: the most bytes of tensors that stood at once during the step,
-counted event by event from torch's own allocator, on top of what stood before it (on a GPU the
-allocator's own count). It is exact and the same in every run. `resident`: the most pages that the
-process held during the step, which the Linux kernel keeps (VmHWM, reset before the step through
-clear_refs), on top of those of the loaded model; with it whatever the allocator keeps in reserve.
+Two numbers, both in MiB. `live`: the largest sum of tensors alive at once during the step, beyond
+those alive before it, counted from the events of torch's allocator (on a GPU by the allocator
+itself). It is exact and the same in every run. `resident`: the largest resident memory of the
+process during the step, beyond that of the loaded model, as the Linux kernel counts it (VmHWM,
+reset through clear_refs before the step); it includes what the allocator keeps in reserve.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ KINDS: dict[str, Callable[[], steps.Step]] = {
 
 
 def measured(kind: str) -> dict[str, float]:
-    """The numbers of one kind, from a fresh process."""
-    run = [sys.executable, "-m", "bench.memory", kind]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"measuring {kind!r} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    """The numbers of one kind of step, from a process of its own."""
+    command = [sys.executable, "-m", "bench.memory", kind]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"measuring {kind!r} failed:\n{process.stderr[-2000:]}")
+    numbers: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return numbers
 
 
 def measure(kind: str) -> dict[str, float]:
-    """Two steps watched by the kernel, then one by torch."""
+    """The memory of two steps by the kernel's count, then of one by torch's."""
     step = KINDS[kind]()
     gc.collect()
-    made: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     if STATUS.exists():
         loaded = status("VmRSS")
         RESET.write_text("5")
         step()
         step()
         peak = status("VmHWM")
-        made |= {"loaded": loaded, "total": peak, "resident": peak - loaded}
+        numbers |= {"loaded": loaded, "total": peak, "resident": peak - loaded}
     step()
-    made["live"] = _live(step)
-    return made
+    numbers["live"] = _live(step)
+    return numbers
 
 
 def _live(step: steps.Step) -> float:
@@ -67,18 +67,18 @@ def _live(step: steps.Step) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    current = highest = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most / MIB
+        current += event.nbytes()
+        highest = max(highest, current)
+    return highest / MIB
 
 
 def status(field: str) -> float:
-    """A figure that the kernel keeps about this process, in MiB."""
+    """A figure of this process in the kernel's tables, in MiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 

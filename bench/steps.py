@@ -1,4 +1,4 @@
-"""One training step: ours, peft's, and the least that a step can be."""
+"""One training step: ours, peft's, and the least that any step must do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inlay.tasks import token_loss
 
 Step = Callable[[], float]
 
-RATE = 1e-3
+LEARNING_RATE = 1e-3
 OURS: dict[str, Spec] = {
     "lora": LoRA(rank=8),
     "prompt": Prompt(length=20),
@@ -46,7 +46,7 @@ def ours(name: str, dtype: torch.dtype = DTYPE) -> Step:
 def theirs(name: str, dtype: torch.dtype = DTYPE, *, narrow: bool = False) -> Step:
     """peft's step, as transformers.Trainer takes it.
 
-    narrow: adapter weights in the base's dtype, not in fp32 as peft makes them by default.
+    narrow: adapter weights in the base's dtype, instead of peft's default fp32.
     """
     rows = batch()
     base = peft.get_peft_model(model(dtype), THEIRS[name], autocast_adapter_dtype=not narrow)
@@ -55,17 +55,20 @@ def theirs(name: str, dtype: torch.dtype = DTYPE, *, narrow: bool = False) -> St
 
 
 def limit(dtype: torch.dtype = DTYPE) -> Step:
-    """Forward, head on labelled positions, activation gradients down to the lowest query
-    projection: what no method that acts there can do without. Nothing is adapted."""
+    """The least that any method at the query projections must do; nothing is adapted.
+
+    Forward, head on labelled positions, and gradients of activations down to the first query
+    projection.
+    """
     base, rows = model(dtype).requires_grad_(False), batch()
     chart = resolve(base)
-    lowest = next(site.host for site in chart.sites if site.role == "attn.q")
+    first = next(site.host for site in chart.sites if site.role == "attn.q")
     leaf = torch.zeros(1, dtype=base.dtype, device=base.device, requires_grad=True)
 
     def add(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return output + leaf
 
-    lowest.register_forward_hook(add)
+    first.register_forward_hook(add)
 
     def step() -> float:
         loss = _loss(chart, base, rows)
@@ -82,11 +85,11 @@ def _loss(chart: Any, base: Any, rows: Batch) -> Tensor:
     return token_loss(chart, base, hidden, rows.targets) / len(rows.targets)
 
 
-def _step(loss_of: Callable[[], Tensor], learns: Iterable[nn.Parameter]) -> Step:
-    optimizer = torch.optim.AdamW(learns, lr=RATE, fused=True)
+def _step(compute_loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> Step:
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
 
     def step() -> float:
-        loss = loss_of()
+        loss = compute_loss()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

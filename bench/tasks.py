@@ -1,19 +1,18 @@
 """Every task on every kind of base, with every kind of method, on the same budget.
 
 `python -m bench.tasks` measures the cells that bench/cells/ does not have yet, stores each as soon
-as it is measured, and prints the table. Name data sets to measure these alone; several processes
-may share the work, a data set each. Beside the trained cells stand the untouched base, where it can
-answer at all, and what always giving the commonest answer scores.
+as it is measured, and prints the table. Give data sets to measure only these; several processes can
+share the work, a data set each. For comparison the table has the untouched base, if it can answer
+at all, and the score of always giving the most frequent answer.
 
-The budget of a cell is that of its training, in seconds of the processor's time: other work on the
-machine takes nothing from it. Loading, encoding and testing are not in it.
+The budget of a cell is the processor's time of its training, so that other work on the machine does
+not shorten it. Loading, encoding and testing do not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -27,16 +26,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from bench.base import machine, quiet
+from bench.data import data_folder
+from bench.docs.tasks import page
 from inlay.data.dataset import Dataset, Example
-from inlay.errors import InlayError
+from inlay.errors import DataError, InlayError
 from inlay.hub import load_base
-from inlay.tasks import Generate
-from inlay.tasks import Task as Asked
+from inlay.tasks import Generate, Task
 from inlay.training import evaluate, predict
 from inlay.training.loop import trainer
 from inlay.training.recipes.recipe import Recipe
 from inlay.training.recipes.run import run
-from inlay_cli.docs import tasks_page
 
 OUT = Path(__file__).with_name("cells")
 BASES = {"smollm2": "decoder", "minilm": "encoder", "flan-t5-small": "encoder–decoder"}
@@ -47,19 +46,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "all weights": {"training": {"base_lr": 3e-5}, "dtype": "float32"},
 }
 UNTOUCHED = "untouched"
+NO_HEAD = "the base writes its answer, because it has no head"
+UNTRAINED_HEAD = "an untrained head predicts nothing"
 SEED = 0
 BATCH = 8
-PRINTED = "{context}\nQuestion: {question}\nAnswer:"
+QUESTION = "{context}\nQuestion: {question}\nAnswer:"
 
 
 @dataclass(frozen=True)
-class Task:
+class DataSet:
     """A data set as a task.
 
-    folder: of the data. words: the task where the base writes; head: where it does not, or where
-    words would make no sense. test: the split; test_rows: how many are asked. answer: an example's
-    own, of which the commonest is given to all. asked: what an untouched base that writes is asked
-    where only a head can be trained.
+    folder: of the data. head: the task for bases that cannot write, and for data that words do not
+    fit. words: the task for bases that write; None if they use `head` too. test: the split;
+    test_rows: how many of its rows. answer: of an example; the most frequent one is compared with.
+    question: the template for an untouched base that writes, if only a head can be trained.
     """
 
     folder: str
@@ -68,10 +69,10 @@ class Task:
     test: str = "test"
     test_rows: int = 300
     answer: Callable[[Example], Any] = lambda row: row.fields["label"]
-    asked: str | None = None
+    question: str | None = None
 
     def of(self, base: str) -> Mapping[str, Any]:
-        """The task as this base does it."""
+        """The fields of the task on a base."""
         return self.head if self.words is None or BASES[base] == "encoder" else self.words
 
 
@@ -84,12 +85,12 @@ def _outside(row: Example) -> list[str]:
 
 
 SETS = {
-    "sst2": Task(
+    "sst2": DataSet(
         "sst2",
         {"kind": "classify"},
         _classify("{text} It was", {"negative": " bad", "positive": " great"}),
     ),
-    "trec": Task(
+    "trec": DataSet(
         "trec",
         {"kind": "classify"},
         _classify(
@@ -98,7 +99,7 @@ SETS = {
              "LOC": " place", "NUM": " number"},
         ),
     ),
-    "rte": Task(
+    "rte": DataSet(
         "glue_rte",
         {"kind": "classify", "template": "{premise} {hypothesis}"},
         _classify(
@@ -107,13 +108,13 @@ SETS = {
         ),
         test="dev",
     ),
-    "wnut17": Task("wnut17", {"kind": "tag"}, answer=_outside),
-    "roles": Task("up_english_ewt", {"kind": "tag", "scheme": "plain"}, answer=_outside),
-    "xquad": Task(
+    "wnut17": DataSet("wnut17", {"kind": "tag"}, answer=_outside),
+    "roles": DataSet("up_english_ewt", {"kind": "tag", "scheme": "plain"}, answer=_outside),
+    "xquad": DataSet(
         "xquad", {"kind": "extract", "stride": 64, "max_length": 256}, test_rows=60,
-        answer=lambda row: row.fields["answers"][0]["text"], asked=PRINTED,
+        answer=lambda row: row.fields["answers"][0]["text"], question=QUESTION,
     ),
-    "copa": Task(
+    "copa": DataSet(
         "fewglue_32dev/COPA",
         {"kind": "choose", "by": "head", "template": "{premise} What was the {question}?",
          "choices": ["choice1", "choice2"]},
@@ -121,7 +122,7 @@ SETS = {
          "choices": ["choice1", "choice2"]},
         test="val",
     ),
-    "e2e": Task(
+    "e2e": DataSet(
         "e2e", {"kind": "generate", "metric": "bleu"}, test_rows=48,
         answer=lambda row: row.fields["target"],
     ),
@@ -129,13 +130,14 @@ SETS = {
 
 
 def cell(name: str, base: str, method: str, seconds: float, data: Path) -> dict[str, Any]:
-    """What one combination scores; or, in one sentence, why it cannot be."""
-    one = SETS[name]
+    """The score of one combination; or, in one sentence, why there is none."""
+    data_set = SETS[name]
     with tempfile.TemporaryDirectory() as out, patch.object(trainer, "clock", time.process_time):
         try:
-            recipe = _recipe(one, base, METHODS.get(method, {"method": "LoRA"}), seconds, data, out)
+            fields = METHODS.get(method, {"method": "LoRA"})
+            recipe = recipe_of(data_set, base, fields, seconds, data, out)
             if method == UNTOUCHED:
-                return dict(_untouched(recipe, one))
+                return dict(_untouched(recipe, data_set))
             outcome = run(recipe, Console(stderr=True))
         except InlayError as error:
             return {"refused": str(error)}
@@ -145,105 +147,119 @@ def cell(name: str, base: str, method: str, seconds: float, data: Path) -> dict[
         "score": outcome.test[outcome.metric],
         "steps": outcome.training.steps,
         "seconds": outcome.training.seconds,
-        "numbers": outcome.parameters,
+        "parameters": outcome.parameters,
     }
 
 
-def _recipe(
-    one: Task, base: str, how: Mapping[str, Any], seconds: float, data: Path, out: str
+def recipe_of(
+    data_set: DataSet, base: str, fields: Mapping[str, Any], seconds: float, data: Path, out: str
 ) -> Recipe:
-    task, folder = one.of(base), str(data / one.folder)
-    training = {"minutes": seconds / 60, "batch_size": BATCH, **how.get("training", {})}
+    """The recipe of a cell. fields: those of the method."""
+    task, folder = data_set.of(base), str(data / data_set.folder)
+    training = {"minutes": seconds / 60, "batch_size": BATCH, **fields.get("training", {})}
     return Recipe.model_validate(
         {
-            **how,
+            **fields,
             "base": base,
             "seed": SEED,
             "out": out,
             "task": {"truncate": "stride" not in task, **task},
             "data": {
                 "train": {"source": folder, "split": "train"},
-                "test": {"source": folder, "split": one.test, "limit": one.test_rows},
+                "test": {"source": folder, "split": data_set.test, "limit": data_set.test_rows},
             },
             "training": training,
         }
     )
 
 
-def _untouched(recipe: Recipe, one: Task) -> Iterator[tuple[str, Any]]:
-    """The bare base's score, and that of the commonest answer."""
+def _untouched(recipe: Recipe, data_set: DataSet) -> Iterator[tuple[str, Any]]:
+    """The cell of the untouched base, and the score of the most frequent answer."""
     assert recipe.data.test is not None
     task, console = recipe.make_task(), Console(stderr=True)
     train, test = recipe.data.train.load(task), recipe.data.test.load(task)
     task.prepare(train)
     yield "metric", task.metric
     yield "rows", len(test)
-    yield "commonest", _score(task, _commonest(one, train, test), test)
+    yield "most_frequent", _score(task, most_frequent(data_set, train, test), test)
     if task.head() is None:
         model, tokenizer = load_base(recipe.base)
         task.bind(model, tokenizer)
         score = evaluate(model, task, test, batch_size=2 * BATCH, console=console)
         yield "score", score[task.metric]
-    elif one.asked is not None and BASES[recipe.base] != "encoder":
+    elif data_set.question is not None and BASES[recipe.base] != "encoder":
         model, tokenizer = load_base(recipe.base)
-        writing = Generate(template=one.asked, generation={"max_new_tokens": 24})
-        writing.bind(model, tokenizer)
-        said = predict(model, writing, test, batch_size=BATCH, console=console)
-        yield "score", _score(task, [(text.strip().splitlines() or [""])[0] for text in said], test)
-        yield "how", "writes its answer, for it has no head"
+        generate = Generate(template=data_set.question, generation={"max_new_tokens": 24})
+        generate.bind(model, tokenizer)
+        texts = predict(model, generate, test, batch_size=BATCH, console=console)
+        first_lines = [(text.strip().splitlines() or [""])[0] for text in texts]
+        yield "score", _score(task, first_lines, test)
+        yield "note", NO_HEAD
     else:
-        yield "refused", "a head that was not trained says nothing"
+        yield "refused", UNTRAINED_HEAD
 
 
-def _commonest(one: Task, train: Dataset, test: Dataset) -> list[Any]:
-    """The answer that most training examples have, once for each of the test's."""
-    if one.answer is _outside:
+def most_frequent(data_set: DataSet, train: Dataset, test: Dataset) -> list[Any]:
+    """The most frequent answer of the training examples, once for each test example."""
+    if data_set.answer is _outside:
         return [_outside(row) for row in test]
-    [(answer, _)] = Counter(one.answer(row) for row in train).most_common(1)
+    [(answer, _)] = Counter(data_set.answer(row) for row in train).most_common(1)
     return [answer] * len(test)
 
 
-def _score(task: Asked, said: Sequence[Any], test: Dataset) -> float:
-    return task.score(said, test)[task.metric]
+def _score(task: Task, predictions: Sequence[Any], test: Dataset) -> float:
+    return task.score(predictions, test)[task.metric]
 
 
 def main() -> None:
-    """Measure what is missing, and print the table."""
+    """Measure the missing cells, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.tasks", description=__doc__)
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"some of: {', '.join(SETS)} (all)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of training, a cell (60)")
-    parser.add_argument("--cells", type=int, default=10**6, help="measure at most so many")
-    shared = Path(__file__).parents[2] / "shared" / "data"
-    data = Path(os.environ.get("INLAY_DATA", shared))
-    parser.add_argument("--data", type=Path, default=data, help="the folder of the data sets")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of training for each cell (60)"
+    )
+    parser.add_argument("--cells", type=int, default=10**6, help="the most cells to measure")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="the folder of the data sets (the variable INLAY_DATA, or shared/data next to the "
+        "checkout)",
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of the results")
-    asked = parser.parse_args()
-    if unknown := set(asked.sets) - set(SETS):
+    options = parser.parse_args()
+    if unknown := set(options.sets) - set(SETS):
         parser.error(f"no such data set: {', '.join(sorted(unknown))}")
+    try:
+        data = data_folder(options.data)
+    except DataError as error:
+        parser.error(str(error))
+    if data is None:
+        parser.error("there is no data folder; name it with --data FOLDER or INLAY_DATA")
     quiet()
-    for name in asked.sets or SETS:
-        asked.cells -= _measure(name, asked.seconds, asked.data, asked.out, asked.cells)
-    Console().print(Markdown(tasks_page(asked.out)))
+    left = options.cells
+    for name in options.sets or SETS:
+        left -= measure_set(name, options.seconds, data, options.out, left)
+    Console().print(Markdown(page(options.out)))
 
 
-def _measure(name: str, seconds: float, data: Path, out: Path, most: int) -> int:
-    """Measure what one data set lacks, at most so many cells; returns how many."""
-    path, one = out / f"{name}.json", SETS[name]
-    made = {
+def measure_set(name: str, seconds: float, data: Path, out: Path, limit: int) -> int:
+    """Measure the missing cells of one data set, at most `limit`; returns how many it measured."""
+    path, data_set = out / f"{name}.json", SETS[name]
+    setting = {
         "set": name,
         "seconds": seconds,
         "seed": SEED,
         "batch_size": BATCH,
-        "test_rows": one.test_rows,
-        "tasks": {base: one.of(base) for base in BASES},
+        "test_rows": data_set.test_rows,
+        "tasks": {base: data_set.of(base) for base in BASES},
         "methods": METHODS,
         "machine": machine(("torch", "transformers")),
     }
     stored = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if {key: stored.get(key) for key in made} != made:  # made otherwise: nothing of it counts
-        stored = {**made, "cells": {}}
-    asked = [f"{base}/{method}" for base in BASES for method in (UNTOUCHED, *METHODS)]
-    missing = [key for key in asked if key not in stored["cells"]][:most]
+    if {key: stored.get(key) for key in setting} != setting:  # measured in another way
+        stored = {**setting, "cells": {}}
+    keys = [f"{base}/{method}" for base in BASES for method in (UNTOUCHED, *METHODS)]
+    missing = [key for key in keys if key not in stored["cells"]][:limit]
     for key in missing:
         Console().print(f"{name}/{key}")
         base, _, method = key.partition("/")

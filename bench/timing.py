@@ -1,4 +1,4 @@
-"""Times of several things that take turns, so that other load on the machine hits all alike."""
+"""Times of functions that take turns, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ Run = Callable[[], object]
 
 
 class Times:
-    """Seconds of every thing in every round: `seconds[name][round]`."""
+    """Seconds of every function in every round: `seconds[name][round]`."""
 
     def __init__(self, seconds: Mapping[str, list[float]]):
         self.seconds = dict(seconds)
 
     def median(self, name: str) -> float:
-        """The middle one of its times, in seconds."""
+        """The median of a function's times, in seconds."""
         return median(self.seconds[name])
 
     def pairs(self, name: str, other: str) -> tuple[tuple[float, float], ...]:
-        """The seconds of two things, round by round."""
+        """The seconds of two functions, round by round."""
         return tuple(zip(self.seconds[name], self.seconds[other], strict=True))
 
 
 def synchronise() -> None:
-    """Wait until the accelerator, where there is one, has done what it was asked to do."""
+    """Wait until the accelerator, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def clocked(run: Run) -> float:
-    """The seconds of wall-clock time that one run takes."""
+def timed(run: Run) -> float:
+    """The wall-clock seconds of one run."""
     synchronise()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
     synchronise()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def take_turns(runs: Mapping[str, Run], rounds: int, warm: int = 2) -> Times:
-    """Run everything `warm` times, then in `rounds` rounds, each in turn forwards or backwards."""
+    """Run every function `warm` times untimed, then once in each round.
+
+    Rounds go through the functions forwards and backwards in turn.
+    """
     for run in runs.values():
         for _ in range(warm):
             run()
@@ -50,5 +53,5 @@ def take_turns(runs: Mapping[str, Run], rounds: int, warm: int = 2) -> Times:
     for number in range(rounds):
         order = list(runs) if number % 2 == 0 else list(reversed(runs))
         for name in order:
-            seconds[name].append(clocked(runs[name]))
+            seconds[name].append(timed(runs[name]))
     return Times(seconds)

@@ -1,4 +1,4 @@
-"""What was measured: one JSON file and one plot per claim."""
+"""What was measured: one JSON file and one plot a claim."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.base import machine
-from bench.claims.base import Claim, Numbers, held
+from bench.claims.claim import Claim, Numbers, held
 from inlay.errors import DataError
 
 FOLDER = Path(__file__).parent / "results"
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """The stored results of a claim, None where there are none. Raises DataError."""
+    """The stored results of a claim, None without any. Raises DataError for a damaged file."""
     path = FOLDER / f"{name}.json"
     if not path.exists():
         return None
     try:
         return json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: {error}; remove it or measure anew") from None
+        raise DataError(f"{path}: {error}; delete the file and measure again") from None
 
 
 def seeds_of(claim: Claim) -> dict[int, Numbers]:
-    """The stored numbers by seed, if they were measured with the settings of today."""
+    """The stored numbers by seed; none if they were measured with other settings."""
     stored = read(claim.name)
-    if stored is None or stored["settings"] != _plain(claim.settings):
+    if stored is None or stored["settings"] != _as_json(claim.settings):
         return {}
     return {int(seed): numbers for seed, numbers in stored["seeds"].items()}
 
 
 def store(claim: Claim, seeds: Mapping[int, Numbers], minutes: float) -> dict[str, Any]:
-    """Write the JSON file; returns what it says. minutes: what the last seed took."""
+    """Write the JSON file, and return its content. minutes: what the last seed took."""
     numbers = [seeds[seed] for seed in sorted(seeds)]
-    margins = [claim.margin(one) for one in numbers]
-    made = {
+    margins = [claim.margin(of_seed) for of_seed in numbers]
+    content = {
         "claim": claim.name,
         "paper": claim.paper,
         "section": claim.section,
@@ -47,28 +47,28 @@ def store(claim: Claim, seeds: Mapping[int, Numbers], minutes: float) -> dict[st
         "figures": claim.figures,
         "held": held(margins),
         "margins": [round(margin, 5) for margin in margins],
-        "told": dict(claim.told),
-        "mean": {name: round(fmean(one[name] for one in numbers), 5) for name in numbers[0]},
-        "sd": {name: _sd([one[name] for one in numbers]) for name in numbers[0]},
+        "reported": dict(claim.reported),
+        "mean": {name: round(fmean(n[name] for n in numbers), 5) for name in numbers[0]},
+        "sd": {name: _sd([n[name] for n in numbers]) for name in numbers[0]},
         "seeds": {str(seed): seeds[seed] for seed in sorted(seeds)},
-        "settings": _plain(claim.settings),
+        "settings": _as_json(claim.settings),
         "tried": list(claim.tried),
         "minutes_per_seed": round(minutes, 2),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(("torch", "transformers")),
     }
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     (FOLDER / f"{claim.name}.json").write_text(text, encoding="utf-8")
-    return made
+    return content
 
 
 def draw(claim: Claim, seeds: Mapping[int, Numbers]) -> Path:
-    """Write the plot; returns its path. Raises DataError without matplotlib."""
+    """Write the plot, and return its path. Raises DataError if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
-        raise DataError("a plot needs matplotlib: pip install 'inlay[bench]'") from None
+        raise DataError("plots need matplotlib; pip install 'inlay[bench]'") from None
     matplotlib.use("svg")
     from matplotlib import pyplot
 
@@ -82,11 +82,11 @@ def draw(claim: Claim, seeds: Mapping[int, Numbers]) -> Path:
     return path
 
 
-def told(stored: Mapping[str, Any]) -> str:
-    """The numbers worth a line: what each is, its mean and its standard deviation."""
+def summary(stored: Mapping[str, Any]) -> str:
+    """The reported numbers on one line: what each is, its mean and standard deviation."""
     return ", ".join(
-        f"{what} {stored['mean'][name]:.3g} ± {stored['sd'][name]:.2g}"
-        for name, what in stored["told"].items()
+        f"{label} {stored['mean'][name]:.3g} ± {stored['sd'][name]:.2g}"
+        for name, label in stored["reported"].items()
     )
 
 
@@ -94,6 +94,6 @@ def _sd(values: list[float]) -> float:
     return round(stdev(values), 5) if len(values) > 1 else 0.0
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as JSON reads them back, with lists for tuples."""
     return json.loads(json.dumps(dict(settings)))

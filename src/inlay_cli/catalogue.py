@@ -1,4 +1,4 @@
-"""What there is to say of each method, gathered from its own file: for tables and pages."""
+"""What each method's file says about it, as data for tables and pages."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from inlay import METHODS, Method, attach
+import torch
+from transformers import BartConfig, BartModel, BertConfig, BertModel, PreTrainedModel
+
+from inlay import METHODS, Method, Where, attach
 from inlay.core.parse import make_method, method_class
 from inlay.errors import InlayError, MergeError
 from inlay.merge import plan
 from inlay.runtime.port import port_for
 
-SOURCE = re.compile(r" \([^()]*\d{4}[^()]*\)\.?$")
-"""The citation at the end of a method's first line."""
+CITATION = re.compile(r" \([^()]*\d{4}[^()]*\)\.?$")
+"""The paper, at the end of a method's first line."""
 
 TITLE = re.compile(r"^[^:]+: ")
-"""What the method is called, at its beginning."""
+"""The method's name, at the beginning of its first line."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a method. default: as one would type it. source: where that comes from."""
+    """One field of a method.
+
+    default: as one would type it. about: what it means. source: where the default comes from.
+    """
 
     name: str
     default: str
-    kind: str
     about: str
     source: str
 
@@ -38,10 +43,10 @@ class Field:
 class Entry:
     """One method.
 
-    line: the first line of its file, with the source. equation: the same without it.
-    about: what its class says, without the fields. rate: the learning rate that it takes by
-    default, and where that comes from. port: the way in. merges: whether it folds
-    into weights (None where it could not be tried). identity: whether it starts as a no-op.
+    line: the first line of its file, with the paper. equation: the same without name and paper.
+    about: its docstring without the fields. port: how it acts on the base; empty if no small model
+    has its sites. merges: whether it folds into weights; None if no small model has its sites.
+    identity: whether it starts as the base. learning_rate: the default, and where it comes from.
     """
 
     name: str
@@ -52,101 +57,101 @@ class Entry:
     port: str
     merges: bool | None
     identity: bool
-    rate: tuple[float, str]
+    learning_rate: tuple[float, str]
     fields: tuple[Field, ...]
 
 
 @cache
 def catalogue() -> tuple[Entry, ...]:
-    """Every registered method, by name."""
+    """Every registered method, sorted by name."""
     return tuple(entry(name) for name in sorted(METHODS, key=str.lower))
 
 
 def entry(name: str) -> Entry:
     """One method. Raises SpecError with the nearest name."""
-    kind = method_class(name)
-    line = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().split("\n")[0]
-    about, fields = _read(inspect.getdoc(kind) or "")
-    port, merges = _tried(kind)
+    method = method_class(name)
+    doc = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+    line = doc.strip().split("\n")[0]
+    about, meanings = parse_docstring(inspect.getdoc(method) or "")
+    port, merges = _try(method)
     return Entry(
         name=name,
         line=line,
-        equation=TITLE.sub("", SOURCE.sub("", line)).rstrip("."),
-        paper=kind.paper,
+        equation=TITLE.sub("", CITATION.sub("", line)).rstrip("."),
+        paper=method.paper,
         about=about,
         port=port,
         merges=merges,
-        identity=kind.identity,
-        rate=(make_method(name, {}).learning_rate(), kind.sources.get("lr", "")),
+        identity=method.identity,
+        learning_rate=(make_method(name, {}).learning_rate(), method.sources.get("lr", "")),
         fields=tuple(
             Field(
                 field.name,
-                _default(field),
-                str(field.type),
-                fields.get(field.name, ""),
-                kind.sources.get(field.name, ""),
+                _typed(field.default),
+                meanings.get(field.name, ""),
+                method.sources.get(field.name, ""),
             )
-            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            for field in dataclasses.fields(method)  # type: ignore[arg-type]
         ),
     )
 
 
-def _default(field: dataclasses.Field) -> str:
-    value = field.default
-    if field.name == "at" and getattr(value, "layers", 0) is None and value.stacks is None:  # type: ignore[union-attr]
-        roles = value.roles  # type: ignore[union-attr]
+def _typed(default: Any) -> str:
+    """A default as one would type it: a role alone instead of a `Where` with one role."""
+    if isinstance(default, Where) and default.layers is None and default.stacks is None:
+        roles = default.roles
         return repr(roles[0] if len(roles) == 1 else roles)
-    return repr(value)
+    return repr(default)
 
 
-def _read(doc: str) -> tuple[str, dict[str, str]]:
-    """A docstring as its prose, and what it says of each field (`name:  text`, then indented)."""
+def parse_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its prose and the meaning of each field.
+
+    A field's meaning is `name:  text` at the beginning of a line, and the indented lines after it.
+    """
     prose: list[str] = []
-    fields: dict[str, str] = {}
-    current = None
+    meanings: dict[str, str] = {}
+    field = None
     for line in doc.splitlines():
-        found = re.match(r"(\w+): +(\S.*)", line)
-        if found:
-            current = found[1]
-            fields[current] = found[2]
-        elif current is not None and line.startswith(" "):
-            fields[current] += f" {line.strip()}"
-        elif line.strip() or current is None:
-            current = None
+        start = re.match(r"(\w+): +(\S.*)", line)
+        if start:
+            field = start[1]
+            meanings[field] = start[2]
+        elif field is not None and line.startswith(" "):
+            meanings[field] += f" {line.strip()}"
+        elif line.strip() or field is None:
+            field = None
             prose.append(line)
-    return "\n".join(prose).strip(), fields
+    return "\n".join(prose).strip(), meanings
 
 
-def _tried(kind: type[Method]) -> tuple[str, bool | None]:
-    """The way in that a method takes, and whether it merges, by trying it on small models."""
-    for model in _specimens():
+def _try(method: type[Method]) -> tuple[str, bool | None]:
+    """The ports that a method uses and whether it merges, found by attaching it to small models."""
+    for model in _small_models():
         try:
-            handle = attach(model, make_method(kind.__name__, {}))
+            handle = attach(model, make_method(method.__name__, {}))
         except InlayError:
             continue
         try:
-            ports = sorted({port_for(placed.piece).label for placed in handle.placed})
+            ports = " + ".join(sorted({port_for(placed.piece).label for placed in handle.placed}))
             try:
-                return " + ".join(ports), bool(plan(model, handle.spec, handle.placed))
+                return ports, bool(plan(model, handle.spec, handle.placed))
             except MergeError:
-                return " + ".join(ports), False
+                return ports, False
         finally:
             handle.detach()
     return "", None
 
 
 @cache
-def _specimens() -> tuple:
-    """An encoder and an encoder–decoder, small and random: between them every role there is."""
-    import torch
-    from transformers import BartConfig, BartModel, BertConfig, BertModel
-
-    sizes: dict[str, Any] = {"vocab_size": 99, "num_hidden_layers": 1, "num_attention_heads": 2}
+def _small_models() -> tuple[PreTrainedModel, ...]:
+    """An encoder and an encoder–decoder with random weights, which together have every role."""
+    blocks: dict[str, Any] = {"vocab_size": 99, "num_hidden_layers": 1, "num_attention_heads": 2}
     widths: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
-    two: dict[str, Any] = {"vocab_size": 99, "d_model": 64}
-    for side in ("encoder", "decoder"):
-        two |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 64}
+    bart: dict[str, Any] = {"vocab_size": 99, "d_model": 64}
+    for stack in ("encoder", "decoder"):
+        bart |= {f"{stack}_layers": 1, f"{stack}_attention_heads": 2, f"{stack}_ffn_dim": 64}
     with torch.random.fork_rng(devices=[]):
-        bert = BertModel(BertConfig(**sizes, **widths))
-        bart = BartModel(BartConfig(**two))
-    return bert.eval(), bart.eval()
+        encoder = BertModel(BertConfig(**blocks, **widths))
+        encoder_decoder = BartModel(BartConfig(**bart))
+    return encoder.eval(), encoder_decoder.eval()

@@ -1,69 +1,79 @@
-"""inlay check: prove on the user's own model that an inlay keeps the laws."""
+"""inlay check: prove the laws of an inlay or a method on the user's own model."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inlay_cli import names
 from inlay_cli.console import busy, err, out
 from inlay_cli.shared import (
-    AnyFileArgument,
     BaseArgument,
     DeviceOption,
     DtypeOption,
+    OptionalFileArgument,
     examples,
     open_base,
     open_inlay,
 )
 
+if TYPE_CHECKING:
+    from inlay.core.method import Spec
+    from inlay.handle import Inlay
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
             ("inlay check smollm2 legal.safetensors", "a trained inlay"),
-            ('inlay check ./my-model --method "LoRA(rank=8)"', "a method, before training it"),
-        )
+            ('inlay check ./my-model --method "LoRA(rank=8)"', "a method, before you train it"),
+        ),
     )(check)
 
 
 def check(
     base: BaseArgument,
-    file: AnyFileArgument = None,
+    file: OptionalFileArgument = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a file: a method, or a sum of them.",
+            help="Check a method, or a sum of methods, instead of a file.",
             autocompletion=names.method_names,
+            show_default=False,
         ),
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Prove the laws on your own model: nothing left behind, rows apart, padding inert, …
+    """Prove on your own model what inlay promises, law by law.
 
-    Ends with exit code 1 where a law does not hold.
+    The laws say, for example, that detaching leaves no trace, that rows do not influence each
+    other, and that padding changes nothing. The exit code is 1 if a law does not hold.
     """
     if (file is None) == (method is None):
-        raise typer.BadParameter("give a FILE, or --method, and not both")
+        raise typer.BadParameter("give either a FILE or --method")
     from inlay.core.parse import parse
     from inlay.laws import LAWS
-    from inlay.laws.check import check as run
+    from inlay.laws.check import check as check_laws
 
-    spec = parse(method or "LoRA")
+    subject: Inlay | Spec
+    if method is not None:
+        subject = parse(method)  # before the base is loaded: a wrong name should not cost a wait
     model, tokenizer = open_base(base, dtype, device)
-    with busy("reading the inlay"):
-        subject = spec if file is None else open_inlay(model, tokenizer, file)
+    if file is not None:
+        with busy(f"reading {file}"):
+            subject = open_inlay(model, tokenizer, file)
     order = list(LAWS)
 
     def report(step: str) -> None:
-        say(f"law {order.index(step) + 1} of {len(order)}: {step}" if step in LAWS else step)
+        show(f"law {order.index(step) + 1} of {len(order)}: {step}" if step in LAWS else step)
 
-    with busy("checking") as say:
-        found = run(model, subject, report=report)
-    out().print(found)
-    if not found.holds:
-        err().print("a law is broken: do not trust this inlay on this model", style="bold red")
+    with busy("checking") as show:
+        findings = check_laws(model, subject, report=report)
+    out().print(findings)
+    if not findings.holds:
+        err().print("a law does not hold: do not use this inlay on this model", style="bold red")
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Where the commands write: results to stdout, everything else to stderr, escapes to terminals."""
+"""Where the commands write: results to stdout, the rest to stderr, colours only to terminals."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
-WIDE = 160
-"""Columns of a table that goes into a pipe or a file."""
+PIPE_WIDTH = 160
+"""Columns of a table that is written into a pipe or a file."""
 
 
 def out() -> Console:
-    """For what was asked for."""
+    """The console for results."""
     return _console(sys.stdout)
 
 
 def err() -> Console:
-    """For progress, remarks and errors."""
+    """The console for progress, remarks and errors."""
     return _console(sys.stderr)
 
 
@@ -28,34 +30,43 @@ def _console(file: TextIO) -> Console:
     terminal = file.isatty()
     return Console(
         file=file,
-        width=None if terminal or "COLUMNS" in os.environ else WIDE,
+        width=None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH,
         color_system="auto" if terminal and not os.environ.get("NO_COLOR") else None,
         highlight=False,
         emoji=False,
     )
 
 
+def table(title: str | None = None) -> Table:
+    """An empty table in the style of all commands."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def write(line: str, console: Console | None = None) -> None:
+    """Print one line as it is, without markup and without breaking it.
+
+    console: stdout's by default.
+    """
+    (console or out()).print(line, markup=False, soft_wrap=True)
+
+
 def fail(message: str) -> None:
-    """One line about what went wrong."""
-    line = " ".join(message.split())
-    err().print("error:", style="bold red", end=" ", soft_wrap=True)
-    err().print(line, markup=False, soft_wrap=True)
+    """Print an error message on one line."""
+    console = err()
+    console.print("error:", style="bold red", end=" ", soft_wrap=True)
+    write(" ".join(message.split()), console)
 
 
 @contextmanager
-def busy(what: str) -> Iterator[Callable[[str], None]]:
-    """Show on stderr that something takes time; yields what replaces the line shown.
+def busy(step: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that something takes time; yields a function that shows the next step.
 
-    In a terminal one line with a spinner, which is gone at the end; in a pipe a plain line for
-    every new step.
+    In a terminal this is one line with a spinner, erased at the end; in a pipe it is a plain line
+    for every step after the first.
     """
     console = err()
     if not console.is_terminal:
-        yield _line
+        yield lambda line: write(line, console)
         return
-    with console.status(what, spinner="dots") as status:
-        yield lambda text: status.update(text.replace("[", r"\["))
-
-
-def _line(text: str) -> None:
-    err().print(text, markup=False, soft_wrap=True)
+    with console.status(step, spinner="dots") as status:
+        yield lambda line: status.update(line.replace("[", r"\["))

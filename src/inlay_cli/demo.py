@@ -1,4 +1,4 @@
-"""inlay demo: a real model learns to judge reviews, before your eyes."""
+"""inlay demo: teach a real model to judge reviews, and show what it learned."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inlay_cli.console import busy, err, out
-from inlay_cli.shared import examples, open_base, open_inlay, silence, table
+from inlay_cli.console import busy, err, out, table, write
+from inlay_cli.shared import RECIPE, examples, open_base, open_inlay, silence
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from inlay.data.dataset import Dataset
     from inlay.tasks import Task
     from inlay.training.recipes.run import Outcome
 
 BASE = "smollm2"
-RECIPE = {
+FIELDS = {
     "base": BASE,
     "method": "LoRA(rank=4)",
     "name": "reviews",
@@ -30,160 +32,169 @@ RECIPE = {
     "training.lr": "1e-3",
     "training.batch_size": "16",
 }
-"""The run, as flags of `inlay train`; the rows and its end come on top."""
+"""The recipe, as options of `inlay train`; the rows and the end of the training are added."""
 
 STEPS = 100
-"""What it takes to be right about 85 % of the reviews and more, on any processor."""
+"""With so many steps at least 85 % of the reviews are classified correctly, on any processor."""
 
 MINUTES = 3.5
-"""No more than that, however slow the processor is."""
+"""The longest training, on a slow processor."""
 
-HELD_OUT = {"movie": 300, "amazon": 50, "tweets": 50}
-"""Rows to measure on, none of which is trained on; of the last two kinds nothing is."""
+TEST_ROWS = {"movie": 300, "amazon": 50, "tweets": 50}
+"""How many rows of each kind of text are tested. Only movie reviews are trained on, other rows."""
 
 TITLES = {
     "movie": "movie reviews",
     "amazon": "Amazon reviews (never trained on)",
     "tweets": "tweets (never trained on)",
 }
-SHOWN = 5
+EXAMPLES = 5
+"""How many reviews are shown with their predictions."""
 
 
 @dataclass
-class Seen:
-    """What was measured on one kind of text."""
+class Test:
+    """The test rows of one kind of text, with the labels predicted before and after training."""
 
     rows: Dataset
     before: Sequence[str] = ()
     after: Sequence[str] = ()
 
-    def score(self, task: Task, said: Sequence[str]) -> float:
-        """The accuracy of some answers."""
-        return task.score(list(said), self.rows)["accuracy"]
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
-            ("inlay demo", "right about at least 85 of 100 held-out reviews"),
-            ("inlay demo --steps 30", "a shorter look, and a worse result"),
-            ("inlay demo --steps 300 --minutes 15", "a longer one, and a better result"),
-        )
+            ("inlay demo", "at least 85 % of 300 held-out reviews correct"),
+            ("inlay demo --steps 30", "a shorter run, with a worse result"),
+            ("inlay demo --steps 300 --minutes 15", "a longer one, with a better result"),
+        ),
     )(demo)
 
 
 def demo(
     folder: Annotated[
-        Path, typer.Option("--out", help="Where the inlay is saved.", file_okay=False)
+        Path, typer.Option("--out", help="The folder for the inlay.", file_okay=False)
     ] = Path("runs/demo"),
     steps: Annotated[
-        int, typer.Option(min=1, help=f"How many batches of {RECIPE['training.batch_size']}.")
+        int, typer.Option(min=1, help=f"Training steps of {FIELDS['training.batch_size']} reviews.")
     ] = STEPS,
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train at most.")] = MINUTES,
+    minutes: Annotated[
+        float, typer.Option(min=0.05, help="The longest training; it may end before the steps.")
+    ] = MINUTES,
     rows: Annotated[
-        int | None, typer.Option(min=10, help="Measure on so many rows of each kind.")
+        int | None,
+        typer.Option(
+            min=10,
+            help="Test rows of each kind of text; by default 300, 50, 50.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Teach a real model to judge reviews: SmolLM2-135M, frozen, and a small LoRA.
+    """Teach a real model to judge reviews: SmolLM2-135M, frozen, with a small LoRA.
 
-    It is what `inlay train` does with a small recipe, which is left in the folder.
+    The demo runs `inlay train` with a small recipe, which it writes into the folder.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     with busy("starting"):
-        from inlay.hub.models import fetch_sentiment
+        from inlay.hub import fetch_sentiment
         from inlay.training import Recipe, predict
         from inlay.training.recipes.run import run
     silence()
-    with busy("looking for the sentences") as say:
-        sentences = fetch_sentiment(say)
-    ends = {"training.steps": f"{steps}", "training.minutes": f"{minutes}"}
-    flags = {**RECIPE, **ends, "data.train.source": str(sentences / "movie"), "out": str(folder)}
-    recipe = Recipe.load(None, flags)
+    with busy("fetching the sentences") as show:
+        sentences = fetch_sentiment(show)
+    end = {"training.steps": str(steps), "training.minutes": str(minutes)}
+    source = {"data.train.source": str(sentences / "movie")}
+    recipe = Recipe.load(None, {**FIELDS, **end, **source, "out": str(folder)})
     task = recipe.make_task()
-    seen = {
-        kind: Seen(_held_out(sentences / kind, task, rows or n)) for kind, n in HELD_OUT.items()
+    tests = {
+        kind: Test(_test_rows(sentences / kind, task, rows or limit))
+        for kind, limit in TEST_ROWS.items()
     }
 
-    _step(1, "the model as it is, asked whether it was good or bad")
+    _show_step(1, "predictions of the model as it is")
     model, tokenizer = open_base(BASE)
     task.bind(model, tokenizer)
-    for kind, one in seen.items():
-        one.before = predict(model, task, one.rows, console=err(), what=TITLES[kind])
+    for kind, test in tests.items():
+        test.before = predict(model, task, test.rows, console=err(), what=TITLES[kind])
 
-    until = f"{steps} steps of training, or {minutes:g} minutes of it if those come first"
-    _step(2, f"{until}, on movie reviews only")
+    _show_step(2, f"training on movie reviews: {steps} steps, at most {minutes:g} minutes")
     outcome = run(recipe, err(), resume=False)
     assert outcome.path is not None
 
-    _step(3, "the same model, with what was saved")
+    _show_step(3, "predictions of the same model with the trained inlay")
     handle = open_inlay(model, tokenizer, outcome.path)
-    for kind, one in seen.items():
-        one.after = predict(model, task, one.rows, console=err(), what=TITLES[kind])
-    size = sum(p.numel() for p in model.parameters()) - handle.count()
-    _report(task, seen)
-    _last_words(outcome, outcome.path, handle.count(), size, time.monotonic() - begun)
+    for kind, test in tests.items():
+        test.after = predict(model, task, test.rows, console=err(), what=TITLES[kind])
+    out().print(_score_table(task, tests))
+    out().print(_example_table(tests["movie"]))
+    parameters = handle.count()
+    base_parameters = sum(parameter.numel() for parameter in model.parameters()) - parameters
+    _show_summary(outcome, outcome.path, parameters, base_parameters, time.monotonic() - start)
 
 
-def _held_out(folder: Path, task: Task, limit: int) -> Dataset:
+def _test_rows(folder: Path, task: Task, limit: int) -> Dataset:
     from inlay.data.loading import load
 
     return load(folder, split="test", need=task.needs, limit=limit)
 
 
-def _step(number: int, what: str) -> None:
-    err().print(f"[bold cyan]{number}/3[/]  {what}")
+def _show_step(number: int, step: str) -> None:
+    err().print(f"[bold cyan]{number}/3[/]  {step}")
 
 
-def _report(task: Task, seen: dict[str, Seen]) -> None:
+def _score_table(task: Task, tests: dict[str, Test]) -> Table:
+    lines = table("\nCorrect answers")
+    lines.add_column("held-out sentences")
+    lines.add_column("rows", justify="right")
+    lines.add_column("before", justify="right")
+    lines.add_column("after", justify="right", style="bold green")
+    for kind, test in tests.items():
+        scores = [
+            task.score(list(predictions), test.rows)["accuracy"]
+            for predictions in (test.before, test.after)
+        ]
+        lines.add_row(TITLES[kind], str(len(test.rows)), *(f"{score:.1%}" for score in scores))
+    return lines
+
+
+def _example_table(test: Test) -> Table:
+    """A few rows of readable length, with the predictions before and after."""
     from rich.markup import escape
 
-    console = out()
-    shown = table("\nRight answers")
-    shown.add_column("held-out sentences")
-    shown.add_column("rows", justify="right")
-    shown.add_column("before", justify="right")
-    shown.add_column("after", justify="right", style="bold green")
-    for kind, one in seen.items():
-        before, after = one.score(task, one.before), one.score(task, one.after)
-        shown.add_row(TITLES[kind], str(len(one.rows)), f"{before:.1%}", f"{after:.1%}")
-    console.print(shown)
-
-    movie = seen["movie"]
-    shown = table("Five of them")
-    shown.add_column("sentence", max_width=70)
-    shown.add_column("it is")
-    shown.add_column("before")
-    shown.add_column("after")
-    for number in _telling(movie):
-        gold = str(movie.rows[number].fields["label"])
-        said = (movie.before[number], movie.after[number])
-        marked = [f"[green]{word}" if word == gold else f"[red]{word}" for word in said]
-        shown.add_row(escape(str(movie.rows[number].fields["text"])), gold, *marked)
-    console.print(shown)
+    lines = table("Some of them")
+    lines.add_column("sentence", max_width=70)
+    lines.add_column("label")
+    lines.add_column("before")
+    lines.add_column("after")
+    texts = [str(row.fields["text"]) for row in test.rows]
+    readable = [number for number, text in enumerate(texts) if 30 <= len(text) <= 120]
+    for number in readable[:EXAMPLES]:
+        label = str(test.rows[number].fields["label"])
+        predictions = [
+            f"[green]{prediction}" if prediction == label else f"[red]{prediction}"
+            for prediction in (test.before[number], test.after[number])
+        ]
+        lines.add_row(escape(texts[number]), label, *predictions)
+    return lines
 
 
-def _telling(one: Seen) -> list[int]:
-    """The first five rows of readable length."""
-    short = [i for i, row in enumerate(one.rows) if 30 <= len(str(row.fields["text"])) <= 120]
-    return short[:SHOWN]
-
-
-def _last_words(outcome: Outcome, path: Path, count: int, size: int, seconds: float) -> None:
-    console = out()
-    kilobytes = path.stat().st_size / 1024
-    trained = outcome.training
-    early = ", when the time was up" if trained.stopped == "minutes" else ""
-    facts = (
-        f"Saved: {path}, {kilobytes:,.0f} kB, {count:,} numbers "
-        f"({count / size:.3%} of the model, which did not change).",
-        f"The recipe is beside it, {path.parent / 'recipe.yaml'}.",
-        f"It learned {trained.steps} steps in {trained.seconds:,.0f} s{early}; "
-        f"all in all it took {seconds:,.0f} s.",
+def _show_summary(
+    outcome: Outcome, path: Path, parameters: int, base_parameters: int, seconds: float
+) -> None:
+    """Show what was trained and saved, and what to type next."""
+    training, recipe = outcome.training, path.parent / RECIPE
+    early = ", stopped by the time limit" if training.stopped == "minutes" else ""
+    for line in (
+        f"Saved: {path}, {path.stat().st_size / 1024:,.0f} kB, {parameters:,} parameters "
+        f"({parameters / base_parameters:.3%} of the model, which did not change).",
+        f"The recipe: {recipe}.",
+        f"Training: {training.steps} steps in {training.seconds:,.0f} s{early}; {seconds:,.0f} s "
+        "in all.",
         "",
-        "Next, measure it yourself, or teach it your own texts:",
+        "Next, evaluate it yourself, or train on your own texts:",
         f"  inlay eval {outcome.recipe.base} {path} --split dev --limit 200",
-        f"  inlay train {path.parent / 'recipe.yaml'} --train YOURS.csv --out runs/yours",
-    )
-    for line in facts:
-        console.print(line, markup=False, soft_wrap=True)
+        f"  inlay train {recipe} --train YOURS.csv --out runs/yours",
+    ):
+        write(line)

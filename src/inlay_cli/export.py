@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from inlay_cli.console import busy, out
+from inlay_cli.console import busy, write
 from inlay_cli.shared import (
     BaseArgument,
     DtypeOption,
@@ -15,20 +15,21 @@ from inlay_cli.shared import (
     examples,
     open_base,
     open_inlay,
-    refuse_taken,
+    refuse_existing,
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
             (
                 "inlay export smollm2 runs/reviews/default.safetensors reviews-prefix.safetensors",
-                "a trained prompt as keys and values: the same answers, no positions to run",
+                "a trained prompt as a prefix: the same answers, without extra positions",
             ),
             ('inlay generate smollm2 reviews-prefix.safetensors "A fine film."', "use it"),
-        )
+        ),
     )(export)
 
 
@@ -41,22 +42,20 @@ def export(
     form: Annotated[
         Literal["prefix"],
         typer.Option(
-            "--as", help="prefix: prompts in front of a causal model become keys and values."
+            "--as",
+            help="prefix: the prompt of a causal model as extra keys and values.",
         ),
     ] = "prefix",
     dtype: DtypeOption = None,
 ) -> None:
     """Write an inlay in another form that gives the same answers."""
-    refuse_taken(path, "file")
+    refuse_existing(path, "file")
     model, tokenizer = open_base(base, dtype)
-    with busy("compiling"):
+    with busy("exporting"):
         from inlay.compile_prompt import compile_prompt
 
-        before = open_inlay(model, tokenizer, file)
-        spec = before.spec
-        after = compile_prompt(before)
-        after.save(path, tokenizer=tokenizer)
-    size = path.stat().st_size / 1024
-    out().print(
-        f"{spec!r} is {after.spec!r} now: {path} ({size:,.0f} kB)", markup=False, soft_wrap=True
-    )
+        handle = open_inlay(model, tokenizer, file)
+        spec = handle.spec
+        exported = compile_prompt(handle)
+        exported.save(path, tokenizer=tokenizer)
+    write(f"wrote {spec!r} as {exported.spec!r}: {path} ({path.stat().st_size / 1024:,.0f} kB)")

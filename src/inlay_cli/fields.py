@@ -1,4 +1,4 @@
-"""What `flags.json` says: every field of a recipe as an option, read from the library's classes."""
+"""The content of `flags.json`: every field of a recipe as an option, read from the classes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import json
 import re
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 from inlay.data.loading import load
 from inlay.tasks import TASKS
@@ -19,10 +21,10 @@ from inlay.training.recipes.recipe import Recipe, Source
 from inlay_cli.flags import Flag
 
 
-def stored() -> str:
+def flags_file() -> str:
     """The text of `flags.json`: the flags of each command that has some."""
     commands = {"train": train_flags(), "eval": eval_flags()}
-    plain = {name: [dataclasses.asdict(one) for one in made] for name, made in commands.items()}
+    plain = {name: [dataclasses.asdict(flag) for flag in of] for name, of in commands.items()}
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -30,17 +32,17 @@ def train_flags() -> list[Flag]:
     """Every field of a recipe."""
     short = {name: name.replace("_", "-") for name in Training.model_fields}
     return [
-        *(flag for flag in flags_of(Recipe, "", "recipe", {}) if flag.name != "task"),
+        *(flag for flag in flags_of(Recipe, "", "Recipe", {}) if flag.name != "task"),
         *task_flags(),
         *row_flags("data.train.", {"source": "train"}),
-        *row_flags("data.dev.", {"source": "dev"}, explained=False),
-        *row_flags("data.test.", {"source": "test"}, explained=False),
-        *flags_of(Training, "training.", "training", short),
+        *_more_rows("dev", "Rows to evaluate on during training, given as for --train."),
+        *_more_rows("test", "Rows to evaluate on at the end, given as for --train."),
+        *flags_of(Training, "training.", "Training", short),
     ]
 
 
 def eval_flags() -> list[Flag]:
-    """The rows to measure on, and the task."""
+    """The rows to evaluate on, and the task."""
     rows = row_flags("data.", {"source": "data", "split": "split", "limit": "limit"})
     return [*rows, *task_flags()]
 
@@ -48,90 +50,107 @@ def eval_flags() -> list[Flag]:
 def flags_of(
     model: type[BaseModel], prefix: str, panel: str, aliases: Mapping[str, str], doc: str = ""
 ) -> list[Flag]:
-    """The plain fields of a pydantic model; those that are models themselves are left to others.
+    """The fields of a pydantic model that are not models themselves.
 
-    aliases: shorter options, by field. doc: where the fields are explained, if not in the model's
-    own docstring.
+    aliases: shorter options, by field. doc: explains the fields; the model's docstring by default.
     """
-    about = fields_of(doc or inspect.getdoc(model) or "")
+    about = parse_docstring(doc or inspect.getdoc(model) or "")
     return [
         Flag(
             prefix + name,
-            takes(field.annotation),
+            value_of(field.annotation),
             _with_default(about.get(name, ""), field.get_default()),
             panel,
             (aliases[name],) if name in aliases else (),
         )
         for name, field in model.model_fields.items()
-        if not any(_is_model(kind) for kind in (field.annotation, *get_args(field.annotation)))
+        if not any(_is_model(part) for part in (field.annotation, *get_args(field.annotation)))
     ]
 
 
-def row_flags(prefix: str, aliases: Mapping[str, str], explained: bool = True) -> list[Flag]:
+def row_flags(prefix: str, aliases: Mapping[str, str]) -> list[Flag]:
     """The fields of a source of rows."""
-    doc = (inspect.getdoc(load) or "") if explained else " "
-    return flags_of(Source, prefix, "data", aliases, doc)
+    return flags_of(Source, prefix, "Data", aliases, inspect.getdoc(load) or "")
+
+
+def _more_rows(part: str, about: str) -> list[Flag]:
+    """The fields of another source of rows, which refer to those of the training rows.
+
+    about: the help text of the source itself.
+    """
+    return [
+        replace(
+            flag,
+            about=about if field == "source" else f"As --data.train.{field}.",
+        )
+        for flag in row_flags(f"data.{part}.", {"source": part})
+        for field in [flag.name.rpartition(".")[2]]
+    ]
 
 
 def task_flags() -> list[Flag]:
-    """The fields of every task, as `task.field`."""
-    made = [Flag("task.kind", "|".join(sorted(TASKS)), "What is taught.", "task", ("task",))]
-    found: dict[str, dict[str, Any]] = {}
+    """The fields of all tasks, as `task.field`.
+
+    A field that means the same in every task is explained once, any other one task by task.
+    """
+    flags = [Flag("task.kind", "|".join(sorted(TASKS)), "The kind of task.", "Task", ("task",))]
+    meanings: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, None]] = {}
     for kind in sorted(TASKS):
         task = TASKS[kind]
         about: dict[str, str] = {}
         for base in reversed(task.__mro__):
-            about |= fields_of(inspect.cleandoc(vars(base).get("__doc__") or ""))
+            about |= parse_docstring(inspect.cleandoc(vars(base).get("__doc__") or ""))
         hints = get_type_hints(task)
         for field in dataclasses.fields(task):
-            found.setdefault(field.name, {})[kind] = (about.get(field.name, ""), hints[field.name])
-    for name, kinds in found.items():
-        texts = {kind: text for kind, (text, _) in kinds.items()}
-        same = len(kinds) == len(TASKS) and len(set(texts.values())) == 1
-        about_all = " ".join(f"[{kind}] {text}" for kind, text in texts.items())
-        shown = next(iter(texts.values())) if same else about_all
-        types_ = dict.fromkeys(takes(hint) for _, hint in kinds.values())
-        made.append(Flag(f"task.{name}", "|".join(types_), shown, "task"))
-    return made
+            meanings.setdefault(field.name, {})[kind] = about.get(field.name, "")
+            words = value_of(hints[field.name]).split("|")
+            values.setdefault(field.name, {}).update(dict.fromkeys(words))
+    for name, texts in meanings.items():
+        same = len(texts) == len(TASKS) and len(set(texts.values())) == 1
+        by_task = " ".join(f"[{kind}] {text}" for kind, text in texts.items())
+        text = next(iter(texts.values())) if same else by_task
+        flags.append(Flag(f"task.{name}", "|".join(values[name]), text, "Task"))
+    return flags
 
 
-def fields_of(doc: str) -> dict[str, str]:
-    """What a docstring says of each field: the text behind `name:` or `name, other:`.
+def parse_docstring(doc: str) -> dict[str, str]:
+    """What a docstring says of each field: the text after `name:` or `name, other:`.
 
-    A field is explained at the beginning of a line, or behind a full stop on a line that
-    explains another.
+    An explanation starts at the beginning of a line, or after a full stop on a line that explains
+    another field.
     """
-    found: dict[str, str] = {}
+    about: dict[str, str] = {}
     for paragraph in re.split(r"\n\s*\n", doc):
         for part in re.split(r"(?:^|(?<=\.) |(?<=\n))\s*(?=(?:\w+, )*\w+: )", paragraph):
-            said = re.match(r"((?:\w+, )*\w+): (.*)", part, re.DOTALL)
-            if said is None:
+            explanation = re.match(r"((?:\w+, )*\w+): (.*)", part, re.DOTALL)
+            if explanation is None:
                 continue
-            names = said[1].split(", ")
-            text = " ".join(said[2].split()).rstrip(".")
-            found |= {name: f"{text[:1].upper()}{text[1:]}." for name in names}
-    return found
+            names = explanation[1].split(", ")
+            text = " ".join(explanation[2].split()).rstrip(".")
+            about |= {name: f"{text[:1].upper()}{text[1:]}." for name in names}
+    return about
 
 
-def takes(annotation: Any) -> str:
-    """What to write for a value of this type."""
+def value_of(annotation: Any) -> str:
+    """What to write for a value of a type."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return takes(get_args(annotation)[0])
+        return value_of(get_args(annotation)[0])
     if origin is Literal:
         return "|".join(map(str, get_args(annotation)))
     if origin in (Union, types.UnionType):
-        kinds = [takes(kind) for kind in get_args(annotation) if kind is not type(None)]
-        return "|".join(dict.fromkeys(kinds))
+        values = [value_of(part) for part in get_args(annotation) if part is not type(None)]
+        return "|".join(dict.fromkeys(values))
     plain = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
     return plain.get(annotation, "JSON")
 
 
 def _with_default(about: str, default: Any) -> str:
-    if default is None or repr(default) == "PydanticUndefined" or isinstance(default, BaseModel):
+    if default is None or default is PydanticUndefined or isinstance(default, BaseModel):
         return about
     return f"{about} Default: {default}".strip()
 
 
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

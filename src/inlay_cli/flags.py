@@ -1,7 +1,7 @@
-"""Options that are fields of a recipe, with the help that the library's own classes give.
+"""Options that are fields of a recipe.
 
-They are read from `flags.json`, which `make docs` writes: nobody should wait for torch to see a
-page of help or to complete a word.
+Their names and help texts come from the library's classes. They are read from `flags.json`, which
+`make docs` writes: neither help nor tab completion should wait for torch.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ FILE = Path(__file__).with_name("flags.json")
 class Flag:
     """One field as an option.
 
-    name: the field, with dots. takes: what to write behind it. aliases: shorter options.
+    name: the field, with dots. value: what to write after it. about: the help text. panel: the
+    heading of the help page. aliases: shorter options.
     """
 
     name: str
-    takes: str
+    value: str
     about: str
     panel: str
     aliases: tuple[str, ...] = ()
 
     @property
     def option(self) -> Any:
-        """The option, as typer wants it."""
+        """The option for typer."""
         return typer.Option(
             *(f"--{name}" for name in (*self.aliases, self.name)),
-            metavar=self.takes,
+            metavar=self.value,
             help=self.about.replace("[", r"\["),
             rich_help_panel=self.panel,
             show_default=False,
@@ -46,7 +47,7 @@ class Flag:
 
 def flags(command: str) -> list[Flag]:
     """The flags of a command."""
-    return [Flag(**{**one, "aliases": tuple(one["aliases"])}) for one in _stored()[command]]
+    return [Flag(**{**entry, "aliases": tuple(entry["aliases"])}) for entry in _stored()[command]]
 
 
 @cache
@@ -55,16 +56,16 @@ def _stored() -> dict[str, list[dict[str, Any]]]:
 
 
 def with_flags(run: Callable[..., None], flags: Sequence[Flag]) -> Callable[..., None]:
-    """A function with the parameters of `run` and an option a flag.
+    """A command with the parameters of `run`, and an option for each flag.
 
-    `run` gets the flags that were given as its first argument, name -> text.
+    run: its first argument receives the flags of a command line, field -> text.
     """
-    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+    parameters = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
     names = {f"flag_{number}": flag for number, flag in enumerate(flags)}
 
-    def command(**given: Any) -> None:
-        said = {flag.name: given.pop(name) for name, flag in names.items()}
-        run({name: text for name, text in said.items() if text is not None}, **given)
+    def command(**values: Any) -> None:
+        texts = {flag.name: values.pop(name) for name, flag in names.items()}
+        run({name: text for name, text in texts.items() if text is not None}, **values)
 
     options = [
         inspect.Parameter(
@@ -75,18 +76,18 @@ def with_flags(run: Callable[..., None], flags: Sequence[Flag]) -> Callable[...,
         )
         for name, flag in names.items()
     ]
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
+    command.__signature__ = inspect.Signature([*parameters, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *options)}
     command.__doc__ = run.__doc__
     return command
 
 
-def pairs(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`a.b=c` as (a.b, c). Raises BadParameter for a text without an equals sign."""
+def assignments(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """`a.b=c` as (a.b, c). Raises BadParameter for a text without a name or an equals sign."""
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise typer.BadParameter(
-                f"--set takes field=value, as in training.lr=1e-4, not {text!r}"
+                f"--set takes FIELD=VALUE, such as training.lr=1e-4, not {text!r}"
             )
         yield name, value

@@ -1,4 +1,4 @@
-"""inlay generate: let a base, with or without an inlay, answer one prompt."""
+"""inlay generate: continue a prompt with a base, with or without an inlay."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from inlay_cli.shared import (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
             ('inlay generate smollm2 "What is an inlay?" --chat', "the base alone"),
             ('inlay generate smollm2 runs/e2e/default.safetensors "name: Aromi"', "with an inlay"),
             ("cat letter.txt | inlay generate smollm2 legal.safetensors -", "text from a pipe"),
-        )
+        ),
     )(generate)
 
 
@@ -36,36 +37,40 @@ def generate(
         list[str],
         typer.Argument(
             metavar="[FILE] PROMPT",
-            help="A trained inlay, if any, and the text; - reads the text from a pipe.",
+            help="A trained inlay (optional), and the text; - reads the text from a pipe.",
             show_default=False,
         ),
     ],
     template: Annotated[
         str | None,
         typer.Option(
-            help="How the prompt is written. By default as it stands without FILE, and with one as "
-            "training writes it: {source}, and a line break in a decoder.",
+            help="How the prompt is written, with {source} for the text. By default the text as "
+            "it is, or with FILE as training wrote it: {source}, and a line break in a decoder.",
             show_default=False,
         ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="As a message in the model's chat.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Send the prompt as a message, in the model's chat format."),
+    ] = False,
     system: Annotated[
-        str | None, typer.Option(help="The system message in front; needs --chat.")
+        str | None,
+        typer.Option(help="A system message before the prompt; needs --chat.", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0, help="0 takes the likeliest token each time.")
+        float, typer.Option(min=0, help="Above 0, tokens are sampled; 0 takes the most probable.")
     ] = 0.0,
-    beams: Annotated[int, typer.Option(min=1, help="Beams to search with.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 1,
+    seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write on from a prompt, with or without an inlay."""
+    """Continue a prompt, with or without an inlay."""
     if len(words) > 2:
         raise typer.BadParameter("give at most a FILE and one PROMPT; put the prompt in quotes")
     if len(words) == 1 and words[0].endswith(".safetensors"):
-        raise typer.BadParameter(f"{words[0]} is a FILE; give a PROMPT behind it")
+        raise typer.BadParameter(f"{words[0]} is a FILE; give a PROMPT after it")
     file = Path(words[0]) if len(words) == 2 else None
     prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
     with busy("starting"):
@@ -82,7 +87,7 @@ def generate(
         options |= {"do_sample": True, "temperature": temperature}
     task = Generate(template=template, chat=chat, system=system, generation=options)
     model, tokenizer = open_base(base, dtype, device)
-    with busy("writing"):
+    with busy("generating"):
         if file is not None:
             open_inlay(model, tokenizer, file)
         task.bind(model, tokenizer)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inlay_cli.console import busy, out
+from inlay_cli.console import busy, write
 from inlay_cli.shared import (
     BaseArgument,
     DtypeOption,
@@ -15,20 +15,21 @@ from inlay_cli.shared import (
     examples,
     open_base,
     open_inlay,
-    refuse_taken,
+    refuse_existing,
 )
 
 HEAD = "head.safetensors"
-"""The file of a head that cannot be folded."""
+"""The file of a trained head, which cannot be folded."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
-            ("inlay merge smollm2 legal.safetensors ./smollm2-legal", "fold it in"),
-            ('inlay generate ./smollm2-legal "Dear Sir"', "it is a model like any other now"),
-        )
+            ("inlay merge smollm2 legal.safetensors ./smollm2-legal", "write the merged model"),
+            ('inlay generate ./smollm2-legal "Dear Sir"', "use it like any other model"),
+        ),
     )(merge)
 
 
@@ -36,34 +37,36 @@ def merge(
     base: BaseArgument,
     file: FileArgument,
     folder: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist yet.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The folder to write; it must not exist yet.", show_default=False
+        ),
     ],
     dtype: DtypeOption = None,
 ) -> None:
-    """Fold an inlay into its base's weights; writes a transformers folder, whole or not at all.
+    """Fold an inlay into its base's weights, and write a transformers folder.
 
-    A trained head cannot be folded: it is written into the same folder as a file of its own, which
-    loads on the new base alone.
+    The folder is written completely or not at all. A trained head cannot be folded: it is written
+    into the same folder as a file of its own, which loads on the merged model.
     """
     from inlay.files.atomic import write_folder
     from inlay.handle import attached
 
-    def write(new: Path) -> None:
+    def write_model(new: Path) -> None:
         for head in list(attached(model).values()):
             head.save(new / HEAD, tokenizer=tokenizer)
             head.detach()
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
 
-    refuse_taken(folder, "folder")
+    refuse_existing(folder, "folder")
     model, tokenizer = open_base(base, dtype or "stored")
-    with busy("folding"):
+    with busy("merging"):
         handle = open_inlay(model, tokenizer, file)
         spec = handle.spec
         handle.merge()
     with busy(f"writing {folder}"):
-        write_folder(folder, write)
-    beside = f", its head beside it in {HEAD}" if (folder / HEAD).exists() else ""
-    size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
-    said = f"{spec!r} is folded in{beside}: {folder} ({size:,.0f} MB)"
-    out().print(said, markup=False, soft_wrap=True)
+        write_folder(folder, write_model)
+    head = f", with its head in {HEAD}" if (folder / HEAD).exists() else ""
+    megabytes = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
+    write(f"merged {spec!r} into {folder}{head} ({megabytes:,.0f} MB)")

@@ -1,26 +1,31 @@
-"""inlay methods: what there is to set in, and what one method does."""
+"""inlay methods: list the methods, or explain one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
 
 from inlay_cli import names
-from inlay_cli.console import busy, out
-from inlay_cli.shared import examples, table
+from inlay_cli.console import busy, out, table
+from inlay_cli.shared import examples
 
 if TYPE_CHECKING:
     from inlay_cli.catalogue import Entry
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
+        rich_help_panel=panel,
         epilog=examples(
-            ("inlay methods", "all of them"),
-            ("inlay methods LoRA", "one: what it computes, its fields, how to use it"),
-        )
+            ("inlay methods", "all methods: what each computes, and whether it merges"),
+            ("inlay methods LoRA", "one method: its fields, their defaults, how to use it"),
+        ),
     )(methods)
 
 
@@ -29,13 +34,13 @@ def methods(
         str | None,
         typer.Argument(
             metavar="METHOD",
-            help="Teach this one.",
+            help="Explain this method.",
             autocompletion=names.method_names,
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """List the methods, or teach one."""
+    """List the methods, or explain one."""
     with busy("reading the methods"):
         from inlay_cli.catalogue import catalogue, entry
 
@@ -43,67 +48,64 @@ def methods(
     if name is None:
         _list(entries)
     else:
-        _teach(entries[0])
+        _explain(entries[0])
 
 
-def _list(entries: tuple[Entry, ...]) -> None:
-    from rich.markup import escape
-
-    shown = table()
-    shown.add_column("method", style="bold cyan", no_wrap=True)
-    shown.add_column("what it computes")
-    shown.add_column("paper", style="dim")
-    shown.add_column("merges", justify="center")
-    shown.add_column("starts as\nthe base", justify="center")
-    for one in entries:
-        told = map(escape, (one.name, one.equation, one.paper))
-        shown.add_row(*told, _mark(one.merges), _mark(one.identity))
-    out().print(shown)
-    out().print("Methods add: LoRA(rank=8) + Prefix(length=10). One of them: inlay methods LoRA")
+def _list(entries: Sequence[Entry]) -> None:
+    rows = table()
+    rows.add_column("method", style="bold cyan", no_wrap=True)
+    rows.add_column("what it computes")
+    rows.add_column("paper", style="dim")
+    rows.add_column("merges", justify="center")
+    rows.add_column("starts as\nthe base", justify="center")
+    for entry in entries:
+        texts = map(escape, (entry.name, entry.equation, entry.paper))
+        rows.add_row(*texts, _mark(entry.merges), _mark(entry.identity))
+    out().print(rows)
+    out().print(
+        "Methods add up: LoRA(rank=8) + Prefix(length=10). For one of them: inlay methods LoRA"
+    )
 
 
 def _mark(value: bool | None) -> str:
     return {True: "[green]yes", False: "[dim]no", None: "[dim]–"}[value]
 
 
-def _teach(one: Entry) -> None:
-    from rich.markup import escape
-    from rich.padding import Padding
-    from rich.table import Table
-
+def _explain(entry: Entry) -> None:
     console = out()
-
-    def inset(text: str) -> None:
-        console.print(Padding(text, (0, 0, 0, 2), expand=False))
-
-    console.print(f"[bold cyan]{one.name}[/]  [dim]{escape(one.line)}[/]")
-    for paragraph in one.about.split("\n\n"):
+    console.print(f"[bold cyan]{entry.name}[/]  [dim]{escape(entry.line)}[/]")
+    for paragraph in entry.about.split("\n\n"):
         console.print()
-        inset(escape(" ".join(paragraph.split())))
-    shown = table()
-    shown.add_column("field", style="bold", no_wrap=True)
-    shown.add_column("default", overflow="fold", max_width=34)
-    shown.add_column("meaning")
-    shown.add_column("where the default comes from", style="dim")
-    for field in one.fields:
-        shown.add_row(field.name, *map(escape, (field.default, field.about, field.source)))
-    rate, source = one.rate
-    shown.add_row("learning rate", f"{rate:g}", "see training.lr", escape(source))
-    console.print(shown)
+        text = escape(" ".join(paragraph.split()))
+        console.print(Padding(text, (0, 0, 0, 2), expand=False))
+    console.print(_fields(entry))
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("  way in", one.port or "none on the models tried")
-    facts.add_row("  folds into weights", _mark(one.merges))
-    facts.add_row("  starts as the base", _mark(one.identity))
+    facts.add_row("  port", entry.port or "–")
+    facts.add_row("  folds into weights", _mark(entry.merges))
+    facts.add_row("  starts as the base", _mark(entry.identity))
     console.print(facts)
     console.print()
-    spec = escape(f"{one.name}({_first(one)})")
+    spec = escape(f"{entry.name}({_example(entry)})")
     console.print("  [dim]in Python[/]", f"  inlay.attach(model, {spec})", soft_wrap=True)
     console.print(
         "  [dim]in a shell[/]", f' inlay train recipe.yaml --method "{spec}"', soft_wrap=True
     )
 
 
-def _first(one: Entry) -> str:
+def _fields(entry: Entry) -> Table:
+    rows = table()
+    rows.add_column("field", style="bold", no_wrap=True)
+    rows.add_column("default", overflow="fold", max_width=34)
+    rows.add_column("meaning")
+    rows.add_column("where the default comes from", style="dim")
+    for field in entry.fields:
+        rows.add_row(field.name, *map(escape, (field.default, field.about, field.source)))
+    rate, source = entry.learning_rate
+    rows.add_row("learning rate", f"{rate:g}", "see training.lr", escape(source))
+    return rows
+
+
+def _example(entry: Entry) -> str:
     """The first field with its default, to show how fields are written."""
-    field = next((f for f in one.fields if f.name != "at"), None)
+    field = next((field for field in entry.fields if field.name != "at"), None)
     return "" if field is None else f"{field.name}={field.default}"

@@ -1,4 +1,7 @@
-"""Names to complete, read from the source: a TAB should not wait for torch to be imported."""
+"""Names for tab completion, read from the library's source.
+
+Importing `inlay` imports torch, which takes seconds; parsing its files takes milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,76 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+ROOTS = {"Method", "Preset"}
+"""The classes of the library whose subclasses a recipe can name."""
+
 
 def method_names() -> list[str]:
-    """The names of the library's own methods."""
-    files = sorted((_folder() / "methods").glob("*.py"))
-    return sorted(name for file in files for name in _methods(ast.parse(file.read_text("utf-8"))))
+    """The names of the library's methods, sorted."""
+    return methods_in(_library() / "methods")
 
 
 def model_names() -> list[str]:
     """The names of the bundled models."""
-    tree = ast.parse((_folder() / "hub" / "models.py").read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MODELS":
-            keys = next(n.keys for n in ast.walk(node) if isinstance(n, ast.Dict))
-            return [ast.literal_eval(key) for key in keys if key is not None]
-    raise LookupError("inlay.hub.models defines no MODELS")
+    return models_in(_library() / "hub")
 
 
-def _folder() -> Path:
-    found = find_spec("inlay")
-    assert found is not None and found.origin is not None
-    return Path(found.origin).parent
+def methods_in(folder: Path) -> list[str]:
+    """The names of the methods that the files below a folder define, sorted."""
+    known, listed = set(ROOTS), set[str]()
+    classes = list(_classes(folder))
+    while classes:  # a class may be defined before its base is read
+        subclasses = [node for node in classes if known & set(map(_last_name, node.bases))]
+        if not subclasses:
+            break
+        known |= {node.name for node in subclasses}
+        listed |= {node.name for node in subclasses if _is_listed(node)}
+        classes = [node for node in classes if node not in subclasses]
+    return sorted(listed)
 
 
-def _methods(tree: ast.Module) -> Iterator[str]:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and "Method" in map(ast.unparse, node.bases):
-            yield node.name
+def models_in(folder: Path) -> list[str]:
+    """The keys of the table `MODELS`, in whichever file below a folder it is defined."""
+    for tree in _trees(folder):
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                targets = node.targets
+            elif isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            else:
+                continue
+            if "MODELS" in map(_last_name, targets):
+                tables = (table for table in ast.walk(node) if isinstance(table, ast.Dict))
+                keys = next(tables, ast.Dict([], [])).keys
+                return [str(key.value) for key in keys if isinstance(key, ast.Constant)]
+    return []
+
+
+def _library() -> Path:
+    spec = find_spec("inlay")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _trees(folder: Path) -> Iterator[ast.Module]:
+    for path in sorted(folder.rglob("*.py")):
+        yield ast.parse(path.read_text("utf-8"))
+
+
+def _classes(folder: Path) -> Iterator[ast.ClassDef]:
+    for tree in _trees(folder):
+        yield from (node for node in tree.body if isinstance(node, ast.ClassDef))
+
+
+def _last_name(node: ast.expr) -> str:
+    """`Method` for both `Method` and `core.Method`."""
+    return ast.unparse(node).rpartition(".")[2]
+
+
+def _is_listed(node: ast.ClassDef) -> bool:
+    """Whether a class may be named by users: not private, and not defined with `listed=False`."""
+    unlisted = any(
+        keyword.arg == "listed" and ast.unparse(keyword.value) == "False"
+        for keyword in node.keywords
+    )
+    return not unlisted and not node.name.startswith("_")

@@ -1,16 +1,22 @@
-"""inlay pet: a model for each way of asking, and one classifier that learns from them all."""
+"""inlay pet: train a classifier from few labels with PET (pattern-exploiting training)."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from inlay_cli.console import busy, err, out
-from inlay_cli.flags import pairs
-from inlay_cli.shared import FreshOption, PrintOption, SetOption, examples, silence, table
+from inlay_cli.console import busy, err, out, table, write
+from inlay_cli.flags import assignments
+from inlay_cli.shared import (
+    FreshOption,
+    PrintOption,
+    RecipeArgument,
+    SetOption,
+    examples,
+    silence,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,78 +24,76 @@ if TYPE_CHECKING:
     from inlay.training.pet.results import Petted
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
         "pet",
-        help="Teach a classifier from few labels: by patterns, and texts without labels (PET).",
+        rich_help_panel=panel,
         epilog=examples(
-            ("inlay pet recipe.yaml", "do what a file says"),
-            ("inlay pet recipe.yaml --set generations=3", "iPET: patterns teach one another"),
-            ("inlay pet recipe.yaml --set data.train.shots=5", "any field at all"),
-            ("inlay pet recipe.yaml --print-recipe", "see every field, with its default"),
+            ("inlay pet recipe.yaml", "train what a file describes"),
+            ("inlay pet recipe.yaml --set generations=3", "iPET: patterns train one another"),
+            ("inlay pet recipe.yaml --set data.train.shots=5", "set any field"),
+            ("inlay pet recipe.yaml --print-recipe", "see every field and its value"),
         ),
     )(pet)
 
 
 def pet(
-    recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
-    ],
+    recipe: RecipeArgument,
     settings: SetOption = [],  # noqa: B006  # typer's way to say: may be given several times
     print_recipe: PrintOption = False,
     fresh: FreshOption = False,
 ) -> None:
-    """Teach a classifier from few labels: by patterns, and texts without labels (PET)."""
+    """Train a classifier from few labels, by patterns and unlabelled texts (PET).
+
+    A model learns from the labels for each pattern; one classifier then learns from the labels
+    that all of them predict for the unlabelled texts.
+    """
     with busy("starting"):
-        from inlay.training.pet.pet import pet as teach
+        from inlay.training.pet.pet import pet as run
         from inlay.training.pet.recipe import Pet
-    made = Pet.load(recipe, dict(pairs(settings)))
+    plan = Pet.load(recipe, dict(assignments(settings)))
     if print_recipe:
-        sys.stdout.write(made.dump())
+        sys.stdout.write(plan.dump())
         return
     silence()
-    _told(teach(made, err(), resume=not fresh))
+    _show(run(plan, err(), resume=not fresh))
 
 
-def _told(found: Petted) -> None:
-    """What came out, and what to type next."""
-    console = out()
-    if found.test is not None:
-        console.print(_scores(found))
-    went = found.training
-    console.print(f"the classifier: {went.steps:,} steps in {went.seconds:,.0f} s", soft_wrap=True)
-    for path in (found.path, found.base):
+def _show(result: Petted) -> None:
+    """Show the scores, what was trained, where it is saved, and what to type next."""
+    if result.test is not None:
+        out().print(_score_table(result))
+    training = result.training
+    write(f"the classifier: {training.steps:,} steps in {training.seconds:,.0f} s")
+    for path in (result.path, result.base):
         if path is not None:
-            console.print(f"saved in {path}", markup=False, soft_wrap=True)
-    if found.path is not None:
-        base = found.base or found.recipe.base
-        line = f"next: inlay eval {base} {found.path} --data …"
-        console.print(line, markup=False, soft_wrap=True)
+            write(f"saved in {path}")
+    if result.path is not None:
+        write(f"next: inlay eval {result.base or result.recipe.base} {result.path} --data …")
 
 
-def _scores(found: Petted) -> Table:
-    """Every pattern before and after training, what they say together, and the classifier."""
+def _score_table(result: Petted) -> Table:
+    """Every pattern before and after training, their ensemble, and the classifier."""
     from rich.text import Text
 
-    metric, trained = found.metric, found.generations[-1]
-    shown = table(f"{metric} on test")
-    shown.add_column("")
-    shown.add_column("untouched", justify="right")
-    shown.add_column("trained", justify="right")
-    for number, one in enumerate(found.untouched, 1):
-        own = [m.test[metric] for m in trained.members if m.pattern == number and m.test]
-        before = "" if one.test is None else f"{one.test[metric]:.4f}"
-        shown.add_row(
-            Text(repr(one.pattern)[1:-1]), before, " ".join(f"{score:.4f}" for score in own)
-        )
-    spread = found.spread
-    for name, about in {"mean": "mean", "sd": "standard deviation"}.items():
-        shown.add_row(about, *(f"{spread[when][name]:.4f}" for when in ("untouched", "trained")))
-    for number, generation in enumerate(found.generations, 1):
+    metric, last = result.metric, result.generations[-1]
+    rows = table(f"{metric} on test")
+    rows.add_column("")
+    rows.add_column("untouched", justify="right")
+    rows.add_column("trained", justify="right")
+    for number, untouched in enumerate(result.untouched, 1):
+        scores = [m.test[metric] for m in last.members if m.pattern == number and m.test]
+        before = "" if untouched.test is None else f"{untouched.test[metric]:.4f}"
+        after = " ".join(f"{score:.4f}" for score in scores)
+        rows.add_row(Text(repr(untouched.pattern)[1:-1]), before, after)
+    spread = result.spread
+    for name, label in {"mean": "mean", "sd": "standard deviation"}.items():
+        rows.add_row(label, *(f"{spread[stage][name]:.4f}" for stage in ("untouched", "trained")))
+    for number, generation in enumerate(result.generations, 1):
         assert generation.ensemble is not None
-        of = "" if len(found.generations) == 1 else f", generation {number}"
-        shown.add_row(f"together{of}", "", f"{generation.ensemble[metric]:.4f}")
-    assert found.test is not None
-    shown.add_row("classifier", "", f"{found.test[metric]:.4f}", style="bold")
-    return shown
+        suffix = "" if len(result.generations) == 1 else f", generation {number}"
+        rows.add_row(f"ensemble{suffix}", "", f"{generation.ensemble[metric]:.4f}")
+    assert result.test is not None
+    rows.add_row("classifier", "", f"{result.test[metric]:.4f}", style="bold")
+    return rows

@@ -1,23 +1,25 @@
-"""inlay train: a recipe, from a file, from flags, or from both."""
+"""inlay train: train what a recipe describes, from a file, from flags, or from both."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from inlay_cli.console import busy, err, out
-from inlay_cli.flags import flags, pairs, with_flags
+from inlay_cli.console import busy, err, out, table, write
+from inlay_cli.flags import assignments, flags, with_flags
 from inlay_cli.shared import (
+    RECIPE,
     FreshOption,
+    OptionalRecipeArgument,
     PrintOption,
     SetOption,
     SkipOption,
     examples,
     silence,
-    table,
 )
 
 if TYPE_CHECKING:
@@ -25,119 +27,124 @@ if TYPE_CHECKING:
 
     from inlay.training.recipes.cross_validation import Validated
     from inlay.training.recipes.ensemble import Voted
+    from inlay.training.recipes.recipe import Recipe
     from inlay.training.recipes.run import Outcome
 
+Scores = Mapping[str, float]
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the application."""
     app.command(
         "train",
-        help="Teach a task: train the pieces of a recipe, and save them in one file.",
+        rich_help_panel=panel,
         epilog=examples(
-            ("inlay train recipe.yaml", "do what a file says"),
-            ("inlay train recipe.yaml --lr 1e-4 --minutes 5", "with other numbers"),
+            ("inlay train recipe.yaml", "train what a file describes"),
+            ("inlay train recipe.yaml --lr 1e-4 --minutes 5", "with other values"),
             ('inlay train recipe.yaml --method "Prefix(length=10)" --out runs/prefix', "compare"),
-            ("inlay train recipe.yaml --set data.train.columns.text=review", "any field at all"),
-            ("inlay train recipe.yaml --print-recipe", "see every field, with its default"),
+            ("inlay train recipe.yaml --set data.train.columns.text=review", "set any field"),
+            ("inlay train recipe.yaml --print-recipe", "see every field and its value"),
+            (
+                "inlay train --base smollm2 --method LoRA --task generate --train rows.jsonl "
+                "--out runs/lora",
+                "without a file",
+            ),
         ),
     )(with_flags(train, flags("train")))
 
 
 def train(
-    given: dict[str, str],
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False),
-    ] = None,
+    fields: dict[str, str],
+    recipe: OptionalRecipeArgument = None,
     settings: SetOption = [],  # noqa: B006  # typer's way to say: may be given several times
     print_recipe: PrintOption = False,
     skip_bad_rows: SkipOption = False,
     fresh: FreshOption = False,
 ) -> None:
-    """Teach a task: train the pieces of a recipe, and save them in one file.
+    """Train the pieces of a recipe on a task, and save them in one file.
 
-    A run that was stopped goes on where it stood when the same command is given again.
+    Every field of the recipe is also an option, which wins over the file. A run that was stopped
+    resumes if the same command is given again.
     """
-    if recipe is None and not given and not settings:
+    if recipe is None and not fields and not settings:
         raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
-    changes = {**given, **dict(pairs(settings))}
     with busy("starting"):
         from inlay.training.recipes.cross_validation import cross_validate
-        from inlay.training.recipes.recipe import Recipe
         from inlay.training.recipes.run import run
-    made = Recipe.load(recipe, changes)
-    if skip_bad_rows:
-        parts = made.data.model_dump(exclude_none=True)
-        made = Recipe.load(recipe, changes | {f"data.{part}.skip_bad": "true" for part in parts})
+    plan = _load(recipe, {**fields, **dict(assignments(settings))}, skip_bad_rows)
     if print_recipe:
-        sys.stdout.write(made.dump())
+        sys.stdout.write(plan.dump())
         return
     silence()
-    if made.folds is not None and made.fold is None:
-        validated = cross_validate(made, err(), resume=not fresh)
-        out().print(_folds(validated))
-        out().print(f"saved in {validated.path}", markup=False, soft_wrap=True)
+    if plan.folds is not None and plan.fold is None:
+        validated = cross_validate(plan, err(), resume=not fresh)
+        out().print(_fold_table(validated))
+        write(f"saved in {validated.path}")
         return
-    outcome = run(made, err(), resume=not fresh)
-    _told(outcome)
+    _show(run(plan, err(), resume=not fresh))
 
 
-def _told(outcome: Outcome) -> None:
-    """What came out, and what to type next."""
-    console = out()
-    found = {"untouched": outcome.untouched, "dev": outcome.dev, "test": outcome.test}
-    scores = {name: measured for name, measured in found.items() if measured is not None}
+def _load(path: Path | None, changes: dict[str, str], skip_bad_rows: bool) -> Recipe:
+    from inlay.training.recipes.recipe import Recipe
+
+    recipe = Recipe.load(path, changes)
+    if not skip_bad_rows:
+        return recipe
+    parts = recipe.data.model_dump(exclude_none=True)
+    return Recipe.load(path, changes | {f"data.{part}.skip_bad": "true" for part in parts})
+
+
+def _show(outcome: Outcome) -> None:
+    """Show the scores, what was trained, where it is saved, and what to type next."""
+    parts = {"untouched": outcome.untouched, "dev": outcome.dev, "test": outcome.test}
+    scores = {part: of_part for part, of_part in parts.items() if of_part is not None}
     if scores:
-        shown = table()
-        shown.add_column("")
-        for name in scores:
-            shown.add_column(name, justify="right")
-        for metric in next(iter(scores.values())):
-            style = "bold" if metric == outcome.metric else ""
-            shown.add_row(metric, *(f"{s[metric]:.4f}" for s in scores.values()), style=style)
-        console.print(shown)
+        out().print(_score_table("", scores, outcome.metric))
     if outcome.voted is not None:
-        console.print(_votes(outcome.voted, outcome.metric))
-    went, share = outcome.training, outcome.parameters / outcome.of
-    console.print(
-        f"{went.steps:,} steps in {went.seconds:,.0f} s (ended by {went.stopped}), "
-        f"{outcome.parameters:,} numbers learned ({share:.3%} of the base)",
-        soft_wrap=True,
+        out().print(_ensemble_table(outcome.voted, outcome.metric))
+    training, share = outcome.training, outcome.parameters / outcome.of
+    write(
+        f"{training.steps:,} steps in {training.seconds:,.0f} s (ended by {training.stopped}), "
+        f"{outcome.parameters:,} parameters trained ({share:.3%} of the base)"
     )
     if outcome.path is not None:
-        size = outcome.path.stat().st_size / 1024
-        console.print(f"saved in {outcome.path} ({size:,.0f} kB)", markup=False, soft_wrap=True)
+        write(f"saved in {outcome.path} ({outcome.path.stat().st_size / 1024:,.0f} kB)")
+    write(f"next: {_next(outcome)}")
+
+
+def _next(outcome: Outcome) -> str:
+    """A command that uses what was trained."""
     base = outcome.base or outcome.recipe.base
     if outcome.path is None:
-        following = f"eval {base} --recipe {Path(outcome.recipe.out) / 'recipe.yaml'} --data …"
-    elif outcome.recipe.task["kind"] == "generate":
-        following = f'generate {base} {outcome.path} "…"'
-    else:
-        following = f"eval {base} {outcome.path} --data …"
-    console.print(f"next: inlay {following}", markup=False, soft_wrap=True)
+        recipe = Path(outcome.recipe.out) / RECIPE
+        return f"inlay eval {base} --recipe {recipe} --data …"
+    if outcome.recipe.task["kind"] == "generate":
+        return f'inlay generate {base} {outcome.path} "…"'
+    return f"inlay eval {base} {outcome.path} --data …"
 
 
-def _folds(validated: Validated) -> Table:
-    """What the inlay of each fold scores on it, and their mean and standard deviation."""
-    shown = table("Cross-validation")
-    shown.add_column("")
-    parts = {f"fold {number}": one for number, one in enumerate(validated.scores, 1)}
-    parts |= {"mean": validated.mean, "sd": validated.sd}
-    for name in parts:
-        shown.add_column(name, justify="right")
-    for metric in validated.mean:
-        style = "bold" if metric == validated.metric else ""
-        shown.add_row(metric, *(f"{s[metric]:.4f}" for s in parts.values()), style=style)
-    return shown
+def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Table:
+    """A line for each metric; the line of the task's own metric is bold."""
+    rows = table(title or None)
+    rows.add_column("")
+    for name in columns:
+        rows.add_column(name, justify="right")
+    for name in next(iter(columns.values())):
+        style = "bold" if name == metric else ""
+        rows.add_row(name, *(f"{scores[name]:.4f}" for scores in columns.values()), style=style)
+    return rows
 
 
-def _votes(voted: Voted, metric: str) -> Table:
-    """What each member scores, their mean, and what they score together."""
-    shown = table("The ensemble")
-    shown.add_column("")
-    singles = {f"member {number}": one for number, one in enumerate(voted.singles, 1)}
-    parts = {**singles, "mean": voted.mean, "vote": voted.ensemble}
-    for name in parts:
-        shown.add_column(name, justify="right")
-    shown.add_row(metric, *(f"{scores[metric]:.4f}" for scores in parts.values()), style="bold")
-    return shown
+def _fold_table(validated: Validated) -> Table:
+    """The scores of each fold, their mean and their standard deviation."""
+    folds = {f"fold {number}": scores for number, scores in enumerate(validated.scores, 1)}
+    columns = {**folds, "mean": validated.mean, "sd": validated.sd}
+    return _score_table("Cross-validation", columns, validated.metric)
+
+
+def _ensemble_table(voted: Voted, metric: str) -> Table:
+    """The score of each member, their mean, and the score of their vote."""
+    members = {f"member {number}": scores for number, scores in enumerate(voted.singles, 1)}
+    columns = {**members, "mean": voted.mean, "vote": voted.ensemble}
+    only = {name: {metric: scores[metric]} for name, scores in columns.items()}
+    return _score_table("Ensemble", only, metric)

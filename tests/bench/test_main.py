@@ -15,7 +15,7 @@ RUN = {"bfloat16": "a step", "float32": "a step, fp32"}
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Runs the command; returns of which things there are rows."""
+    """Runs the command; returns what the rows measure."""
     for dtype, what in RUN.items():
         row = Row(what, "peft", "s", ((1.0, 2.0),))
         monkeypatch.setitem(bench.STEPS, dtype, lambda quick, row=row: [row])

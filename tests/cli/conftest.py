@@ -11,8 +11,8 @@ from tests.tasks import tiny
 
 
 @dataclass
-class Ran:
-    """What one command line did."""
+class Run:
+    """The exit code and the output of one command line."""
 
     code: int
     out: str
@@ -20,7 +20,7 @@ class Ran:
 
     @property
     def error(self):
-        """The one line of a refusal."""
+        """The error message, which must be the last line and the only one of its kind."""
         lines = [line for line in self.err.splitlines() if line.startswith("error:")]
         assert len(lines) == 1, self.err
         assert self.err.splitlines()[-1] == lines[0]
@@ -38,8 +38,8 @@ def inlay(capsys, monkeypatch, tmp_path):
     def run(*words):
         capsys.readouterr()
         code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Ran(code, said.out, said.err)
+        output = capsys.readouterr()
+        return Run(code, output.out, output.err)
 
     return run
 
@@ -52,7 +52,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
-    """A BERT, likewise."""
+    """A BERT of three blocks with a tokenizer of a hundred words."""
     return _saved(tmp_path_factory, "bert", "encoder")
 
 
@@ -67,18 +67,18 @@ def _saved(factory, family, kind):
 def rows(tmp_path):
     """Twelve rows of sources and targets."""
     words = tiny.WORDS
-    made = [{"source": f"the {words[n]}", "target": words[n + 1]} for n in range(12)]
-    return _written(tmp_path / "rows.jsonl", made)
+    rows = [{"source": f"the {words[n]}", "target": words[n + 1]} for n in range(12)]
+    return _written(tmp_path / "rows.jsonl", rows)
 
 
 @pytest.fixture
 def reviews(tmp_path):
     """Twelve rows of texts and labels."""
-    made = [
+    rows = [
         {"text": f"the film was {word}", "label": label}
         for word, label in [("good", "yes"), ("bad", "no"), ("fine", "yes"), ("dull", "no")] * 3
     ]
-    return _written(tmp_path / "reviews.jsonl", made)
+    return _written(tmp_path / "reviews.jsonl", rows)
 
 
 def _written(path, rows):
@@ -103,7 +103,7 @@ def recipe(tmp_path, base, rows):
 
 @pytest.fixture
 def trained(inlay, recipe, tmp_path):
-    """The file that `recipe` leads to."""
-    ran = inlay("train", recipe)
-    assert ran.code == 0, ran.err
+    """The file that training `recipe` writes."""
+    run = inlay("train", recipe)
+    assert run.code == 0, run.err
     return tmp_path / "run" / "default.safetensors"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -12,32 +13,35 @@ import inlay as library
 from inlay.errors import DataError
 from inlay_cli import app, sites
 
-COMMANDS = ("demo", "train", "eval", "generate", "check", "methods", "sites", "merge", "export")
+COMMANDS = (
+    *("demo", "methods", "sites", "train", "pet"),
+    *("eval", "generate", "check", "inspect", "merge", "export"),
+)
 
 
 def test_version(inlay):
-    ran = inlay("--version")
-    assert (ran.code, ran.out.strip()) == (0, f"inlay {library.__version__}")
+    run = inlay("--version")
+    assert (run.code, run.out.strip()) == (0, f"inlay {library.__version__}")
 
 
 @pytest.mark.parametrize("words", [("--help",), ()])
 def test_help_lists_every_command(inlay, words):
-    ran = inlay(*words)
-    assert ran.code == 0
+    run = inlay(*words)
+    assert run.code == 0
     for command in COMMANDS:
-        assert re.search(rf"^│ {command} +\w", ran.out, re.MULTILINE), command
+        assert re.search(rf"^│ {command} +\w", run.out, re.MULTILINE), command
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_page_has_an_example(inlay, command):
-    ran = inlay(command, "--help")
-    assert ran.code == 0
-    _, _, shown = ran.out.partition("Examples")
-    assert f"inlay {command} " in shown or f"inlay {command}\n" in shown.replace(" ", "") + "\n"
+    run = inlay(command, "--help")
+    assert run.code == 0
+    _, _, examples = run.out.partition("Examples")
+    assert re.search(rf"^ inlay {command}\b", examples, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "part"),
     [
         (("sits",), "Did you mean 'sites'"),
         (("sites", "x", "--al"), "--all"),
@@ -48,8 +52,8 @@ def test_every_help_page_has_an_example(inlay, command):
         (("train", "--set", "lr"), "training.lr=1e-4"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(inlay, words, said):
-    assert said in inlay(*words).error
+def test_a_wrong_command_line_is_one_line(inlay, words, part):
+    assert part in inlay(*words).error
 
 
 def test_our_own_errors_are_one_line(inlay, monkeypatch):
@@ -62,18 +66,18 @@ def test_our_own_errors_are_one_line(inlay, monkeypatch):
 
 def test_debug_shows_the_traceback_wherever_it_stands(inlay):
     for words in (("--debug", "sites", "smolm2"), ("sites", "--debug", "smolm2")):
-        ran = inlay(*words)
-        assert ran.code == 2
-        assert "Traceback" in ran.err
-        assert "smollm2" in ran.err.splitlines()[-1]
+        run = inlay(*words)
+        assert run.code == 2
+        assert "Traceback" in run.err
+        assert "smollm2" in run.err.splitlines()[-1]
 
 
-def test_what_nobody_expected_is_one_line_too(inlay, monkeypatch):
+def test_an_unexpected_error_is_one_line_too(inlay, monkeypatch):
     def burst(*_):
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(sites, "open_base", burst)
-    assert "ZeroDivisionError: oh" in inlay("sites", "x").error
+    assert "unexpected ZeroDivisionError: oh; add --debug" in inlay("sites", "x").error
 
 
 def test_a_full_disk_is_named(inlay, monkeypatch):
@@ -89,24 +93,24 @@ def test_ctrl_c_is_one_line(inlay, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sites, "open_base", interrupt)
-    ran = inlay("sites", "x")
-    assert (ran.code, ran.err) == (130, "stopped\n")
+    run = inlay("sites", "x")
+    assert (run.code, run.err) == (130, "stopped\n")
 
 
-def test_who_has_said_that_it_stopped_is_not_repeated(inlay, monkeypatch):
+def test_a_command_with_its_own_message_on_ctrl_c_prints_no_other(inlay, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt("stopped after step 3")
 
     monkeypatch.setattr(sites, "open_base", interrupt)
-    ran = inlay("sites", "x")
-    assert (ran.code, ran.err) == (130, "")
+    run = inlay("sites", "x")
+    assert (run.code, run.err) == (130, "")
 
 
-def test_a_word_behind_two_dashes_is_no_option(monkeypatch):
-    seen = []
-    monkeypatch.setattr(app, "app", lambda words, **_: seen.append(words))
+def test_a_word_after_two_dashes_is_no_option(monkeypatch):
+    lines = []
+    monkeypatch.setattr(app, "app", lambda words, **_: lines.append(words))
     assert app.main(["generate", "base", "--", "--debug"]) == 0
-    assert seen == [["generate", "base", "--", "--debug"]]
+    assert lines == [["generate", "base", "--", "--debug"]]
 
 
 LIGHT = """
@@ -121,35 +125,40 @@ LIGHT = """
 
 def light(words, **env):
     program = [sys.executable, "-c", textwrap.dedent(LIGHT).format(words=words)]
-    done = subprocess.run(program, capture_output=True, text=True, env=os.environ | env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(program, capture_output=True, text=True, env=os.environ | env)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_help_waits_for_nothing_heavy():
-    shown = light([["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
-    assert "--patience" in shown
+    output = light([["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
+    assert "--patience" in output
 
 
 @pytest.mark.parametrize(
     ("line", "word"),
-    [("inlay tr", "train"), ("inlay train --pat", "--patience"), ("inlay sites smo", "smollm2")],
+    [
+        ("inlay tr", "train"),
+        ("inlay train --pat", "--patience"),
+        ("inlay sites smo", "smollm2"),
+        ("inlay methods Pfei", "Pfeiffer"),
+    ],
 )
 def test_completion_waits_for_nothing_heavy(line, word):
-    asked = {"_INLAY_COMPLETE": "complete_bash", "COMP_WORDS": line}
-    assert light([[]], **asked, COMP_CWORD=str(line.count(" "))).split() == [word]
+    variables = {"_INLAY_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    assert light([[]], **variables, COMP_CWORD=str(line.count(" "))).split() == [word]
 
 
 def test_a_pipe_gets_no_escape_codes(base):
     command = [sys.executable, "-m", "inlay_cli.app", "sites", str(base)]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "TERM": "xterm"})
-    assert done.returncode == 0
-    assert "decoder.0.attn.q" in done.stdout.decode()
-    assert b"\x1b" not in done.stdout + done.stderr
+    process = subprocess.run(command, capture_output=True, env={**os.environ, "TERM": "xterm"})
+    assert process.returncode == 0
+    assert "decoder.0.attn.q" in process.stdout.decode()
+    assert b"\x1b" not in process.stdout + process.stderr
 
 
 @pytest.mark.parametrize(("no_color", "escapes"), [("1", False), ("", True)])
-def test_no_color_is_heard_in_a_terminal(monkeypatch, no_color, escapes):
+def test_no_color_is_respected_in_a_terminal(monkeypatch, no_color, escapes):
     import io
 
     class Terminal(io.StringIO):
@@ -163,3 +172,12 @@ def test_no_color_is_heard_in_a_terminal(monkeypatch, no_color, escapes):
     app.main(["sits"])
     assert "No such command" in screen.getvalue()
     assert ("\x1b[1;31m" in screen.getvalue()) is escapes
+
+
+def test_nothing_of_the_package_imports_the_repository():
+    """What the wheel does not hold, neither by an import nor by a name in a string."""
+    folder = Path(app.__file__).parents[1]
+    for path in folder.rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert not re.search(r"^\s*(from|import) (bench|tests)\b", text, re.MULTILINE), path
+        assert not re.search(r"[\"'](bench|tests)\.\w", text), path

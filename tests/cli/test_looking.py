@@ -1,4 +1,4 @@
-"""methods, sites and names: commands that only look."""
+"""methods and sites, which read without changing anything, and the names for tab completion."""
 
 import pytest
 from transformers import FalconConfig, FalconForCausalLM
@@ -10,20 +10,20 @@ from tests.tasks import tiny
 
 
 def test_methods_lists_every_method(inlay):
-    ran = inlay("methods")
-    assert ran.code == 0
+    run = inlay("methods")
+    assert run.code == 0
     for name, kind in library.METHODS.items():
-        assert name in ran.out
-        assert kind.paper in ran.out
-    assert "[x; INFIX; y]" in ran.out  # not taken for markup
+        assert name in run.out
+        assert kind.paper in run.out
+    assert "[x; INFIX; y]" in run.out  # not read as markup
 
 
-def test_methods_teaches_one(inlay):
-    ran = inlay("methods", "LoRA")
-    assert ran.code == 0
-    for said in ("B A x", "Hu et al., ICLR 2022", "rank", "R, the rank of the update", "16.0"):
-        assert said in ran.out
-    assert "inlay.attach(model, LoRA(rank=8))" in ran.out
+def test_methods_explains_one(inlay):
+    run = inlay("methods", "LoRA")
+    assert run.code == 0
+    for part in ("B A x", "Hu et al., ICLR 2022", "rank", "R, the rank of the update", "16.0"):
+        assert part in run.out
+    assert "inlay.attach(model, LoRA(rank=8))" in run.out
 
 
 def test_methods_names_the_nearest(inlay):
@@ -33,65 +33,82 @@ def test_methods_names_the_nearest(inlay):
 @pytest.mark.parametrize(
     ("name", "port", "merges", "identity"),
     [
-        ("LoRA", "tap", True, True),
-        ("IA3", "tap", True, True),
-        ("Houlsby", "tap", False, False),
-        ("Prefix", "keys", False, False),
-        ("Prompt", "slots", False, False),
+        ("LoRA", "module hooks", True, True),
+        ("IA3", "module hooks", True, True),
+        ("Houlsby", "module hooks", False, False),
+        ("Prefix", "extra keys and values", False, False),
+        ("Prompt", "prompts", False, False),
         ("Head", "head", False, True),
     ],
 )
 def test_the_catalogue_is_true(name, port, merges, identity):
-    one = catalogue.entry(name)
-    assert (one.port, one.merges, one.identity) == (port, merges, identity)
+    entry = catalogue.entry(name)
+    assert (entry.port, entry.merges, entry.identity) == (port, merges, identity)
 
 
 def test_the_catalogue_explains_every_field():
-    for one in catalogue.catalogue():
-        for field in one.fields:
-            assert field.about, f"{one.name}.{field.name}"
+    for entry in catalogue.catalogue():
+        for field in entry.fields:
+            assert field.about, f"{entry.name}.{field.name}"
 
 
 def test_sites_draws_the_map_by_role(inlay, base):
-    ran = inlay("sites", base)
-    assert ran.code == 0
-    assert "LlamaForCausalLM  decoder, 3 blocks" in ran.out
-    lines = {line.split()[0]: line for line in ran.out.splitlines() if line.strip()}
+    run = inlay("sites", base)
+    assert run.code == 0
+    assert "LlamaForCausalLM  decoder, 3 blocks" in run.out
+    lines = {line.split()[0]: line for line in run.out.splitlines() if line.strip()}
     assert "32 → 32" in lines["attn.q"]
     assert "2 heads × 8" in lines["attn.kv"]
-    assert " keys " in lines["attn.kv"]
-    assert "tap, slots" in lines["embed"]
-    assert "Nobody charted" not in ran.out
+    assert " extra keys/values " in lines["attn.kv"]
+    assert "hooks, prompts" in lines["embed"]
+    assert "has no description" not in run.out
 
 
 def test_sites_lists_every_place(inlay, base):
-    ran = inlay("sites", base, "--all")
+    run = inlay("sites", base, "--all")
     for number in range(3):
-        assert f"decoder.{number}.mlp.down" in ran.out
+        assert f"decoder.{number}.mlp.down" in run.out
 
 
-def test_sites_says_when_nobody_charted_the_family(inlay, tmp_path):
+def test_sites_warns_about_a_family_without_description(inlay, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = FalconForCausalLM(FalconConfig(**sizes, vocab_size=99))
     model.save_pretrained(tmp_path / "falcon")
     tiny.tokenizer("decoder").save_pretrained(tmp_path / "falcon")
-    ran = inlay("sites", tmp_path / "falcon")
-    assert ran.code == 0
-    assert "Nobody charted the family 'falcon'" in ran.out
+    run = inlay("sites", tmp_path / "falcon")
+    assert run.code == 0
+    assert "The family 'falcon' has no description" in run.out
 
 
 def test_sites_leaves_meanings_out_where_they_do_not_fit(inlay, base, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    ran = inlay("sites", base)
-    assert "query projection" not in ran.out
-    assert max(map(len, ran.out.splitlines())) <= 80
+    run = inlay("sites", base)
+    assert "query projection" not in run.out
+    assert max(map(len, run.out.splitlines())) <= 80
 
 
 def test_an_unknown_base_is_named_with_its_nearest(inlay):
     assert "did you mean 'smollm2'?" in inlay("sites", "smollm").error
 
 
-def test_names_to_complete_are_the_real_ones():
+def test_completed_names_are_the_real_ones():
     ours = {n for n, kind in library.METHODS.items() if kind.__module__.startswith("inlay.")}
     assert set(names.method_names()) == ours
     assert set(names.model_names()) == set(MODELS)
+
+
+def test_names_are_found_in_folders_of_methods(tmp_path):
+    """Also of a method whose base is another method, defined in a file that is read later."""
+    files = {
+        "methods/__init__.py": "",
+        "methods/a.py": "class Child(Parent):\n    pass\n\nclass _Private(Method):\n    pass",
+        "methods/new/b.py": "class Parent(core.Method):\n    pass\n\nclass Other(nn.Module):\n    pass",
+        "methods/new/c.py": "class Hidden(Method, listed=False):\n    pass\n\nclass Leaf(Hidden):\n    pass",
+        "hub/deep/models.py": 'MODELS = MappingProxyType({"tiny": Bundled({"a": 1}), "small": 2})',
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert names.methods_in(tmp_path / "methods") == ["Child", "Leaf", "Parent"]
+    assert names.models_in(tmp_path / "hub") == ["tiny", "small"]

@@ -1,4 +1,4 @@
-"""`inlay pet`: a recipe carried out, what it says, and the recipe among the examples."""
+"""`inlay pet`: a recipe is trained and scored, and the recipe among the examples is valid."""
 
 import json
 from pathlib import Path
@@ -29,21 +29,23 @@ def recipe(base, inlay, tmp_path):
     return "recipe.yaml"
 
 
-def test_a_run_says_what_every_pattern_scores_and_what_to_do_next(inlay, recipe, base, tmp_path):
-    ran = inlay("pet", recipe, "--set", "generations=2")
-    assert ran.code == 0, ran.err
-    for needle in ("{text} all {mask}", "untouched", "standard deviation", "generation 2"):
-        assert needle in ran.out, ran.out
-    assert "generation 2 of 2, pattern 1 of 2: 20 rows" in ran.err
-    assert f"next: inlay eval {base} out/classifier.safetensors" in ran.out
-    scored = json.loads((tmp_path / "out" / "result.json").read_text())["test"]
-    ran = inlay("eval", base, "out/classifier.safetensors", "--json")
-    assert json.loads(ran.out)["accuracy"] == scored["accuracy"]
+def test_a_run_shows_the_score_of_every_pattern_and_what_to_type_next(
+    inlay, recipe, base, tmp_path
+):
+    run = inlay("pet", recipe, "--set", "generations=2")
+    assert run.code == 0, run.err
+    for part in ("{text} all {mask}", "untouched", "standard deviation", "generation 2"):
+        assert part in run.out, run.out
+    assert "generation 2 of 2, pattern 1 of 2: 20 rows" in run.err
+    assert f"next: inlay eval {base} out/classifier.safetensors" in run.out
+    scores = json.loads((tmp_path / "out" / "result.json").read_text())["test"]
+    run = inlay("eval", base, "out/classifier.safetensors", "--json")
+    assert json.loads(run.out)["accuracy"] == scores["accuracy"]
 
 
 def test_a_recipe_is_printed_back_and_refused(inlay, recipe):
-    ran = inlay("pet", recipe, "--print-recipe", "--set", "seeds=3")
-    assert "seeds: 3" in ran.out
+    run = inlay("pet", recipe, "--print-recipe", "--set", "seeds=3")
+    assert "seeds: 3" in run.out
     assert "pattern" in inlay("pet", recipe, "--set", "pattern=x").error
     Path("patterns.yaml").write_text('patterns: ["{text}"]\nverbalizer: {no: bad, yes: good}\n')
     assert "has no {mask}" in inlay("pet", recipe).error
@@ -51,7 +53,7 @@ def test_a_recipe_is_printed_back_and_refused(inlay, recipe):
 
 def test_the_example_is_a_recipe():
     assert len((EXAMPLE / "recipe.yaml").read_text().splitlines()) < 30
-    made = Pet.load(EXAMPLE / "recipe.yaml")
-    patterns = Patterns.load(EXAMPLE.parents[1] / made.patterns)
+    recipe = Pet.load(EXAMPLE / "recipe.yaml")
+    patterns = Patterns.load(EXAMPLE.parents[1] / recipe.patterns)
     assert patterns.columns == ("text",)
-    made.check(len(patterns.tasks()))
+    recipe.check(len(patterns.tasks()))

@@ -7,55 +7,53 @@ import pytest
 from inlay.tasks import Task
 from inlay.training.loop.options import Training
 from inlay.training.recipes.recipe import Recipe
-from inlay_cli.fields import fields_of, takes, train_flags
+from inlay_cli.fields import parse_docstring, train_flags, value_of
 
 
-def test_train_does_what_a_recipe_says(inlay, recipe, tmp_path):
-    ran = inlay("train", recipe)
-    assert ran.code == 0, ran.err
+def test_train_trains_what_a_recipe_describes(inlay, recipe, tmp_path):
+    run = inlay("train", recipe)
+    assert run.code == 0, run.err
     assert (tmp_path / "run" / "default.safetensors").exists()
-    assert "3 steps" in ran.out
-    assert "untouched" in ran.out
-    assert f"next: inlay generate {Recipe.load(recipe).base}" in ran.out
+    assert "3 steps" in run.out
+    assert "untouched" in run.out
+    assert f"next: inlay generate {Recipe.load(recipe).base}" in run.out
 
 
-def test_train_shows_how_far_it_is_in_all_it_does(inlay, recipe, rows, monkeypatch):
+def test_train_shows_progress_of_every_part(inlay, recipe, rows, monkeypatch):
     monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
     monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
     monkeypatch.setattr("inlay.tasks.base.TOGETHER", 3)
     small = ("--batch-size", "2", "--set", f"data.test.source={rows}")
-    ran = inlay("train", recipe, *small)
-    assert ran.code == 0, ran.err
-    said = [line.split("  ")[0] for line in ran.err.splitlines()]
-    seen = [
-        one for one in dict.fromkeys(said) if one.startswith(("encoding", "evaluating", "step 1"))
-    ]
-    assert seen == [
+    run = inlay("train", recipe, *small)
+    assert run.code == 0, run.err
+    lines = [line.split("  ")[0] for line in run.err.splitlines()]
+    parts = ("encoding", "evaluating", "step 1")
+    assert [line for line in dict.fromkeys(lines) if line.startswith(parts)] == [
         *("evaluating dev", "encoding train", "encoding dev", "step 1"),
         "evaluating test",  # where rows are encoded as they are needed
     ]
-    assert said.count("evaluating dev") == 2  # untouched, and at the end
+    assert lines.count("evaluating dev") == 2  # untouched, and at the end
 
 
 def test_train_takes_everything_from_flags(inlay, base, rows, tmp_path):
-    ran = inlay(
+    run = inlay(
         *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", "generate"),
         *("--train", rows, "--steps", "1", "--batch-size", "2", "--out", tmp_path / "other"),
     )
-    assert ran.code == 0, ran.err
+    assert run.code == 0, run.err
     assert (tmp_path / "other" / "default.safetensors").exists()
 
 
 def test_flags_win_over_the_recipe(inlay, recipe):
-    ran = inlay(
+    run = inlay(
         *("train", recipe, "--print-recipe", "--lr", "1e-4", "--method", "Prefix(length=5)"),
         *("--set", "data.train.columns.source=question", "--training.warmup", "0.5"),
     )
-    assert ran.code == 0
-    assert "lr: 0.0001" in ran.out
-    assert "method: Prefix(length=5)" in ran.out
-    assert "source: question" in ran.out
-    assert "warmup: 0.5" in ran.out
+    assert run.code == 0
+    assert "lr: 0.0001" in run.out
+    assert "method: Prefix(length=5)" in run.out
+    assert "source: question" in run.out
+    assert "warmup: 0.5" in run.out
 
 
 def test_a_printed_recipe_reads_back_as_it_was(inlay, recipe, tmp_path):
@@ -75,29 +73,27 @@ def test_every_field_of_a_recipe_is_a_flag():
     assert {"task.template", "task.verbalizer", "task.chat"} <= names
 
 
-def test_every_training_flag_is_explained():
+def test_every_flag_of_rows_and_training_is_explained():
     for flag in train_flags():
-        if flag.panel == "training":
+        if flag.panel in ("Training", "Data"):
             assert flag.about, flag.name
 
 
-def test_a_base_that_learns_too_is_saved_whole_and_used_with_its_inlay(
-    inlay, recipe, base, tmp_path
-):
-    ran = inlay("train", recipe, "--base-lr", "1e-2")
-    assert ran.code == 0, ran.err
+def test_a_trained_base_is_saved_whole_and_used_with_its_inlay(inlay, recipe, base, tmp_path):
+    run = inlay("train", recipe, "--base-lr", "1e-2")
+    assert run.code == 0, run.err
     folder, file = tmp_path / "run" / "base", tmp_path / "run" / "default.safetensors"
     assert (
         f"the base has learned too, so all of it is saved, in {folder}; {file} fits only that base"
-        in ran.err.splitlines()
+        in run.err.splitlines()
     )
-    assert f"next: inlay generate {folder} {file}" in ran.out
+    assert f"next: inlay generate {folder} {file}" in run.out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["base"], result["path"]) == (str(folder), str(file))
     assert result["parameters"] > result["of"]
-    measured = inlay("eval", folder, file, "--json")
-    assert measured.code == 0, measured.err
-    scores = json.loads(measured.out)
+    evaluation = inlay("eval", folder, file, "--json")
+    assert evaluation.code == 0, evaluation.err
+    scores = json.loads(evaluation.out)
     assert {name: scores[name] for name in result["dev"]} == result["dev"]
     assert inlay("generate", folder, file, "the").code == 0
     assert "was made for another base" in inlay("eval", base, file).error
@@ -108,38 +104,38 @@ def test_a_base_that_learns_too_is_saved_whole_and_used_with_its_inlay(
 def test_a_base_learns_without_any_method(inlay, recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("method: LoRA(rank=2)\n", ""))
     assert "nothing would learn; give a method" in inlay("train", recipe).error
-    ran = inlay("train", recipe, "--base-lr", "1e-2")
-    assert ran.code == 0, ran.err
-    folder, written = tmp_path / "run" / "base", tmp_path / "run" / "recipe.yaml"
-    assert f"the base has learned too, so all of it is saved, in {folder}" in ran.err.splitlines()
-    assert f"next: inlay eval {folder} --recipe {written}" in ran.out
+    run = inlay("train", recipe, "--base-lr", "1e-2")
+    assert run.code == 0, run.err
+    folder, copy = tmp_path / "run" / "base", tmp_path / "run" / "recipe.yaml"
+    assert f"the base has learned too, so all of it is saved, in {folder}" in run.err.splitlines()
+    assert f"next: inlay eval {folder} --recipe {copy}" in run.out
     assert not (tmp_path / "run" / "default.safetensors").exists()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["path"] is None and result["parameters"] == result["of"]
-    measured = inlay("eval", folder, "--recipe", written, "--json")
-    assert measured.code == 0, measured.err
-    scores = json.loads(measured.out)
+    evaluation = inlay("eval", folder, "--recipe", copy, "--json")
+    assert evaluation.code == 0, evaluation.err
+    scores = json.loads(evaluation.out)
     assert {name: scores[name] for name in result["dev"]} == result["dev"]
 
 
 def test_a_base_learns_below_a_trained_head(inlay, encoder, reviews, tmp_path):
-    ran = inlay(
+    run = inlay(
         *("train", "--base", encoder, "--task", "classify", "--train", reviews, "--dev", reviews),
         *("--base-lr", "1e-3", "--steps", "2", "--batch-size", "4", "--out", tmp_path / "run"),
     )
-    assert ran.code == 0, ran.err
+    assert run.code == 0, run.err
     file = tmp_path / "run" / "default.safetensors"
-    measured = inlay("eval", tmp_path / "run" / "base", file, "--json")
-    assert measured.code == 0, measured.err
+    evaluation = inlay("eval", tmp_path / "run" / "base", file, "--json")
+    assert evaluation.code == 0, evaluation.err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert json.loads(measured.out)["accuracy"] == result["dev"]["accuracy"]
+    assert json.loads(evaluation.out)["accuracy"] == result["dev"]["accuracy"]
 
 
 def test_a_base_cannot_learn_in_an_ensemble_or_in_half_precision(inlay, recipe):
-    said = inlay("train", recipe, "--base-lr", "1e-2", "--ensemble", "2").error
-    assert "leave training.base_lr or ensemble out" in said
-    said = inlay("train", recipe, "--base-lr", "1e-2", "--dtype", "bfloat16").error
-    assert "load the base with dtype float32" in said
+    message = inlay("train", recipe, "--base-lr", "1e-2", "--ensemble", "2").error
+    assert "leave training.base_lr or ensemble out" in message
+    message = inlay("train", recipe, "--base-lr", "1e-2", "--dtype", "bfloat16").error
+    assert "load the base with dtype float32" in message
 
 
 def test_a_wrong_field_gets_the_nearest_name(inlay, recipe):
@@ -157,98 +153,98 @@ def spoil(rows, count):
     rows.write_text(good + '{"source": "the"}\n' + "not json\n" * (count - 1))
 
 
-def told(err):
-    """What is said of rows that were left out, behind everything else."""
+def left_out(err):
+    """The lines about rows that were left out, which come last."""
     lines = err.splitlines()
     return lines[next(n for n, line in enumerate(lines) if "left out of" in line) :]
 
 
-def test_bad_rows_stop_the_run_unless_told(inlay, recipe, rows):
+def test_bad_rows_stop_the_run_without_skip_bad_rows(inlay, recipe, rows):
     spoil(rows, 2)
     assert "rows.jsonl:13" in inlay("train", recipe).error
 
 
-def test_train_says_at_the_end_which_rows_it_left_out(inlay, recipe, rows, tmp_path):
+def test_train_lists_the_rows_it_left_out_at_the_end(inlay, recipe, rows, tmp_path):
     spoil(rows, 12)
     for _ in range(2):  # the second time the run is over already
-        ran = inlay("train", recipe, "--skip-bad-rows")
-        assert ran.code == 0, ran.err
-        said = told(ran.err)
-        assert said[0] == "12 rows were left out of train:"
-        assert said[1].startswith(f"  {rows}:13: there is no column 'target'")
-        assert said[2].startswith(f"  {rows}:14: not valid JSON")
-        assert said[10].startswith(f"  {rows}:22: ") and said[11] == "  and 2 more"
-        assert said[12] == "12 rows were left out of dev:"
-        assert len(said) == 24
+        run = inlay("train", recipe, "--skip-bad-rows")
+        assert run.code == 0, run.err
+        lines = left_out(run.err)
+        assert lines[0] == "12 rows were left out of train:"
+        assert lines[1].startswith(f"  {rows}:13: there is no column 'target'")
+        assert lines[2].startswith(f"  {rows}:14: not valid JSON")
+        assert lines[10].startswith(f"  {rows}:22: ") and lines[11] == "  and 2 more"
+        assert lines[12] == "12 rows were left out of dev:"
+        assert len(lines) == 24
         log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-        assert [one["step"] for one in map(json.loads, log) if "loss" in one] == [1, 2, 3]
-        left = [one for one in map(json.loads, log) if "skipped" in one]
-        assert [one["where"] for one in left] == 2 * [f"{rows}:{n}" for n in range(13, 25)]
-        assert {one["skipped"] for one in left} == {"train", "dev"}
-        assert left[1]["reason"].startswith("not valid JSON")
+        assert [entry["step"] for entry in map(json.loads, log) if "loss" in entry] == [1, 2, 3]
+        skipped = [entry for entry in map(json.loads, log) if "skipped" in entry]
+        assert [entry["where"] for entry in skipped] == 2 * [f"{rows}:{n}" for n in range(13, 25)]
+        assert {entry["skipped"] for entry in skipped} == {"train", "dev"}
+        assert skipped[1]["reason"].startswith("not valid JSON")
 
 
-def test_eval_says_at_the_end_which_rows_it_left_out(inlay, base, trained, rows):
+def test_eval_lists_the_rows_it_left_out_at_the_end(inlay, base, trained, rows):
     spoil(rows, 1)
-    ran = inlay("eval", base, trained, "--data", rows)
-    assert "rows.jsonl:13" in ran.error
-    ran = inlay("eval", base, trained, "--data", rows, "--skip-bad-rows", "--json")
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["rows"] == 4  # the recipe's limit
-    said = told(ran.err)
-    assert said[0] == f"1 row was left out of {rows}:"
-    assert said[1].startswith(f"  {rows}:13: there is no column 'target'")
-    assert len(said) == 2
+    run = inlay("eval", base, trained, "--data", rows)
+    assert "rows.jsonl:13" in run.error
+    run = inlay("eval", base, trained, "--data", rows, "--skip-bad-rows", "--json")
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["rows"] == 4  # the recipe's limit
+    lines = left_out(run.err)
+    assert lines[0] == f"1 row was left out of {rows}:"
+    assert lines[1].startswith(f"  {rows}:13: there is no column 'target'")
+    assert len(lines) == 2
 
 
 def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):
-    ran = inlay("eval", base, trained, "--json")
-    assert ran.code == 0, ran.err
-    scores = json.loads(ran.out)
+    run = inlay("eval", base, trained, "--json")
+    assert run.code == 0, run.err
+    scores = json.loads(run.out)
     assert scores["rows"] == 4
     assert "bleu" in scores
 
 
 def test_eval_of_other_rows(inlay, base, trained, rows, tmp_path):
-    said = tmp_path / "said.jsonl"
-    ran = inlay("eval", base, trained, "--data", rows, "--limit", "7", "--predictions", said)
-    assert ran.code == 0, ran.err
-    assert "7 rows" in ran.out
-    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    file = tmp_path / "predictions.jsonl"
+    run = inlay("eval", base, trained, "--data", rows, "--limit", "7", "--predictions", file)
+    assert run.code == 0, run.err
+    assert "7 rows" in run.out
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 7
-    assert {"source", "target", "said", "where"} <= lines[0].keys()
+    assert {"source", "target", "prediction", "where"} <= lines[0].keys()
 
 
 def test_eval_reads_rows_as_it_needs_them(inlay, base, rows, tmp_path, monkeypatch):
     """With and without a file for the predictions, and a bad row leaves no part of it."""
     monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", 3)
-    held = []
+    sizes = []
     encode_all = Task.encode_all
     monkeypatch.setattr(
-        Task, "encode_all", lambda *given: held.append(len(given[1])) or encode_all(*given)
+        Task, "encode_all", lambda *args: sizes.append(len(args[1])) or encode_all(*args)
     )
     monkeypatch.setattr("inlay.training.recipes.recipe.load", None)  # which would read everything
-    asked = ("eval", base, "--data", rows, "--task", "generate", "--json")
-    ran = inlay(*asked)
-    assert ran.code == 0, ran.err
-    count = json.loads(ran.out)["rows"]
-    assert sum(held) == count and max(held) == 3
-    said = tmp_path / "said.jsonl"
-    assert inlay(*asked, "--predictions", said).out == ran.out
-    assert len(said.read_text().splitlines()) == count
-    said.unlink()
+    command = ("eval", base, "--data", rows, "--task", "generate", "--json")
+    run = inlay(*command)
+    assert run.code == 0, run.err
+    count = json.loads(run.out)["rows"]
+    assert sum(sizes) == count and max(sizes) == 3
+    file = tmp_path / "predictions.jsonl"
+    assert inlay(*command, "--predictions", file).out == run.out
+    assert len(file.read_text().splitlines()) == count
+    file.unlink()
     (tmp_path / "more.jsonl").write_text(
         rows.read_text() + json.dumps({"source": "", "target": "a"}) + "\n"
     )
-    given = ("--data", tmp_path / "more.jsonl", "--predictions", said)
-    assert "its text is empty" in inlay(*asked, *given).error
-    assert not list(tmp_path.glob("*said*"))
+    more = ("--data", tmp_path / "more.jsonl", "--predictions", file)
+    assert "its text is empty" in inlay(*command, *more).error
+    assert not list(tmp_path.glob("*predictions*"))
 
 
 def test_eval_of_the_base_alone(inlay, base, rows):
-    ran = inlay("eval", base, "--data", rows, "--task", "generate")
-    assert ran.code == 0, ran.err
-    assert "the base alone" in ran.out
+    run = inlay("eval", base, "--data", rows, "--task", "generate")
+    assert run.code == 0, run.err
+    assert "the base alone" in run.out
 
 
 def test_eval_needs_a_task_and_rows(inlay, base, rows):
@@ -257,47 +253,48 @@ def test_eval_needs_a_task_and_rows(inlay, base, rows):
 
 
 def test_eval_of_a_trained_head(inlay, encoder, reviews, tmp_path):
-    ran = inlay(
+    run = inlay(
         *("train", "--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"),
         *("--train", reviews, "--steps", "2", "--out", tmp_path / "head"),
     )
-    assert ran.code == 0, ran.err
+    assert run.code == 0, run.err
     file = tmp_path / "head" / "default.safetensors"
-    ran = inlay("eval", encoder, file, "--data", reviews, "--json")
-    assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
-    assert 0 <= told["accuracy"] <= 1
-    right = told["confusion"]["no"]["no"] + told["confusion"]["yes"]["yes"]
-    assert right == 12 * told["accuracy"]
-    assert sum(told["confusion"]["yes"].values()) == 6
-    ran = inlay("eval", encoder, file, "--data", reviews)
-    lines = [line.split() for line in ran.out.splitlines()]
+    run = inlay("eval", encoder, file, "--data", reviews, "--json")
+    assert run.code == 0, run.err
+    scores = json.loads(run.out)
+    confusion = scores["confusion"]
+    assert 0 <= scores["accuracy"] <= 1
+    assert confusion["no"]["no"] + confusion["yes"]["yes"] == 12 * scores["accuracy"]
+    assert sum(confusion["yes"].values()) == 6
+    run = inlay("eval", encoder, file, "--data", reviews)
+    lines = [line.split() for line in run.out.splitlines()]
     assert ["label", "no", "yes"] in lines
-    assert ["no", *map(str, told["confusion"]["no"].values())] in lines
+    assert ["no", *map(str, confusion["no"].values())] in lines
 
 
-def test_a_label_that_training_has_not_seen(inlay, encoder, reviews, tmp_path):
+def test_a_label_that_is_not_in_train(inlay, encoder, reviews, tmp_path):
     odd = tmp_path / "odd.jsonl"
     odd.write_text('{"text": "a", "label": "yes"}\n{"text": "a", "label": "yess"}\n')
-    ran = inlay(
+    run = inlay(
         *("train", "--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"),
         *("--train", reviews, "--dev", odd, "--out", tmp_path / "out"),
     )
-    assert "odd.jsonl:2: there is no label 'yess'; did you mean 'yes'?" in ran.error
+    assert "odd.jsonl:2: there is no label 'yess'; did you mean 'yes'?" in run.error
 
 
-def test_folds_are_trained_and_told(inlay, encoder, reviews, tmp_path):
+def test_folds_are_trained_and_scored(inlay, encoder, reviews, tmp_path):
     out = tmp_path / "folds"
-    asked = ["--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"]
-    asked += ["--train", reviews, "--steps", "2", "--folds", "3", "--out", out]
-    ran = inlay("train", *asked)
-    assert ran.code == 0, ran.err
-    told = json.loads((out / "folds.json").read_text())
-    scores = [*told["folds"], told["mean"], told["sd"]]
-    lines = [line.split() for line in ran.out.splitlines()]
+    run = inlay(
+        *("train", "--base", encoder, "--method", "LoRA(rank=1)", "--task", "classify"),
+        *("--train", reviews, "--steps", "2", "--folds", "3", "--out", out),
+    )
+    assert run.code == 0, run.err
+    folds = json.loads((out / "folds.json").read_text())
+    scores = [*folds["folds"], folds["mean"], folds["sd"]]
+    lines = [line.split() for line in run.out.splitlines()]
     assert ["fold", "1", "fold", "2", "fold", "3", "mean", "sd"] in lines
-    assert ["accuracy", *(f"{one['accuracy']:.4f}" for one in scores)] in lines
-    assert "fold 3 of 3" in ran.err
+    assert ["accuracy", *(f"{score['accuracy']:.4f}" for score in scores)] in lines
+    assert "fold 3 of 3" in run.err
     file = out / "fold-2" / "default.safetensors"
     assert "give --data" in inlay("eval", encoder, file).error, "it learned from most of train"
     assert inlay("eval", encoder, file, "--data", reviews).code == 0
@@ -312,7 +309,7 @@ TOPICS = [{"text": word, "labels": [word, "all"]} for word in ("cat", "dog", "ma
 
 
 @pytest.mark.parametrize(
-    ("task", "rows", "metric", "said"),
+    ("task", "rows", "metric", "kind"),
     [
         ("choose --task.by mean", CHOICES, "accuracy", int),
         ("choose", CHOICES, "accuracy", int),
@@ -320,22 +317,22 @@ TOPICS = [{"text": word, "labels": [word, "all"]} for word in ("cat", "dog", "ma
         ("classify --task.multi_label true", TOPICS, "micro_f1", list),
     ],
 )
-def test_other_tasks_are_trained_and_measured(inlay, base, tmp_path, task, rows, metric, said):
+def test_other_tasks_are_trained_and_scored(inlay, base, tmp_path, task, rows, metric, kind):
     data, out = tmp_path / "rows.jsonl", tmp_path / "run"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ran = inlay(
+    run = inlay(
         *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", *task.split()),
         *("--task.metric", metric, "--train", data, "--dev", data, "--steps", "2", "--out", out),
     )
-    assert ran.code == 0, ran.err
-    made, file = tmp_path / "said.jsonl", out / "default.safetensors"
-    ran = inlay("eval", base, file, "--data", data, "--json", "--predictions", made)
-    assert ran.code == 0, ran.err
-    told = json.loads(ran.out)
-    assert told[metric] == json.loads((out / "result.json").read_text())["dev"][metric]
-    assert "confusion" not in told
-    written = [json.loads(line) for line in made.read_text().splitlines()]
-    assert {type(row["said"]) for row in written} == {said}
+    assert run.code == 0, run.err
+    predictions, file = tmp_path / "predictions.jsonl", out / "default.safetensors"
+    run = inlay("eval", base, file, "--data", data, "--json", "--predictions", predictions)
+    assert run.code == 0, run.err
+    scores = json.loads(run.out)
+    assert scores[metric] == json.loads((out / "result.json").read_text())["dev"][metric]
+    assert "confusion" not in scores
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert {type(line["prediction"]) for line in lines} == {kind}
 
 
 NAMES = [
@@ -343,43 +340,41 @@ NAMES = [
     for word, end in [("cat", "good"), ("dog", "bad"), ("mat", "fine"), ("film", "dull")]
 ]
 ROLES = [{**row, "tags": ["O", "A1", "V", "O"], "predicate": 2} for row in NAMES]
-ASKED = [
+QUESTIONS = [
     {"question": "cat", "context": f"{8 * 'the film was '}{word}", "answers": [{"text": word, "start": 104}]}
     for word in ("good", "bad")
 ] + [{"question": "dog", "context": "dull", "answers": []}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("task", "rows", "said"),
+    ("task", "rows", "kind"),
     [
         ("tag", NAMES, list),
         ("tag --task.scheme plain", ROLES, list),
-        ("extract --task.max_length 20 --task.stride 4", ASKED, str),
+        ("extract --task.max_length 20 --task.stride 4", QUESTIONS, str),
     ],
 )
-@pytest.mark.parametrize("kind", ["base", "encoder"])
-def test_tags_and_answers_are_trained_and_measured(
-    inlay, request, tmp_path, kind, task, rows, said
-):
-    base, out = request.getfixturevalue(kind), tmp_path / "run"
+@pytest.mark.parametrize("model", ["base", "encoder"])
+def test_tags_and_answers_are_trained_and_scored(inlay, request, tmp_path, model, task, rows, kind):
+    base, out = request.getfixturevalue(model), tmp_path / "run"
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ran = inlay(
+    run = inlay(
         *("train", "--base", base, "--method", "LoRA(rank=1)", "--task", *task.split()),
         *("--train", data, "--dev", data, "--steps", "2", "--eval-every", "1", "--out", out),
     )
-    assert ran.code == 0, ran.err
-    assert "untouched" in ran.out
-    made = tmp_path / "said.jsonl"
+    assert run.code == 0, run.err
+    assert "untouched" in run.out
+    predictions = tmp_path / "predictions.jsonl"
     file = out / "default.safetensors"
-    ran = inlay("eval", base, file, "--data", data, "--json", "--predictions", made)
-    assert ran.code == 0, ran.err
-    scores = json.loads(ran.out)
+    run = inlay("eval", base, file, "--data", data, "--json", "--predictions", predictions)
+    assert run.code == 0, run.err
+    scores = json.loads(run.out)
     assert scores["rows"] == len(rows)
     assert scores["f1"] == json.loads((out / "result.json").read_text())["dev"]["f1"]
-    written = [json.loads(line) for line in made.read_text().splitlines()]
-    assert len(written) == len(rows)
-    assert {type(row["said"]) for row in written} == {said}
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert len(lines) == len(rows)
+    assert {type(line["prediction"]) for line in lines} == {kind}
 
 
 def test_help_is_read_from_docstrings():
@@ -389,7 +384,7 @@ def test_help_is_read_from_docstrings():
         for none. two, three: the others.
     four: nothing that looks like a: field.
     """
-    assert fields_of(doc) == {
+    assert parse_docstring(doc) == {
         "one": "The first; None for none.",
         "two": "The others.",
         "three": "The others.",
@@ -397,10 +392,10 @@ def test_help_is_read_from_docstrings():
     }
 
 
-def test_what_a_flag_takes_is_read_from_its_type():
-    kinds = {name: takes(field.annotation) for name, field in Training.model_fields.items()}
-    assert kinds["lr"] == "NUMBER"
-    assert kinds["steps"] == "INTEGER"
-    assert kinds["schedule"] == "linear|cosine|constant"
-    assert kinds["dropout"] == "true|false"
-    assert kinds["betas"] == "JSON"
+def test_the_value_of_a_flag_is_read_from_its_type():
+    values = {name: value_of(field.annotation) for name, field in Training.model_fields.items()}
+    assert values["lr"] == "NUMBER"
+    assert values["steps"] == "INTEGER"
+    assert values["schedule"] == "linear|cosine|constant"
+    assert values["dropout"] == "true|false"
+    assert values["betas"] == "JSON"

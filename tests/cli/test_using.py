@@ -1,4 +1,4 @@
-"""generate, check and merge: what a trained file is good for."""
+"""generate, check, merge and export: commands that use a trained file."""
 
 import io
 import sys
@@ -16,19 +16,19 @@ from inlay.laws import Broken
 
 def test_generate_with_and_without_an_inlay(inlay, base, trained):
     alone = inlay("generate", base, "the cat sat", "--max-new-tokens", "5")
-    served = inlay("generate", base, trained, "the cat sat", "--max-new-tokens", "5")
-    assert (alone.code, served.code) == (0, 0)
+    adapted = inlay("generate", base, trained, "the cat sat", "--max-new-tokens", "5")
+    assert (alone.code, adapted.code) == (0, 0)
     assert alone.out.strip()
-    assert served.out.strip()
+    assert adapted.out.strip()
 
 
 def test_generate_writes_as_the_model_does(inlay, base):
     model, tokenizer = load_base(base)
     ids = tokenizer("the cat", return_tensors="pt")
     with torch.no_grad():
-        made = model.generate(**ids, max_new_tokens=4, do_sample=False)
-    wanted = tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert inlay("generate", base, "the cat", "--max-new-tokens", "4").out == wanted.strip() + "\n"
+        tokens = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    answer = tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert inlay("generate", base, "the cat", "--max-new-tokens", "4").out == answer.strip() + "\n"
 
 
 def test_generate_reads_a_pipe(inlay, base, monkeypatch):
@@ -37,13 +37,13 @@ def test_generate_reads_a_pipe(inlay, base, monkeypatch):
     assert inlay("generate", base, "-").out == direct.out
 
 
-def test_generate_draws_with_a_seed(inlay, base):
+def test_generate_samples_with_a_seed(inlay, base):
     hot = ("generate", base, "the cat", "--temperature", "2", "--seed")
     assert inlay(*hot, "1").out == inlay(*hot, "1").out
     assert len({inlay(*hot, str(seed)).out for seed in range(4)}) > 1
 
 
-def test_generate_refuses_what_does_not_fit(inlay, base, trained):
+def test_generate_refuses_a_wrong_command_line(inlay, base, trained):
     assert "quotes" in inlay("generate", base, trained, "two", "words").error
     assert "chat" in inlay("generate", base, "hello", "--chat").error
     assert "is a FILE; give a PROMPT" in inlay("generate", base, trained).error
@@ -56,33 +56,33 @@ def test_a_file_of_another_base_is_refused(inlay, encoder, trained):
 
 @pytest.fixture
 def two_laws(monkeypatch):
-    kept = {name: laws.LAWS[name] for name in ("identity", "no trace")}
+    few = {name: laws.LAWS[name] for name in ("identity", "no trace")}
     for module in (sys.modules["inlay.laws.check"], laws):
-        monkeypatch.setattr(module, "LAWS", kept)
-    return kept
+        monkeypatch.setattr(module, "LAWS", few)
+    return few
 
 
 def test_check_of_a_file(inlay, base, trained, two_laws):
-    ran = inlay("check", base, trained)
-    assert ran.code == 0, ran.err
-    assert "law 1 of 2: identity" in ran.err
-    assert "no trace" in ran.out
+    run = inlay("check", base, trained)
+    assert run.code == 0, run.err
+    assert "law 1 of 2: identity" in run.err
+    assert "no trace" in run.out
 
 
 def test_check_of_a_method(inlay, base, two_laws):
-    ran = inlay("check", base, "--method", "LoRA(rank=2) + Prompt(length=3)")
-    assert ran.code == 0, ran.err
+    run = inlay("check", base, "--method", "LoRA(rank=2) + Prompt(length=3)")
+    assert run.code == 0, run.err
 
 
-def test_check_ends_with_one_where_a_law_is_broken(inlay, base, two_laws):
+def test_check_exits_with_1_if_a_law_does_not_hold(inlay, base, two_laws):
     def broken(case):
         raise Broken("off by 7")
 
     two_laws["no trace"] = broken
-    ran = inlay("check", base, "--method", "LoRA(rank=2)")
-    assert ran.code == 1
-    assert "off by 7" in ran.out
-    assert "a law is broken" in ran.err
+    run = inlay("check", base, "--method", "LoRA(rank=2)")
+    assert run.code == 1
+    assert "off by 7" in run.out
+    assert "a law does not hold" in run.err
 
 
 def test_check_refuses_a_method_before_it_loads(inlay):
@@ -90,9 +90,9 @@ def test_check_refuses_a_method_before_it_loads(inlay):
 
 
 def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
-    ran = inlay("merge", base, trained, tmp_path / "merged")
-    assert ran.code == 0, ran.err
-    assert "LoRA(rank=2)" in ran.out
+    run = inlay("merge", base, trained, tmp_path / "merged")
+    assert run.code == 0, run.err
+    assert "LoRA(rank=2)" in run.out
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(tmp_path / "merged")
     model, _ = load_base(base)
@@ -104,7 +104,7 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
 
 @pytest.mark.processor
 def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp_path, monkeypatch):
-    """Also where this processor had rather run another."""
+    """Also on a processor that only emulates this type."""
     monkeypatch.setattr("inlay.hub.base.is_emulated", lambda dtype: True)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     half = tmp_path / "half"
@@ -112,43 +112,44 @@ def test_merge_keeps_the_type_that_a_base_is_stored_in(inlay, base, trained, tmp
     model.save_pretrained(half)
     tokenizer.save_pretrained(half)
     assert load_base(half)[0].dtype == torch.float32
-    ran = inlay("merge", half, trained, tmp_path / "merged")
-    assert ran.code == 0, ran.err
+    run = inlay("merge", half, trained, tmp_path / "merged")
+    assert run.code == 0, run.err
     assert load_base(tmp_path / "merged", dtype="stored")[0].dtype == torch.bfloat16
 
 
 def test_an_accelerator_is_used_where_there_is_one(inlay, base, monkeypatch):
-    seen = []
+    devices = []
 
-    def load(name, **how):
-        seen.append(how["device"])
+    def load(name, **options):
+        devices.append(options["device"])
         raise FetchError("enough")
 
     monkeypatch.setattr("inlay.hub.load_base", load)
     for words in ([], ["--device", "cpu"]):
         inlay("generate", base, "hello", *words)
     gpu = torch.device("cuda:0")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **how: gpu)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: gpu)
     inlay("generate", base, "hello")
     inlay("check", base, "--method", "LoRA")
-    assert seen == ["cpu", "cpu", gpu, "cpu"]
+    assert devices == ["cpu", "cpu", gpu, "cpu"]
 
 
-def test_merge_writes_a_head_beside_the_model(inlay, base, tmp_path):
+def test_merge_writes_the_head_next_to_the_model(inlay, base, tmp_path):
     model, tokenizer = load_base(base)
     handle = library.attach(model, library.LoRA(rank=2) + library.Head(labels=("no", "yes")))
     handle.save(tmp_path / "both.safetensors", tokenizer=tokenizer)
-    ran = inlay("merge", base, tmp_path / "both.safetensors", tmp_path / "merged")
-    assert ran.code == 0, ran.err
-    assert "its head beside it in head.safetensors" in ran.out
-    merged, read = load_base(tmp_path / "merged")
-    kept = library.load(merged, tmp_path / "merged" / "head.safetensors", tokenizer=read)
-    assert kept.spec == library.Head(labels=("no", "yes"))
+    run = inlay("merge", base, tmp_path / "both.safetensors", tmp_path / "merged")
+    assert run.code == 0, run.err
+    assert "with its head in head.safetensors" in run.out
+    merged, tokenizer = load_base(tmp_path / "merged")
+    path = tmp_path / "merged" / "head.safetensors"
+    head = library.load(merged, path, tokenizer=tokenizer)
+    assert head.spec == library.Head(labels=("no", "yes"))
 
 
 def test_merge_overwrites_nothing(inlay, base, trained, tmp_path):
     (tmp_path / "there").mkdir()
-    assert "there already" in inlay("merge", base, trained, tmp_path / "there").error
+    assert "exists already" in inlay("merge", base, trained, tmp_path / "there").error
 
 
 def test_what_cannot_be_merged_leaves_nothing_behind(inlay, base, tmp_path):
@@ -174,18 +175,18 @@ def test_export_writes_an_equal_prefix(inlay, base, tmp_path):
     model, tokenizer = load_base(base)
     handle = library.attach(model, library.Prompt(length=3))
     prompt = handle.save(tmp_path / "p.safetensors", tokenizer=tokenizer)
-    ran = inlay("export", base, prompt, tmp_path / "prefix.safetensors")
-    assert ran.code == 0, ran.error
-    assert "Prefix(length=3, mlp=None, start=None, shifts=True)" in ran.out
-    told = ("--max-new-tokens", "5")
-    before = inlay("generate", base, prompt, "the cat sat", *told)
-    after = inlay("generate", base, tmp_path / "prefix.safetensors", "the cat sat", *told)
+    run = inlay("export", base, prompt, tmp_path / "prefix.safetensors")
+    assert run.code == 0, run.error
+    assert "Prefix(length=3, mlp=None, start=None, shifts=True)" in run.out
+    options = ("--max-new-tokens", "5")
+    before = inlay("generate", base, prompt, "the cat sat", *options)
+    after = inlay("generate", base, tmp_path / "prefix.safetensors", "the cat sat", *options)
     assert before.out == after.out
-    assert "there already" in inlay("export", base, prompt, prompt).error
+    assert "exists already" in inlay("export", base, prompt, prompt).error
 
 
-def test_what_has_no_prompt_is_not_exported(inlay, base, trained, tmp_path):
-    ran = inlay("export", base, trained, tmp_path / "out.safetensors")
-    assert ran.code == 2
-    assert "no prompt" in ran.error
+def test_an_inlay_without_a_prompt_is_not_exported(inlay, base, trained, tmp_path):
+    run = inlay("export", base, trained, tmp_path / "out.safetensors")
+    assert run.code == 2
+    assert "no prompt" in run.error
     assert not (tmp_path / "out.safetensors").exists()

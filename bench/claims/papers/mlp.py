@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import stdev
 
-from bench.claims.base import Claim, Numbers, Run, curves
-from bench.claims.setting import Bench, restaurants
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import Experiment, restaurants
+from bench.claims.plots import curves
 from inlay import Prefix
 from inlay.tasks import Generate
 
@@ -25,29 +26,29 @@ SETTINGS = {
 
 
 def measure(run: Run) -> Numbers:
-    """Loss on held-out restaurants at each rate, and its standard deviation over the rates."""
-    s = run.settings
-    bench = Bench(run)
-    task = bench.bind(Generate())
+    """Loss on held-out restaurants at each learning rate, and its standard deviation over them."""
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.bind(Generate())
     train = restaurants(run, "train")
     test = restaurants(run, "test")
-    found: Numbers = {}
-    for name, mlp in (("with", s["mlp"]), ("without", None)):
+    numbers: Numbers = {}
+    for name, mlp in (("with", settings["mlp"]), ("without", None)):
         losses = []
-        for rate in s["rates"]:
-            handle = bench.teach(
+        for rate in settings["rates"]:
+            handle = experiment.fit(
                 f"{name} MLP, rate {rate:g}",
-                Prefix(length=s["length"], mlp=mlp, start=None),
+                Prefix(length=settings["length"], mlp=mlp, start=None),
                 task,
                 train,
                 lr=rate,
             )
-            losses.append(bench.loss(task, test))
-            found[f"{name}_{rate:g}"] = losses[-1]
+            losses.append(experiment.loss(task, test))
+            numbers[f"{name}_{rate:g}"] = losses[-1]
             handle.detach()
-        found[f"spread_{name}"] = stdev(losses)
-        found[f"best_{name}"] = min(losses)
-    return found
+        numbers[f"spread_{name}"] = stdev(losses)
+        numbers[f"best_{name}"] = min(losses)
+    return numbers
 
 
 CLAIM = Claim(
@@ -56,18 +57,18 @@ CLAIM = Claim(
     section="4.3",
     sentence="With the MLP training depends less on the learning rate than without.",
     figures="no figure, only text; Liu et al., ACL 2022 disagree for understanding",
-    sized=12,
+    minutes=12,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["spread_without"] - n["spread_with"],
-    told={
+    reported={
         "spread_with": "sd of the loss over rates, with MLP",
         "spread_without": "without",
         "best_with": "best loss, with",
         "best_without": "without",
     },
     plot=curves("learning rate", RATES, True, with_="with MLP", without_="without"),
-    needs=("e2e",),
+    data=("e2e",),
     tried=(
         "one grid of rates for both, and no other: with the MLP the lowest rate was the best one, "
         "without it the highest, so other grids may say something else",

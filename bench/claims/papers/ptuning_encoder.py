@@ -1,9 +1,10 @@
-"""P-tuning: what makes its vectors, a BiLSTM, an MLP or nothing, on a small encoder."""
+"""P-tuning: vectors from a BiLSTM, from an MLP, or free parameters, on a small encoder."""
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentences
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import LABELS, Experiment, sentences
+from bench.claims.plots import bars
 from inlay import Head, PTuning
 from inlay.tasks import Classify
 
@@ -21,19 +22,19 @@ SETTINGS = {
 
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews."""
-    s = run.settings
+    settings = run.settings
     train = sentences(run, "train")
     test = sentences(run, "test")
-    found: Numbers = {}
+    numbers: Numbers = {}
     for encoder in ("lstm", "mlp", None):
-        bench = Bench(run)
-        task = bench.bind(Classify(labels=LABELS, template=s["template"]))
-        spec = PTuning(length=s["length"], encoder=encoder) + Head(labels=LABELS)
+        experiment = Experiment(run)
+        task = experiment.bind(Classify(labels=LABELS, template=settings["template"]))
+        spec = PTuning(length=settings["length"], encoder=encoder) + Head(labels=LABELS)
         name = encoder or "none"
-        bench.teach(f"encoder {name}", spec, task, train)
-        found[f"accuracy_{name}"] = bench.score(task, test)
-        found[f"loss_{name}"] = bench.loss(task, test)
-    return found
+        experiment.fit(f"encoder {name}", spec, task, train)
+        numbers[f"accuracy_{name}"] = experiment.score(task, test)
+        numbers[f"loss_{name}"] = experiment.loss(task, test)
+    return numbers
 
 
 CLAIM = Claim(
@@ -42,11 +43,11 @@ CLAIM = Claim(
     section="2.2",
     sentence="Vectors made by a BiLSTM learn better than free ones in the same steps.",
     figures="no figure, only text",
-    sized=4,
+    minutes=4,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["loss_none"] - n["loss_lstm"],
-    told={
+    reported={
         "loss_lstm": "test loss, BiLSTM",
         "loss_mlp": "MLP",
         "loss_none": "none",

@@ -1,9 +1,10 @@
-"""Prompt tuning: five prompts for one task, asked at once, and their vote."""
+"""Prompt tuning: the vote of five prompts that were trained for one task."""
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import Bench, sentences
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import Experiment, sentences
+from bench.claims.plots import bars
 from inlay import Prompt
 from inlay.training import vote
 
@@ -22,36 +23,36 @@ SETTINGS = {
 
 
 def measure(run: Run) -> Numbers:
-    """Accuracy of five prompts and of their vote, from one pass over held-out reviews.
+    """Accuracy of five prompts and of their vote on held-out reviews.
 
-    The members differ in what they start from and in the order of their rows.
+    The members differ in their starting values and in the order of their rows.
     """
-    s = run.settings
-    bench = Bench(run)
-    task = bench.by_label()
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.by_label()
     train = sentences(run, "train")
     test = sentences(run, "test")
     members = []
-    for number in range(s["members"]):
+    for number in range(settings["members"]):
         members.append(
-            bench.teach(
+            experiment.fit(
                 f"member {number}",
-                Prompt(length=s["length"]),
+                Prompt(length=settings["length"]),
                 task,
                 train,
                 name=f"member{number}",
                 seed=100 * run.seed + number,
             )
         )
-        members[-1].enabled = False  # the next one learns alone
+        members[-1].enabled = False  # while the next member learns
     for member in members:
         member.enabled = True
-    voted = vote(bench.model, members, task, test)
-    singles = [one["accuracy"] for one in voted.singles]
+    votes = vote(experiment.model, members, task, test)
+    singles = [scores["accuracy"] for scores in votes.singles]
     return {
-        "accuracy_mean": voted.mean["accuracy"],
+        "accuracy_mean": votes.mean["accuracy"],
         "accuracy_best": max(singles),
-        "accuracy_vote": voted.ensemble["accuracy"],
+        "accuracy_vote": votes.ensemble["accuracy"],
     }
 
 
@@ -61,11 +62,11 @@ CLAIM = Claim(
     section="6",
     sentence="The vote of five prompts is better than they are on average.",
     figures="mean 90.5, best 91.0, vote 91.3 (SuperGLUE, T5-XXL)",
-    sized=6,
+    minutes=6,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["accuracy_vote"] - n["accuracy_mean"],
-    told={
+    reported={
         "accuracy_mean": "accuracy, mean of five",
         "accuracy_best": "the best",
         "accuracy_vote": "the vote",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, curves
-from bench.claims.setting import Bench, sentences
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import Experiment, sentences
+from bench.claims.plots import curves
 from inlay import Prompt
 
 LENGTHS = (1, 5, 20, 50)
@@ -23,24 +24,24 @@ SETTINGS = {
 
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews at each length."""
-    s = run.settings
-    bench = Bench(run)
-    task = bench.by_label()
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.by_label()
     train = sentences(run, "train")
     test = sentences(run, "test")
-    found: Numbers = {}
-    for length in s["lengths"]:
-        handle = bench.teach(f"length {length}", Prompt(length=length), task, train)
-        found[f"accuracy_{length}"] = bench.score(task, test)
-        found[f"loss_{length}"] = bench.loss(task, test)
+    numbers: Numbers = {}
+    for length in settings["lengths"]:
+        handle = experiment.fit(f"length {length}", Prompt(length=length), task, train)
+        numbers[f"accuracy_{length}"] = experiment.score(task, test)
+        numbers[f"loss_{length}"] = experiment.loss(task, test)
         handle.detach()
-    return found
+    return numbers
 
 
 def margin(n: Numbers) -> float:
-    """The rise from 1 to 20 counts, and what comes behind 20 must be less."""
-    rise = n["accuracy_20"] - n["accuracy_1"]
-    return min(rise, rise - (n["accuracy_50"] - n["accuracy_20"]))
+    """The gain from 1 to 20 positions; the gain beyond 20 must be smaller."""
+    gain = n["accuracy_20"] - n["accuracy_1"]
+    return min(gain, gain - (n["accuracy_50"] - n["accuracy_20"]))
 
 
 CLAIM = Claim(
@@ -50,10 +51,10 @@ CLAIM = Claim(
     sentence="In a small model more than one position is needed, and beyond 20 there is little "
     "to gain.",
     figures="curves over 1, 5, 20, 100, 150",
-    sized=8,
+    minutes=8,
     settings=SETTINGS,
     measure=measure,
     margin=margin,
-    told={f"accuracy_{n}": f"accuracy, {n} positions" if n == 1 else f"{n}" for n in LENGTHS},
+    reported={f"accuracy_{n}": f"accuracy, {n} positions" if n == 1 else f"{n}" for n in LENGTHS},
     plot=curves("positions", LENGTHS, logarithmic=True, accuracy_="accuracy"),
 )

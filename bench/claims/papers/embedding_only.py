@@ -1,9 +1,10 @@
-"""Prefix tuning: trained vectors in the embedding layer alone, and in every layer."""
+"""Prefix tuning: trained vectors in the embedding layer alone, or in every layer."""
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import Bench, restaurants
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import Experiment, restaurants
+from bench.claims.plots import bars
 from inlay import Prefix, Prompt
 from inlay.tasks import Generate
 
@@ -23,22 +24,22 @@ SETTINGS = {
 
 def measure(run: Run) -> Numbers:
     """Loss and BLEU on held-out restaurants with a prompt and with a prefix."""
-    s = run.settings
-    bench = Bench(run)
-    task = bench.bind(Generate(generation={"max_new_tokens": 40}))
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.bind(Generate(generation={"max_new_tokens": 40}))
     train = restaurants(run, "train")
     test = restaurants(run, "test")
     specs = {
-        "prompt": (Prompt(length=s["length"]), s["lr_prompt"]),
-        "prefix": (Prefix(length=s["length"], start=None), s["lr_prefix"]),
+        "prompt": (Prompt(length=settings["length"]), settings["lr_prompt"]),
+        "prefix": (Prefix(length=settings["length"], start=None), settings["lr_prefix"]),
     }
-    found: Numbers = {}
+    numbers: Numbers = {}
     for name, (spec, lr) in specs.items():
-        handle = bench.teach(name, spec, task, train, lr=lr)
-        found[f"loss_{name}"] = bench.loss(task, test)
-        found[f"bleu_{name}"] = bench.score(task, test[: s["written"]])
+        handle = experiment.fit(name, spec, task, train, lr=lr)
+        numbers[f"loss_{name}"] = experiment.loss(task, test)
+        numbers[f"bleu_{name}"] = experiment.score(task, test[: settings["written"]])
         handle.detach()
-    return found
+    return numbers
 
 
 CLAIM = Claim(
@@ -47,18 +48,18 @@ CLAIM = Claim(
     section="7.2",
     sentence="Trained vectors in the embedding layer alone do worse than a prefix in every layer.",
     figures="E2E, BLEU 48.1, 62.2, 61.9 with 1, 10, 20 embeddings; prefix 69.7 (GPT-2 medium)",
-    sized=8,
+    minutes=8,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["loss_prompt"] - n["loss_prefix"],
-    told={
+    reported={
         "loss_prompt": "loss a token, embeddings",
         "loss_prefix": "prefix",
         "bleu_prompt": "BLEU, embeddings",
         "bleu_prefix": "prefix",
     },
     plot=bars(loss_prompt="embeddings", loss_prefix="prefix"),
-    needs=("e2e",),
+    data=("e2e",),
     tried=(
         "rates 0.3 and 1e-2: it did not hold (0.60, -1.29, -2.07), because the prefix and its MLP "
         "fell apart in two of three seeds",

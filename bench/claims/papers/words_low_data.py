@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import Bench, restaurants
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import Experiment, restaurants
+from bench.claims.plots import bars
 from inlay import Prefix, words
 from inlay.tasks import Generate
 
@@ -24,21 +25,28 @@ SETTINGS = {
 
 def measure(run: Run) -> Numbers:
     """Loss on held-out restaurants from each start."""
-    s = run.settings
-    bench = Bench(run)
-    task = bench.bind(Generate())
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.bind(Generate())
     train = restaurants(run, "train")
     test = restaurants(run, "test")
-    starts = {name: words(bench.tokenizer, s[name]) for name in ("relevant", "irrelevant")}
-    ids = {name: tuple(i for (i,) in groups)[: s["length"]] for name, groups in starts.items()}
-    found: Numbers = {}
+    starts = {
+        name: words(experiment.tokenizer, settings[name]) for name in ("relevant", "irrelevant")
+    }
+    ids = {
+        name: tuple(i for (i,) in groups)[: settings["length"]] for name, groups in starts.items()
+    }
+    numbers: Numbers = {}
     for name, start in {**ids, "random": None}.items():
-        handle = bench.teach(
-            f"{name} start", Prefix(length=s["length"], mlp=s["mlp"], start=start), task, train
+        handle = experiment.fit(
+            f"{name} start",
+            Prefix(length=settings["length"], mlp=settings["mlp"], start=start),
+            task,
+            train,
         )
-        found[f"loss_{name}"] = bench.loss(task, test)
+        numbers[f"loss_{name}"] = experiment.loss(task, test)
         handle.detach()
-    return found
+    return numbers
 
 
 CLAIM = Claim(
@@ -48,16 +56,16 @@ CLAIM = Claim(
     sentence="With few examples a prefix that starts from real words does better than one that "
     "starts at random.",
     figures="50 to 500 examples, Fig. 5, without numbers",
-    sized=6,
+    minutes=6,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["loss_random"] - n["loss_relevant"],
-    told={
+    reported={
         "loss_relevant": "loss a token, relevant words",
         "loss_irrelevant": "other words",
         "loss_random": "random",
     },
     plot=bars(loss_relevant="relevant", loss_irrelevant="other words", loss_random="random"),
-    needs=("e2e",),
+    data=("e2e",),
     tried=("one rate for all starts, without the MLP; neither was varied",),
 )

@@ -1,17 +1,17 @@
-"""Prompt tuning: which words lie nearest to the vectors of a trained prompt."""
+"""Prompt tuning: which words are nearest to the vectors of a trained prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentences
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import LABELS, Experiment, sentences
+from bench.claims.plots import bars
 from inlay import Inlay, Prompt, labels
 
 SETTINGS = {
@@ -30,28 +30,31 @@ SETTINGS = {
 def measure(run: Run) -> Numbers:
     """The share of the label words that are among the nearest of some position.
 
-    Of prompts that started from the labels and from common tokens, after training, and of one
-    that started from common tokens, before it.
+    For prompts that started from the labels and from common tokens, and for random vectors.
     """
-    s = run.settings
-    bench = Bench(run)
-    task = bench.by_label()
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.by_label()
     train = sentences(run, "train")
-    groups = labels(bench.tokenizer, LABELS)
+    groups = labels(experiment.tokenizer, LABELS)
     ids = [group[0] for group in groups]
-    table = F.normalize(bench.model.get_input_embeddings().weight.float(), dim=1)
-    found: Numbers = {}
+    embeddings = F.normalize(experiment.model.get_input_embeddings().weight.float(), dim=1)
+    numbers: Numbers = {}
     for name, start in (("labels", groups), ("common", "common")):
-        handle = bench.teach(f"start {name}", Prompt(length=s["length"], start=start), task, train)
-        near = nearest(_vectors(handle), table, s["nearest"])
-        found[f"found_{name}"] = share(ids, near)
-        found[f"together_{name}"] = together(near, table)
+        handle = experiment.fit(
+            f"start {name}", Prompt(length=settings["length"], start=start), task, train
+        )
+        near = nearest(_vectors(handle), embeddings, settings["nearest"])
+        numbers[f"found_{name}"] = share(ids, near)
+        numbers[f"together_{name}"] = together(near, embeddings)
         handle.detach()
     torch.manual_seed(run.seed)
-    near = nearest(torch.randn(s["length"], table.shape[1]), table, s["nearest"])
-    found["found_random"] = share(ids, near)
-    found["together_random"] = together(near, table)
-    return found
+    near = nearest(
+        torch.randn(settings["length"], embeddings.shape[1]), embeddings, settings["nearest"]
+    )
+    numbers["found_random"] = share(ids, near)
+    numbers["together_random"] = together(near, embeddings)
+    return numbers
 
 
 def _vectors(handle: Inlay) -> Tensor:
@@ -59,25 +62,28 @@ def _vectors(handle: Inlay) -> Tensor:
     return values.detach().float()
 
 
-def nearest(vectors: Tensor, table: Tensor, number: int) -> list[list[int]]:
-    """The rows of a table `[V, D]` of unit vectors nearest to each of `[P, D]` by cosine."""
-    return (F.normalize(vectors, dim=1) @ table.T).topk(number, dim=1).indices.tolist()
+def nearest(vectors: Tensor, embeddings: Tensor, count: int) -> list[list[int]]:
+    """The tokens nearest by cosine to each vector.
+
+    vectors: `[P, D]`. embeddings: `[V, D]`, of length 1. count: how many tokens for each vector.
+    """
+    return (F.normalize(vectors, dim=1) @ embeddings.T).topk(count, dim=1).indices.tolist()
 
 
 def share(ids: Sequence[int], near: Sequence[Sequence[int]]) -> float:
-    """How many of the ids are near some position, as a share."""
-    every = {number for one in near for number in one}
-    return fmean(float(number in every) for number in ids)
+    """The share of the ids that are near some position."""
+    every = {token for tokens in near for token in tokens}
+    return fmean(float(token in every) for token in ids)
 
 
-def together(near: Sequence[Sequence[int]], table: Tensor) -> float:
-    """The mean cosine between two neighbours of one position, over positions."""
-    scores: list[Any] = []
-    for one in near:
-        rows = table[list(one)]
-        pairs = (rows @ rows.T).triu(1).sum() / (len(one) * (len(one) - 1) / 2)
-        scores.append(float(pairs))
-    return fmean(scores)
+def together(near: Sequence[Sequence[int]], embeddings: Tensor) -> float:
+    """The mean cosine between two neighbours of one position, averaged over positions."""
+    means: list[float] = []
+    for tokens in near:
+        rows = embeddings[list(tokens)]
+        pairs = len(tokens) * (len(tokens) - 1) / 2
+        means.append(float((rows @ rows.T).triu(1).sum() / pairs))
+    return fmean(means)
 
 
 CLAIM = Claim(
@@ -87,13 +93,13 @@ CLAIM = Claim(
     sentence="The label words are among the nearest neighbours of a trained prompt that started "
     "from them, and not of random vectors, whose neighbours have less to do with each other.",
     figures="no figure, only text",
-    sized=6,
+    minutes=6,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: min(
         n["found_labels"] - n["found_random"], n["together_labels"] - n["together_random"]
     ),
-    told={
+    reported={
         "found_labels": "label words found, started from them",
         "found_common": "from common tokens",
         "found_random": "random vectors",

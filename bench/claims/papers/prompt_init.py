@@ -1,9 +1,10 @@
-"""Prompt tuning: starting from class labels, from common tokens, or uniformly at random."""
+"""Prompt tuning: starting from class labels, from common tokens, or from uniform random values."""
 
 from __future__ import annotations
 
-from bench.claims.base import Claim, Numbers, Run, bars
-from bench.claims.setting import LABELS, Bench, sentences
+from bench.claims.claim import Claim, Numbers, Run
+from bench.claims.experiment import LABELS, Experiment, sentences
+from bench.claims.plots import bars
 from inlay import Prompt, labels
 
 SETTINGS = {
@@ -21,23 +22,25 @@ SETTINGS = {
 
 def measure(run: Run) -> Numbers:
     """Accuracy and loss on held-out movie reviews from each start."""
-    s = run.settings
-    bench = Bench(run)
-    task = bench.by_label()
+    settings = run.settings
+    experiment = Experiment(run)
+    task = experiment.by_label()
     train = sentences(run, "train")
     test = sentences(run, "test")
     starts = {
-        "labels": labels(bench.tokenizer, LABELS),
+        "labels": labels(experiment.tokenizer, LABELS),
         "common": "common",
         "uniform": "uniform",
     }
-    found: Numbers = {}
+    numbers: Numbers = {}
     for name, start in starts.items():
-        handle = bench.teach(f"start {name}", Prompt(length=s["length"], start=start), task, train)
-        found[f"accuracy_{name}"] = bench.score(task, test)
-        found[f"loss_{name}"] = bench.loss(task, test)
+        handle = experiment.fit(
+            f"start {name}", Prompt(length=settings["length"], start=start), task, train
+        )
+        numbers[f"accuracy_{name}"] = experiment.score(task, test)
+        numbers[f"loss_{name}"] = experiment.loss(task, test)
         handle.detach()
-    return found
+    return numbers
 
 
 CLAIM = Claim(
@@ -47,14 +50,14 @@ CLAIM = Claim(
     sentence="In a small model prompts that start from class labels do best, and those that start "
     "uniformly at random worst.",
     figures="Fig. 3b, without numbers",
-    sized=6,
+    minutes=6,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: min(
         n["accuracy_labels"] - n["accuracy_common"],
         n["accuracy_common"] - n["accuracy_uniform"],
     ),
-    told={
+    reported={
         "accuracy_labels": "accuracy, class labels",
         "accuracy_common": "common tokens",
         "accuracy_uniform": "uniform",

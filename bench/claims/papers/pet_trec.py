@@ -1,10 +1,10 @@
-"""`pet` on six kinds of questions."""
+"""The claim of `pet`, on six kinds of questions (TREC)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.claims import pet
+from bench.claims.papers import pet
 
 CLAIM = replace(
     pet.CLAIM,
@@ -28,7 +28,7 @@ CLAIM = replace(
             "NUM": " number",
         },
     },
-    needs=("trec",),
+    data=("trec",),
     tried=(
         "nothing else: rates and steps are those of `pet`, in which a pattern reads 80 rows, so "
         "more labels than that cannot help it",

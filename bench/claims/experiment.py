@@ -1,0 +1,127 @@
+"""What several claims share: a base, rows, and training that ends in a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import inlay
+from bench.claims.claim import Run
+from inlay.core.modes import evaluating
+from inlay.data.dataset import Example
+from inlay.data.loading import load
+from inlay.hub import fetch_sentiment, load_base
+from inlay.tasks import Classify, Task
+from inlay.training import evaluate
+from inlay.training.loop.batches import by_length
+
+LABELS = ("negative", "positive")
+
+
+class Experiment:
+    """The frozen base of a claim, on which methods are trained and scored one after another."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        dtype = run.settings.get("dtype")
+        self.model, self.tokenizer = load_base(
+            run.settings["base"], dtype=None if dtype is None else getattr(torch, dtype)
+        )
+
+    def bind(self, task: Task) -> Task:
+        """The task, bound to the base."""
+        task.bind(self.model, self.tokenizer)
+        return task
+
+    def by_label(self) -> Task:
+        """The task of answering with a review's label as a word, in the claim's template."""
+        template, words = self.run.settings["template"], {name: name for name in LABELS}
+        return self.bind(Classify(template=template, verbalizer=words))
+
+    def fit(
+        self,
+        step: str,
+        spec: Any,
+        task: Task,
+        rows: Sequence[Example],
+        *,
+        name: str = "default",
+        lr: float | None = None,
+        base_lr: float | None = None,
+        seed: int | None = None,
+    ) -> inlay.Inlay:
+        """Attach a method and train it, with the steps and the batch size of the claim.
+
+        step: what to show as progress. lr: the claim's if None. base_lr: the base's learning rate;
+        the base is frozen if None. seed: of everything random; the run's if None.
+        """
+        settings = self.run.settings
+        seed = self.run.seed if seed is None else seed
+        torch.manual_seed(seed)
+        handle = inlay.attach(self.model, spec, name=name)
+        self.run.show(step)
+        inlay.fit(
+            self.model,
+            handle,
+            task,
+            rows,
+            console=self.run.console,
+            seed=seed,
+            steps=settings["steps"],
+            lr=settings["lr"] if lr is None else lr,
+            base_lr=base_lr,
+            batch_size=settings["batch_size"],
+        )
+        return handle
+
+    def score(self, task: Task, rows: Sequence[Example]) -> float:
+        """The task's metric on some rows."""
+        return float(evaluate(self.model, task, rows, batch_size=32)[task.metric])
+
+    def loss(self, task: Task, rows: Sequence[Example]) -> float:
+        """The mean loss on some rows, in nats a token or a row."""
+        return loss(self.model, task, rows)
+
+
+@torch.no_grad()
+def loss(model: Any, task: Task, rows: Sequence[Example]) -> float:
+    """The mean loss on some rows, in nats a token or a row."""
+    encoded = task.encode_all(rows)
+    total, count = 0.0, 0
+    with evaluating(model):
+        for numbers in by_length([len(row) for row in encoded], rows=16, tokens=None):
+            batch = task.collate([encoded[number] for number in numbers])
+            batch_loss, batch_count = task.loss(model, batch)
+            total, count = total + float(batch_loss), count + batch_count
+    return total / count
+
+
+def sentences(run: Run, split: str, domain: str = "movie", longest: int = 90) -> list[Example]:
+    """A sample of the short sentences of one domain, with their labels.
+
+    longest: characters of the longest sentence.
+    """
+    rows = load(fetch_sentiment() / domain / f"{split}.jsonl", need=("text", "label"))
+    return sample(run, split, [row for row in rows if len(str(row.fields["text"])) <= longest])
+
+
+def restaurants(run: Run, split: str) -> list[Example]:
+    """A sample of E2E: rows `source` -> `target`."""
+    return sample(run, split, load(run.folder("e2e"), split=split))
+
+
+def sample(run: Run, split: str, rows: Sequence[Example]) -> list[Example]:
+    """As many rows as the claim's settings say for a split.
+
+    Rows to train on differ by seed; rows to test on are always the same.
+    """
+    return drawn(rows, run.settings[split], run.seed if split == "train" else 0)
+
+
+def drawn(rows: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """At most `limit` rows, drawn at random with a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(rows), generator=generator)
+    return [rows[number] for number in order[:limit].tolist()]

@@ -1,0 +1,188 @@
+"""The report as one HTML page, which loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from inlay_cli.inspect import report as reports
+from inlay_cli.inspect.report import Comparison, Report
+
+if TYPE_CHECKING:
+    from inlay.inspect import (
+        AttentionShare,
+        MatchedPrompts,
+        NearestTokens,
+        Neighbours,
+        PrefixSimilarity,
+    )
+
+CELL, LEFT, TOP, RIGHT = 18, 34, 20, 54
+"""Pixels: the side of a square, and the margins around the squares of a map."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d5d9de; --map: #0b57a4;
+        --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --soft: #9aa3ad; --line: #3a4149; --map: #6db3ff; --paper: #14171a; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2.2rem; }
+p { margin: .4rem 0; } .soft, small { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .6rem 0; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
+         vertical-align: top; }
+th { font-weight: 600; } .n { text-align: right; font-variant-numeric: tabular-nums; }
+code { font-family: ui-monospace, monospace; }
+td code + small { margin-right: .7rem; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg .square { fill: var(--map); } svg .frame { fill: none; stroke: var(--line); }
+"""
+
+
+def page(report: Report) -> str:
+    """The report as HTML."""
+    parts = [
+        f"<h1>{escape(report.file)}</h1>",
+        _p(f"<code>{escape(report.method)}</code> on {escape(report.base)}"),
+        *(part for prompt in report.prompts for part in _prompt(report, prompt)),
+        *(part for share in report.shares for part in _map(share, report.measured)),
+    ]
+    if report.comparison is not None:
+        parts += _comparison(report, report.comparison)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape(report.file)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _p(html: str) -> str:
+    return f"<p>{html}</p>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int]) -> str:
+    """A table. Cells are HTML; numbers: which columns hold numbers."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        classes = (' class="n"' if n in numbers else "" for n in range(len(cells)))
+        html = (f"<{tag}{c}>{cell}</{tag}>" for c, cell in zip(classes, cells, strict=True))
+        return f"<tr>{''.join(html)}</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>\n{line("th", head)}\n{body}\n</table></div>'
+
+
+def _prompt(report: Report, prompt: Neighbours) -> list[str]:
+    rows = [
+        [
+            str(number),
+            f"{float(vector.norm()):.3g}",
+            _tokens(report, prompt.cosine, number),
+            _tokens(report, prompt.distance, number),
+        ]
+        for number, vector in enumerate(prompt.vectors)
+    ]
+    head = ["position", "norm", "by cosine", "by distance"]
+    parts = [
+        f"<h2>Nearest tokens of every position of {escape(prompt.place)}</h2>",
+        _table(head, rows, (0, 1)),
+        *(_p(escape(line)) for line in reports.closeness(prompt)),
+    ]
+    if prompt.shared:
+        shared = [
+            [f"<code>{escape(report.token(token))}</code>", ", ".join(map(str, positions))]
+            for token, positions in prompt.shared.items()
+        ]
+        parts.append(_table(["token", "near positions"], shared, ()))
+    if prompt.ranks:
+        k = prompt.cosine.ids.shape[1]
+        head = ["word", "best rank", "at position", "cosine", f"among the {k} nearest of"]
+        words = [[*map(escape, cells)] for cells in reports.word_ranks(prompt)]
+        place = escape(prompt.place)
+        parts += [
+            f"<h2>Rank of words among all tokens, by cosine to a position of {place}</h2>",
+            _table(head, words, (1, 2, 3)),
+        ]
+    return parts
+
+
+def _tokens(report: Report, near: NearestTokens, position: int) -> str:
+    pairs = zip(near.ids[position].tolist(), near.values[position].tolist(), strict=True)
+    return " ".join(
+        f"<code>{escape(report.token(token))}</code> <small>{reports.short(value)}</small>"
+        for token, value in pairs
+    )
+
+
+def _map(share: AttentionShare, measured: str) -> list[str]:
+    text = f"{reports.summary(share)}, over {measured}."
+    return [f"<h2>{escape(reports.title(share))}</h2>", _p(escape(text)), svg_map(share)]
+
+
+def svg_map(share: AttentionShare) -> str:
+    """An attention map as SVG: a square for each head, a line for each layer from the first on."""
+    layers, heads = share.shares.shape
+    highest = float(share.shares.max()) or 1.0
+    width, height = LEFT + heads * CELL + RIGHT, TOP + layers * CELL + 2
+    right = LEFT + heads * CELL + 8
+    shapes = [
+        f'<text x="{LEFT}" y="{TOP - 7}">heads 0–{heads - 1}</text>',
+        f'<text x="{right}" y="{TOP - 7}">mean</text>',
+    ]
+    for line, (layer, values) in enumerate(zip(share.layers, share.shares.tolist(), strict=True)):
+        middle = TOP + line * CELL + CELL * 0.7
+        shapes.append(f'<text x="{LEFT - 8}" y="{middle:g}" text-anchor="end">{layer}</text>')
+        for head, value in enumerate(values):
+            shapes.append(
+                f'<rect class="square" x="{LEFT + head * CELL}" y="{TOP + line * CELL}" '
+                f'width="{CELL - 1}" height="{CELL - 1}" fill-opacity="{value / highest:.3f}">'
+                f"<title>layer {layer}, head {head}: {reports.percent(value)}</title></rect>"
+            )
+        mean = reports.percent(sum(values) / len(values))
+        shapes.append(f'<text x="{right}" y="{middle:g}">{mean}</text>')
+    frame = (
+        f'<rect class="frame" x="{LEFT - 1}" y="{TOP - 1}" width="{heads * CELL + 1}" '
+        f'height="{layers * CELL + 1}"/>'
+    )
+    label = escape(f"{reports.title(share)}: {reports.summary(share)}")
+    svg = (
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">{frame}{"".join(shapes)}</svg>'
+    )
+    legend = f"The strongest square is {reports.percent(highest)}; a line is a layer."
+    return f'<div class="wide">{svg}</div><p class="soft">{legend}</p>'
+
+
+def _comparison(report: Report, comparison: Comparison) -> list[str]:
+    return [
+        f"<h2>Compared with {escape(comparison.file)}</h2>",
+        _p(f"<code>{escape(comparison.method)}</code>"),
+        *(_p(escape(line)) for line in reports.agreement(comparison, report.shares)),
+        *(_matched(matched) for matched in comparison.prompts),
+        *(_prefixes(prefix) for prefix in comparison.prefixes),
+        *(part for share in comparison.shares for part in _map(share, report.measured)),
+    ]
+
+
+def _matched(matched: MatchedPrompts) -> str:
+    rows = [
+        [str(i), str(j), f"{cosine:.3f}", reports.percent(overlap)]
+        for (i, j), cosine, overlap in zip(
+            matched.pairs, matched.cosines, matched.overlaps, strict=True
+        )
+    ]
+    head = ["first", "second", "cosine", "nearest tokens in common"]
+    return _table(head, rows, (0, 1, 2, 3))
+
+
+def _prefixes(prefix: PrefixSimilarity) -> str:
+    rows = [
+        [str(layer), f"{float(k.mean()):.3f}", f"{float(v.mean()):.3f}"]
+        for layer, k, v in zip(prefix.layers, prefix.keys, prefix.values, strict=True)
+    ]
+    return _p(escape(prefix.attention)) + _table(["layer", "keys", "values"], rows, (0, 1, 2))
