@@ -92,7 +92,7 @@ def measure(path: Path, whole: bool) -> dict[str, float]:
         "peak": round(status("VmHWM"), 1),
         "grown": round(status("VmHWM") - before, 1),
         "seconds": round(time.monotonic() - start, 1),
-        "kept": len(encoded),
+        "encoded": len(encoded),
         "score": scores[task.metric],
     }
 

@@ -1,7 +1,7 @@
 """Write the generated parts of the documents, or with `--check` compare them with the files.
 
 Generated are docs/methods.md, docs/claims.md, docs/tasks.md, the options of the commands
-(src/inlay_cli/flags.json), and in README.md what stands between markers such as `<!-- methods -->`
+(src/inlay_cli/flags.json), and in README.md the parts between markers such as `<!-- methods -->`
 and `<!-- /methods -->`.
 """
 

@@ -18,5 +18,5 @@ def row(cells: Sequence[str]) -> str:
 
 
 def cell(text: str) -> str:
-    """A text that may stand in a cell."""
+    """A text, escaped for a cell."""
     return text.replace("|", "\\|")

@@ -1,8 +1,7 @@
 """Find the messages in the source.
 
-A message is the first argument of every call of an error class, wherever it stands: most are
-raised on the spot, a few are returned by a helper that its callers raise. What is computed stands
-in braces, as in an f-string; `(a | b)` is one of two texts, and `[a]` is there or not. Texts of
+A message is the first argument of every call of an error class: most are raised on the spot, a few
+are returned by a helper whose callers raise them. What is computed is in braces, as in an f-string; `(a | b)` is one of two texts, and `[a]` is there or not. Texts of
 local variables, of constants and of private functions of the same file are written out.
 """
 
@@ -48,7 +47,7 @@ def messages(source: Path = SOURCE) -> list[Message]:
     ]
 
 
-def document(found: list[Message]) -> str:
+def document(entries: list[Message]) -> str:
     """The messages as Markdown, a section for each file."""
     lines = [
         "# Messages",
@@ -56,10 +55,10 @@ def document(found: list[Message]) -> str:
         "Every message of an error that is raised on purpose, to be read as prose. Generated from "
         "the source: `python -m tests.messages`.",
     ]
-    for file in dict.fromkeys(message.file for message in found):
-        in_file = [m for m in found if m.file == file]
-        entries = dict.fromkeys(f"- {m.error}: {m.text}" for m in in_file)
-        lines += ["", f"## {file}", "", *entries]
+    for file in dict.fromkeys(message.file for message in entries):
+        in_file = [message for message in entries if message.file == file]
+        items = dict.fromkeys(f"- {message.error}: {message.text}" for message in in_file)
+        lines += ["", f"## {file}", "", *items]
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +101,7 @@ def _in_file(
 
 
 def _calls(node: ast.AST, scope: Function | None) -> Iterator[tuple[Function | None, ast.Call]]:
-    """Every call, with the function that it stands in."""
+    """Every call, with the function around it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Call):
             yield scope, child
@@ -110,7 +109,7 @@ def _calls(node: ast.AST, scope: Function | None) -> Iterator[tuple[Function | N
 
 
 class _Reader:
-    """Turns the expressions of one file into the texts that they stand for."""
+    """Turns the expressions of one file into their texts."""
 
     def __init__(self, tree: ast.Module, constants: Mapping[str, ast.expr]):
         self.constants = {**constants, **dict(_constants(tree))}
@@ -130,8 +129,8 @@ class _Reader:
             return self.text(node.left, scope, depth) + self.text(node.right, scope, depth)
         if isinstance(node, ast.IfExp) and _is_text(node):
             return self._choice([node.body, node.orelse], scope, depth)
-        if depth < 2 and (found := self._values(node, scope)):
-            return self._choice(*found, depth + 1)
+        if depth < 2 and (values := self._values(node, scope)):
+            return self._choice(*values, depth + 1)
         return f"{{{ast.unparse(node)}}}"
 
     def _part(self, node: ast.expr, scope: Function | None, depth: int) -> str:
@@ -154,7 +153,7 @@ class _Reader:
     def _values(
         self, node: ast.expr, scope: Function | None
     ) -> tuple[list[ast.expr], Function | None] | None:
-        """The texts of a local name, a constant or a private function, and where they stand."""
+        """The texts of a local name, a constant or a private function, and their function."""
         if isinstance(node, ast.Name):
             nodes, where = list(_assigned(node.id, scope)), scope
             if not nodes and node.id.isupper() and node.id in self.constants:

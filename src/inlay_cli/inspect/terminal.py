@@ -40,7 +40,7 @@ def _print(line: str) -> None:
 
 
 def _titled(title: str) -> Table:
-    """An empty table below its title, which stands on a line of its own so as not to be broken."""
+    """An empty table below its title, which is a line of its own so that it is not wrapped."""
     _print(f"\n[bold]{escape(title)}[/]")
     return table()
 
