@@ -20,7 +20,7 @@ def check_alone(others: Sequence[str]) -> None:
     """Raise MergeError where other inlays are attached to the base that is about to change."""
     if others:
         raise MergeError(
-            f"{', '.join(map(repr, others))} would sit on a base that has changed; "
+            f"merging changes the base, and {', '.join(map(repr, others))} depend on it; "
             "detach every other inlay first"
         )
 

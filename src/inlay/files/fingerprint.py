@@ -52,7 +52,7 @@ def check_base(path: Path, header: Mapping[str, str], chart: Chart) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path}: the fingerprint of its base cannot be read") from None
     current = fingerprint(chart)
-    cure = "load it into that base; in Python strict=False takes it all the same"
+    cure = "load it into that base, or in Python use strict=False"
     for what, before, now in (
         ("family", family, current["family"]),
         ("number of blocks", depth[: len(current["depth"])], current["depth"][: len(depth)]),
@@ -81,8 +81,8 @@ def check_tokenizer(path: Path, header: Mapping[str, str], tokenizer: Any) -> No
     stored = header.get("tokenizer")
     if None not in (tokenizer, stored) and tokenizer_fingerprint(tokenizer) != stored:
         raise BaseError(
-            f"{path} was made with another tokenizer; load the one of its base; "
-            "in Python strict=False takes it all the same"
+            f"{path} was made with another tokenizer; load the tokenizer of its base, "
+            "or in Python use strict=False"
         )
 
 

@@ -94,7 +94,9 @@ def read(path: str | Path) -> InlayFile:
             for name in names:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in FLOATS | OTHERS:
-                    raise FileError(f"{path}: {name!r:.120} has dtype {dtype}, which none has")
+                    raise FileError(
+                        f"{path}: {name!r:.120} has dtype {dtype}, which inlay never writes"
+                    )
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is damaged or not an inlay file: {error!s:.200}") from None

@@ -55,7 +55,9 @@ class IPT(Method):
         if self.code is not None:
             positive_int(self, "code")
         elif self.decoder is not None:
-            raise SpecError("IPT: a decoder needs a code to decode")
+            raise SpecError(
+                "IPT: a decoder needs the size of its input; give code=250 as in training it"
+            )
 
     @override
     def build(self, site: Site, shared: Shared) -> PromptVectors:

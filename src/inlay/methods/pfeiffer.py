@@ -56,7 +56,9 @@ class Pfeiffer(Method):
         d = site.d_out
         m = self.bottleneck if self.bottleneck is not None else d // 16
         if m < 1:
-            raise SpecError(f"Pfeiffer: a width of {d} has no sixteenth; give a bottleneck")
+            raise SpecError(
+                f"Pfeiffer: a sixteenth of the width {d} is less than 1; give bottleneck="
+            )
         down, up = normal(m, d, std=self.std), normal(d, m, std=self.std)
         return Renormed(Bottleneck(down, up, self.act), site.norm)
 

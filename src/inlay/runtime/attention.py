@@ -85,7 +85,7 @@ def check_implementation(configs: list[Any]) -> None:
         theirs = config._attn_implementation
         if theirs not in OURS and theirs not in THEIRS:
             raise PortError(
-                f"keys need sdpa or eager attention, and this model runs {theirs!r}; "
+                f"extra keys need sdpa or eager attention, and this model uses {theirs!r}; "
                 "call model.set_attn_implementation('sdpa') first"
             )
 

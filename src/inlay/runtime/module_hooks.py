@@ -36,7 +36,10 @@ class ModuleHookPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         if site.heads or site.role == "final":
-            raise PortError(f"{method} changes the output of a module, and {site.role!r} is none")
+            raise PortError(
+                f"{method} changes the output of a module, and {site.role!r} is not a module; use a "
+                "role such as 'attn.q' or 'mlp'"
+            )
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:

@@ -31,7 +31,7 @@ BEFORE = "inlay_before"
 
 OTHER_ROWS = (
     "this cache was filled without the prompt of these rows; "
-    "begin generation again with the rows it shall use"
+    "start the generation again after choosing the rows"
 )
 
 FIRST_MASK = "inlay_first_mask"
@@ -73,9 +73,9 @@ class PromptPort(Port):
         check_embed(method, site)
         if chart.stack(site.stack).is_recurrent:
             raise PortError(
-                f"{method} stands before a text once, and {type(chart.base).__name__} does not say "
-                "which pass begins one; virtual tokens work here: PTuning, and {p*3} in the "
-                "template"
+                f"{method} puts a prompt before the first token of a text, and "
+                f"{type(chart.base).__name__} does not tell which pass begins a text; use virtual "
+                "tokens instead: PTuning, with {p*3} in the template"
             )
 
     @override
