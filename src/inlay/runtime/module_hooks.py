@@ -37,8 +37,8 @@ class ModuleHookPort(Port):
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         if site.heads or site.role == "final":
             raise PortError(
-                f"{method} changes the output of a module, and {site.role!r} is not a module; use a "
-                "role such as 'attn.q' or 'mlp'"
+                f"{method} changes the output of a module, and {site.role!r} is not a module; use "
+                "a role such as 'attn.q' or 'mlp'"
             )
 
     @override
