@@ -1,4 +1,4 @@
-"""The way into attention: another way to attend for short texts while a bf16 base learns."""
+"""Attention in our own functions: short texts of a bf16 base in training on a CPU."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def in_double(monkeypatch):
     So gradients of whole bases can be compared: what two ways differ by is then far below what
     any base makes of it.
     """
-    monkeypatch.setattr(attention, "learns", lambda *given: any(t.requires_grad for t in given))
+    monkeypatch.setattr(attention, "in_training", lambda *given: any(t.requires_grad for t in given))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
