@@ -22,7 +22,7 @@ from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Example
 from inlay.data.loading import load
 from inlay.hub import fetch_sentiment
-from inlay.tasks import Classify, Task
+from inlay.tasks import Classify, Task, Verbalizer
 from inlay.training import evaluate
 
 METHODS = ("Prompt", "Prefix", "PTuning", "PTuningV2")
@@ -36,7 +36,7 @@ OUT = Path(__file__).with_name("defaults.json")
 
 def review_task() -> Task:
     """Reviews as a question that is answered with a word."""
-    return Classify(template=TEMPLATE, verbalizer={"negative": " bad", "positive": " great"})
+    return Classify(template=TEMPLATE, by=Verbalizer({"negative": " bad", "positive": " great"}))
 
 
 def measure(

@@ -79,7 +79,7 @@ def measure(path: Path, whole: bool) -> dict[str, float]:
     task = Regress()
     inlay.attach(model, headed(LoRA(rank=2), task))
     task.bind(model, tokenizer)
-    need = task.needs
+    need = task.required_fields
     evaluate(model, task, islice(stream(path, need=need), ROWS), batch_size=BATCH)  # first use
     gc.collect()
     before = status("VmRSS")

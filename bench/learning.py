@@ -30,7 +30,7 @@ from bench.timing import synchronise
 from inlay.data.dataset import Dataset
 from inlay.data.loading import load
 from inlay.hub import fetch_sentiment
-from inlay.tasks import Classify
+from inlay.tasks import Classify, Verbalizer
 
 TEMPLATE = "{text} All in all, it was"
 WORDS = {"negative": " bad", "positive": " great"}
@@ -56,7 +56,7 @@ def ours(name: str, seed: int, steps: int, train: Dataset, test: Dataset) -> Run
     """`inlay.fit` on the task `classify` with a word for each label."""
     set_seed(seed)
     base, words = model(), tokenizer()
-    task = Classify(template=TEMPLATE, verbalizer=WORDS)
+    task = Classify(template=TEMPLATE, by=Verbalizer(WORDS))
     task.bind(base, words)
     handle = inlay.attach(base, OURS[name])
     console = Console(file=io.StringIO())

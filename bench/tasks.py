@@ -77,7 +77,7 @@ class DataSet:
 
 
 def _classify(template: str, verbalizer: Mapping[str, str]) -> dict[str, Any]:
-    return {"kind": "classify", "template": template, "verbalizer": dict(verbalizer)}
+    return {"kind": "classify", "template": template, "by": {"words": dict(verbalizer)}}
 
 
 def _outside(row: Example) -> list[str]:

@@ -13,7 +13,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.data.loading import load
 from inlay.hub import fetch_sentiment, load_base
-from inlay.tasks import Classify, Task
+from inlay.tasks import Classify, Task, Verbalizer
 from inlay.training import evaluate
 from inlay.training.loop.batches import by_length
 
@@ -38,7 +38,7 @@ class Experiment:
     def by_label(self) -> Task:
         """The task of answering with a review's label as a word, in the claim's template."""
         template, words = self.run.settings["template"], {name: name for name in LABELS}
-        return self.bind(Classify(template=template, verbalizer=words))
+        return self.bind(Classify(template=template, by=Verbalizer(words)))
 
     def fit(
         self,
@@ -93,7 +93,7 @@ def loss(model: Any, task: Task, rows: Sequence[Example]) -> float:
     with evaluating(model):
         for numbers in by_length([len(row) for row in encoded], rows=16, tokens=None):
             batch = task.collate([encoded[number] for number in numbers])
-            batch_loss, batch_count = task.loss(model, batch)
+            batch_loss, batch_count = task.loss(task.outputs(model, batch), batch)
             total, count = total + float(batch_loss), count + batch_count
     return total / count
 

@@ -16,7 +16,7 @@ from inlay.runtime.container import container_of, stack_hooks
 
 
 def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """What a trained head reads: the first stack's last hidden states, and their mask.
+    """Run the first stack, and return what a trained head reads: its last states and their mask.
 
     inputs: what the backbone takes. Returns states `[B, T, D]` and a mask `[B, T]`; in an
     encoder–decoder with a prompt both hold the prompt's positions too.
@@ -31,7 +31,7 @@ def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Te
 
 
 def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
-    """The first stack's last hidden states of the text's own tokens alone, `[B, T, D]`."""
+    """Run the first stack, and return its last states at the tokens of the text, `[B, T, D]`."""
     states = chart.stacks[0].last_hidden_state(**inputs)
     for hooks in stack_hooks(model)[:1]:
         states = hooks.narrowed(inputs.get("attention_mask"), states)
@@ -39,17 +39,23 @@ def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
 
 
 def head_of(model: PreTrainedModel, name: str) -> HeadPiece | None:
-    """The head that an attached inlay holds, or None."""
+    """The trained head of an attached inlay, or None."""
     pieces = (placed.piece for placed in attached(model)[name].placed)
     return next((piece for piece in pieces if isinstance(piece, HeadPiece)), None)
 
 
 def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
-    """hidden `[B, T, D]`, mask `[B, T]` -> logits by the heads of the rows' inlays.
+    """Classify rows, each by the trained head of the inlay that serves it.
 
-    Logits are `[B, C]`, and `[B, T, C]` of heads that classify each token. Rows are those of the
-    forward pass that made `hidden`. Raises TaskError where no attached inlay has a head, RowsError
-    where a row has none, or heads differ in their number of classes or in what they classify.
+    Args:
+        model: the base.
+        hidden: the last hidden states of a forward pass over these rows, `[B, T, D]`.
+        mask: 1 where there is text, `[B, T]`.
+
+    Returns logits `[B, C]`, or `[B, T, C]` by heads that classify each token.
+
+    Raises TaskError where no attached inlay has a head; RowsError where a row has none, or heads
+    differ in their number of classes or in what they classify.
     """
     present = attached(model)
     heads = {name: head for name in present if (head := head_of(model, name)) is not None}

@@ -27,7 +27,7 @@ FIELDS = {
     "name": "reviews",
     "task.kind": "classify",
     "task.template": "{text} All in all, it was",
-    "task.verbalizer": '{"negative": " bad", "positive": " great"}',
+    "task.by.words": '{"negative": " bad", "positive": " great"}',
     "data.train.split": "train",
     "training.lr": "1e-3",
     "training.batch_size": "16",
@@ -137,7 +137,7 @@ def demo(
 def _test_rows(folder: Path, task: Task, limit: int) -> Dataset:
     from inlay.data.loading import load
 
-    return load(folder, split="test", need=task.needs, limit=limit)
+    return load(folder, split="test", need=task.required_fields, limit=limit)
 
 
 def _show_step(number: int, step: str) -> None:

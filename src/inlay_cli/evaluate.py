@@ -162,7 +162,7 @@ def _adopt_labels(task: Task, handle: Inlay) -> None:
 
     head = head_of(handle.model, handle.name)
     if head is not None:
-        task.adopt(tuple(head.labels))
+        task.set_labels(tuple(head.labels))
 
 
 def _write_predictions(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from inlay.data.loading import load
 from inlay.tasks import TASKS
+from inlay.tasks.options import Option, option_classes
 from inlay.training.loop.options import Training
 from inlay.training.recipes.recipe import Recipe, Source
 from inlay_cli.flags import Flag
@@ -103,15 +104,39 @@ def task_flags() -> list[Flag]:
             about |= parse_docstring(inspect.cleandoc(vars(base).get("__doc__") or ""))
         hints = get_type_hints(task)
         for field in dataclasses.fields(task):
-            meanings.setdefault(field.name, {})[kind] = about.get(field.name, "")
-            words = value_of(hints[field.name]).split("|")
-            values.setdefault(field.name, {}).update(dict.fromkeys(words))
+            options = option_classes(hints[field.name])
+            value = "JSON" if options else value_of(hints[field.name])
+            fields = {field.name: (about.get(field.name, ""), value)}
+            fields |= {f"{field.name}.{name}": of for name, of in option_fields(options).items()}
+            for name, (meaning, words) in fields.items():
+                meanings.setdefault(name, {})[kind] = meaning
+                values.setdefault(name, {}).update(dict.fromkeys(words.split("|")))
     for name, texts in meanings.items():
         same = len(texts) == len(TASKS) and len(set(texts.values())) == 1
         by_task = " ".join(f"[{kind}] {text}" for kind, text in texts.items())
         text = next(iter(texts.values())) if same else by_task
         flags.append(Flag(f"task.{name}", "|".join(values[name]), text, "Task"))
     return flags
+
+
+def option_fields(options: Sequence[type[Option]]) -> dict[str, tuple[str, str]]:
+    """The fields of a choice: its `kind`, and those of all its classes.
+
+    Returns for each field its explanation and what to write for its value.
+    """
+    if not options:
+        return {}
+    kinds = "|".join(option.kind for option in options)
+    fields = {"kind": ("The kind; may be left out where the other fields decide.", kinds)}
+    for option in options:
+        hints = get_type_hints(option)
+        about = parse_docstring(inspect.getdoc(option) or "")
+        for field in dataclasses.fields(option):
+            text = f"({option.kind}) {about.get(field.name, '')}"
+            if field.name in fields:
+                text = f"{fields[field.name][0]} {text}"
+            fields[field.name] = (text, value_of(hints[field.name]))
+    return fields
 
 
 def parse_docstring(doc: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ def test_every_cell_is_a_recipe(name, base):
         assert recipe.training.minutes == 0.5
         assert isinstance(recipe.make_task(), Task)
         assert recipe.training.base_lr is not None or recipe.make_spec().methods
-    assert data_set.of("minilm") is data_set.head and "verbalizer" not in data_set.head
+    assert data_set.of("minilm") is data_set.head and data_set.head.get("by") in (None, "head")
 
 
 def test_the_most_frequent_answer_is_given_to_all():

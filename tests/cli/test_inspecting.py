@@ -175,7 +175,7 @@ def test_label_words_come_from_the_recipe(inlay, encoder, saved, tmp_path):
     file = saved("p", Prompt(length=2), encoder)
     (tmp_path / "recipe.yaml").write_text(
         f"base: {encoder}\nmethod: Prompt(length=2)\nout: run\n"
-        "task: {kind: classify, template: '{text} is {mask}', verbalizer: {up: fine, down: dull}}\n"
+        "task: {kind: classify, template: '{text} is {mask}', by: {words: {up: fine, down: dull}}}\n"
         "data: {train: {source: none.jsonl}}\n"
     )
     run = inlay("inspect", encoder, file)

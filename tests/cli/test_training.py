@@ -22,7 +22,7 @@ def test_train_trains_what_a_recipe_describes(inlay, recipe, tmp_path):
 def test_train_shows_progress_of_every_part(inlay, recipe, rows, monkeypatch):
     monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
     monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
-    monkeypatch.setattr("inlay.tasks.base.TOGETHER", 3)
+    monkeypatch.setattr("inlay.tasks.base.ENCODED_TOGETHER", 3)
     small = ("--batch-size", "2", "--set", f"data.test.source={rows}")
     run = inlay("train", recipe, *small)
     assert run.code == 0, run.err
@@ -70,7 +70,7 @@ def test_every_field_of_a_recipe_is_a_flag():
     assert {f"training.{name}" for name in Training.model_fields} <= names
     assert {"base", "dtype", "method", "name", "out", "seed", "task.kind"} <= names
     assert {f"data.{part}.source" for part in ("train", "dev", "test")} <= names
-    assert {"task.template", "task.verbalizer", "task.chat"} <= names
+    assert {"task.template", "task.by.words", "task.chat"} <= names
 
 
 def test_every_flag_of_rows_and_training_is_explained():
@@ -314,7 +314,7 @@ TOPICS = [{"text": word, "labels": [word, "all"]} for word in ("cat", "dog", "ma
         ("choose --task.by mean", CHOICES, "accuracy", int),
         ("choose", CHOICES, "accuracy", int),
         ("regress", VALUES, "pearson", float),
-        ("classify --task.multi_label true", TOPICS, "micro_f1", list),
+        ("classify --task.objective.kind binary_cross_entropy", TOPICS, "micro_f1", list),
     ],
 )
 def test_other_tasks_are_trained_and_scored(inlay, base, tmp_path, task, rows, metric, kind):

@@ -170,7 +170,7 @@ def test_an_opening_of_virtual_tokens_runs_once() -> None:
 def test_it_stands_behind_the_text_where_no_template_says_where() -> None:
     task = Generate(template="{source} =")
     piece = inlay.attach(zoo.fresh("llama"), Infix(length=3)).placed[0].piece
-    task.place(3, piece.before, [])
+    task.place_virtual_tokens(3, piece.before, [])
     assert task.template == "{source} {p*3} ="
 
 

@@ -12,7 +12,7 @@ import inlay
 from inlay.errors import FileError, SpecError, TrainingError
 from inlay.laws.case import far, move
 from inlay.methods.ipt import Decoder
-from inlay.tasks import Classify
+from inlay.tasks import Classify, Verbalizer
 from inlay.training import Lesson, fit, fit_decoder
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
@@ -29,7 +29,7 @@ ROWS = examples(
 def lessons(model, count: int, length: int = 3) -> list[Lesson]:
     made = []
     for number in range(count):
-        task = Classify(template="{text} was", verbalizer={"a": "good", "b": "bad"})
+        task = Classify(template="{text} was", by=Verbalizer({"a": "good", "b": "bad"}))
         task.bind(model, tokenizer("decoder"))
         torch.manual_seed(number)
         handle = inlay.attach(model, inlay.Prompt(length=length), name=f"t{number}")
@@ -137,6 +137,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def lessons_of_another_length(model) -> list[Lesson]:
-    task = Classify(template="{text} was", verbalizer={"a": "good", "b": "bad"})
+    task = Classify(template="{text} was", by=Verbalizer({"a": "good", "b": "bad"}))
     task.bind(model, tokenizer("decoder"))
     return [Lesson(task, ROWS, (inlay.attach(model, inlay.Prompt(length=2), name="longer"),))]

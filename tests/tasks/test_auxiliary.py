@@ -11,10 +11,11 @@ import torch
 import inlay
 from inlay import Head, LoRA, Prompt, PTuning
 from inlay.errors import TaskError
-from inlay.tasks import Classify, Generate, auxiliary
+from inlay.tasks import Classify, Generate, TrainedHead, Verbalizer, auxiliary, from_spec
+from inlay.tasks.scorer import ClassifyBatch
 from inlay.training import evaluate, fit
 from tests import zoo
-from tests.tasks.tiny import examples, tokenizer
+from tests.tasks.tiny import examples, loss_of, tokenizer
 from tests.training import tiny
 
 WORDS = {"yes": "good", "no": "bad"}
@@ -50,22 +51,22 @@ def moved(model: Any, spec: Any) -> inlay.Inlay:
 
 def logs(model: Any, batch: Any, ids: torch.Tensor) -> torch.Tensor:
     """Log-probabilities from the model's own forward pass, `[B, T, V]`."""
-    out = model(input_ids=ids, attention_mask=batch["attention_mask"])
+    out = model(input_ids=ids, attention_mask=batch.inputs["attention_mask"])
     return out.logits.float().log_softmax(-1)
 
 
 def by_hand(share: float, task: Any, batch: Any, said: torch.Tensor, asked: list) -> torch.Tensor:
     """`(1 - a) · task + a · Σ n · mean`, row by row. asked: (place read, token) of every row."""
     total = torch.zeros(())
-    width = batch["input_ids"].shape[1]
+    width = batch.inputs["input_ids"].shape[1]
     for number, own in enumerate(asked):
-        at = [int(p) % width for p in batch["positions"] if int(p) // width == number]
+        at = [int(p) % width for p in batch.positions if int(p) // width == number]
         if task.name == "classify":
-            worth = said[number, at[0], task._words.ids].log_softmax(-1)
-            losses = [-worth[batch["labels"][number]]]
+            worth = said[number, at[0], task.scorer.ids].log_softmax(-1)
+            losses = [-worth[batch.labels[number]]]
         else:
-            first = sum(int(p) // width < number for p in batch["positions"])
-            targets = batch["targets"][first : first + len(at)]
+            first = sum(int(p) // width < number for p in batch.positions)
+            targets = batch.targets[first : first + len(at)]
             losses = [-said[number, p, t] for p, t in zip(at, targets, strict=True)]
         text = [-said[number, place, token] for place, token in own]
         mean = sum(text) / len(text) if text else 0.0
@@ -75,7 +76,9 @@ def by_hand(share: float, task: Any, batch: Any, said: torch.Tensor, asked: list
 
 def following(batch: Any) -> list:
     """What a decoder is asked: every token but the first, unless it is padding or virtual."""
-    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    rows = zip(
+        batch.inputs["input_ids"].tolist(), batch.inputs["attention_mask"].tolist(), strict=True
+    )
     return [
         [(place - 1, ids[place]) for place in range(1, sum(mask)) if ids[place] < V]
         for ids, mask in rows
@@ -89,13 +92,13 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("task", "spec"),
     [
-        (Generate(auxiliary=0.3), LoRA(rank=2)),
-        (Generate(auxiliary=0.3), Prompt(length=3)),
-        (Generate(auxiliary=0.3, template=OPENING + " {source}"), Prompt(length=3)),
-        (Generate(auxiliary=0.3, template="{p*2} {source} {p}"), PTuning(length=3)),
-        (Classify(auxiliary=0.3, template="{text} was", verbalizer=WORDS), Prompt(length=3)),
+        (Generate(auxiliary_weight=0.3), LoRA(rank=2)),
+        (Generate(auxiliary_weight=0.3), Prompt(length=3)),
+        (Generate(auxiliary_weight=0.3, template=OPENING + " {source}"), Prompt(length=3)),
+        (Generate(auxiliary_weight=0.3, template="{p*2} {source} {p}"), PTuning(length=3)),
+        (Classify(template="{text} was", by=Verbalizer(WORDS, 0.3)), Prompt(length=3)),
         (
-            Classify(auxiliary=0.3, template="{p*2} {text} {p} was", verbalizer=WORDS),
+            Classify(template="{p*2} {text} {p} was", by=Verbalizer(WORDS, 0.3)),
             PTuning(length=3),
         ),
     ],
@@ -105,10 +108,10 @@ def test_a_decoder_predicts_all_that_it_reads(task, spec):
     handle = moved(model, spec)
     asked = following(batch)
     assert all(asked) and len({len(own) for own in asked}) > 1
-    wanted = by_hand(0.3, task, batch, logs(model, batch, batch["input_ids"]), asked)
-    found, count = task.loss(model, batch)
+    wanted = by_hand(0.3, task, batch, logs(model, batch, batch.inputs["input_ids"]), asked)
+    found, count = loss_of(task, model, batch)
     equal(found, wanted)
-    assert count == len(batch["positions"])
+    assert count == len(batch.positions)
     learned = list(handle.parameters())
     for a, b in zip(*(torch.autograd.grad(loss, learned) for loss in (found, wanted)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -116,11 +119,11 @@ def test_a_decoder_predicts_all_that_it_reads(task, spec):
 
 def hidden_ones(batch: Any, read: torch.Tensor, asked: Any) -> list:
     """(place, token) of what an encoder is asked, row by row."""
-    width = batch["input_ids"].shape[1]
+    width = batch.inputs["input_ids"].shape[1]
     pairs = zip(asked.positions.tolist(), asked.tokens.tolist(), strict=True)
     found: list = [[] for _ in read]
     for position, token in pairs:
-        assert token == batch["input_ids"].flatten()[position]
+        assert token == batch.inputs["input_ids"].flatten()[position]
         found[position // width].append((position % width, token))
     return found
 
@@ -135,23 +138,23 @@ def hidden_ones(batch: Any, read: torch.Tensor, asked: Any) -> list:
     ],
 )
 def test_an_encoder_predicts_what_is_hidden_from_it(template, spec, share, monkeypatch):
-    monkeypatch.setattr(auxiliary, "HIDDEN", 0.4)
-    task = Classify(auxiliary=share, template=template, verbalizer=WORDS)
+    monkeypatch.setattr(auxiliary, "SELECTED", 0.4)
+    task = Classify(template=template, by=Verbalizer(WORDS, share))
     model, batch = bound(task, "bert", "encoder")
     moved(model, spec)
     torch.manual_seed(3)
-    seen, asked = auxiliary.ask(task.bound, batch)
+    seen, asked = auxiliary.language_model_targets(task.bound, batch.inputs, batch.positions)
     read = seen["input_ids"]
-    assert not torch.equal(read, batch["input_ids"])
+    assert not torch.equal(read, batch.inputs["input_ids"])
     chosen = hidden_ones(batch, read, asked)
     assert sum(map(len, chosen)) > 3
     wanted = by_hand(share, task, batch, logs(model, batch, read), chosen)
     torch.manual_seed(3)
-    equal(task.loss(model, batch)[0], wanted)
+    equal(loss_of(task, model, batch)[0], wanted)
 
 
 def test_what_is_hidden_is_15_percent_of_plain_tokens_80_10_10():
-    task = Classify(auxiliary=0.5, template="{text} {mask}", verbalizer=WORDS)
+    task = Classify(template="{text} {mask}", by=Verbalizer(WORDS, 0.5))
     bound(task, "bert", "encoder")
     words = task.bound.tokenizer
     torch.manual_seed(0)
@@ -160,13 +163,14 @@ def test_what_is_hidden_is_15_percent_of_plain_tokens_80_10_10():
     ids[:, 9:12] = V + torch.arange(3)
     mask = torch.ones_like(ids)
     mask[200:, 150:] = 0
-    batch = {"input_ids": ids, "attention_mask": mask, "positions": torch.arange(400) * 200 + 7}
-    seen, asked = auxiliary.ask(task.bound, batch)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    batch = ClassifyBatch(inputs, torch.arange(400) * 200 + 7)
+    seen, asked = auxiliary.language_model_targets(task.bound, batch.inputs, batch.positions)
     read = seen["input_ids"]
     where = torch.zeros(ids.numel(), dtype=torch.bool)
     where[asked.positions] = True
     where = where.view_as(ids)
-    assert torch.equal(batch["input_ids"], ids), "the batch itself stays"
+    assert torch.equal(batch.inputs["input_ids"], ids), "the batch itself stays"
     assert torch.equal(read[~where], ids[~where])
     assert not where[:, [0, 7, 9, 10, 11, 199]].any() and not where[200:, 150:].any()
     free = int(mask.sum()) - 400 * 5 - 200
@@ -188,33 +192,38 @@ def test_what_is_hidden_is_15_percent_of_plain_tokens_80_10_10():
 )
 def test_off_and_in_evaluation_it_is_the_tasks_loss_and_draws_nothing(task, family, kind):
     mask = " {mask}" if kind == "encoder" else ""
-    told = {} if task is Generate else {"template": "{text} was" + mask, "verbalizer": WORDS}
-    plain, mixed = task(**told), task(**told, auxiliary=0.5)
+    told = {"template": "{text} was" + mask}
+    plain, mixed = (
+        Generate(auxiliary_weight=weight)
+        if task is Generate
+        else Classify(**told, by=Verbalizer(WORDS, weight))
+        for weight in (0.0, 0.5)
+    )
     model, batch = bound(plain, family, kind)
     mixed.bind(model, tokenizer(kind))
     moved(model, LoRA(rank=2))
     before = torch.get_rng_state()
-    off, count = plain.loss(model, batch)
+    off, count = loss_of(plain, model, batch)
     with torch.no_grad():
-        evaluation, same = mixed.loss(model, batch)
+        evaluation, same = loss_of(mixed, model, batch)
     assert torch.equal(off, evaluation) and count == same
     assert torch.equal(before, torch.get_rng_state())
-    assert not torch.equal(off, mixed.loss(model, batch)[0])
+    assert not torch.equal(off, loss_of(mixed, model, batch)[0])
     rows = REVIEWS if task is Classify else TEXTS
     assert evaluate(model, plain, rows) == evaluate(model, mixed, rows)
 
 
 def test_losses_add_up_over_batches():
-    task = Generate(auxiliary=0.3)
+    task = Generate(auxiliary_weight=0.3)
     model, batch = bound(task, "gpt2", "decoder")
     rows = task.encode_all(TEXTS)
-    apart = sum(task.loss(model, task.collate([row]))[0] for row in rows)
-    equal(task.loss(model, batch)[0], apart)
+    apart = sum(loss_of(task, model, task.collate([row]))[0] for row in rows)
+    equal(loss_of(task, model, batch)[0], apart)
 
 
 def test_a_stopped_run_draws_the_same_as_one_in_one_piece(tmp_path):
     def train(folder: Any, press: int | None = None) -> Any:
-        task = Classify(auxiliary=0.5, template="{text} was {mask}", verbalizer=WORDS)
+        task = Classify(template="{text} was {mask}", by=Verbalizer(WORDS, 0.5))
         model, _ = bound(task, "bert", "encoder")
         torch.manual_seed(0)
         handle = inlay.attach(model, LoRA(rank=2))
@@ -240,13 +249,13 @@ def test_a_stopped_run_draws_the_same_as_one_in_one_piece(tmp_path):
 
 
 def test_refusals():
-    told: dict[str, Any] = {"template": "{text} was", "verbalizer": WORDS}
-    for task in (Generate(auxiliary=0.1), Classify(auxiliary=0.1, **told)):
-        with pytest.raises(TaskError, match="auxiliary needs a decoder or an encoder"):
+    worded = Classify(template="{text} was", by=Verbalizer(WORDS, 0.1))
+    for task in (Generate(auxiliary_weight=0.1), worded):
+        with pytest.raises(TaskError, match="needs a decoder or an encoder"):
             bound(task, "t5", "encoder-decoder")
-    with pytest.raises(TaskError, match="auxiliary needs a verbalizer"):
-        Classify(labels=("a", "b"), auxiliary=0.1)
+    with pytest.raises(TaskError, match="no field 'auxiliary_weight'"):
+        from_spec({"task": "classify", "by": {"kind": "trained_head", "auxiliary_weight": 0.1}})
     for wrong in (-0.1, 1.0, float("nan"), "half"):
-        with pytest.raises(TaskError, match="auxiliary="):
-            Generate(auxiliary=wrong)
-    assert Classify(labels=("a", "b")).head() == Head(labels=("a", "b"))
+        with pytest.raises(TaskError, match="auxiliary_weight="):
+            Generate(auxiliary_weight=wrong)
+    assert Classify(by=TrainedHead(("a", "b"))).head() == Head(labels=("a", "b"))

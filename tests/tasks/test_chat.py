@@ -6,8 +6,8 @@ import torch
 from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec
-from inlay.tasks.chat import within
-from tests.tasks.tiny import examples, refused, tokenizer
+from inlay.tasks.chat import tokens_within
+from tests.tasks.tiny import examples, loss_of, refused, tokenizer
 from tests.zoo import model
 
 MARKED = (
@@ -39,9 +39,9 @@ def bound(template=PLAIN, family="llama", **fields):
 def learned(task, row):
     """The tokens that the loss of a row is about, and those that each is predicted behind."""
     batch = task.collate([row])
-    ids, read = batch["input_ids"][0], task.bound.tokenizer
-    behind = [read.decode(ids[: place + 1]) for place in batch["positions"].tolist()]
-    return read.convert_ids_to_tokens(batch["targets"].tolist()), behind
+    ids, read = batch.inputs["input_ids"][0], task.bound.tokenizer
+    behind = [read.decode(ids[: place + 1]) for place in batch.positions.tolist()]
+    return read.convert_ids_to_tokens(batch.targets.tolist()), behind
 
 
 @TEMPLATES
@@ -73,14 +73,14 @@ def test_the_loss_of_a_batch_is_the_models_own_on_those_tokens(template):
     for row in encoded:
         ids = torch.tensor([row.input_ids + row.labels])
         labels = torch.full_like(ids, -100)
-        for place in (*row.said, *range(len(row.input_ids), ids.shape[1])):
+        for place in (*row.earlier_turns, *range(len(row.input_ids), ids.shape[1])):
             labels[0, place] = ids[0, place]
         number = int((labels != -100).sum())
         expected, count = (
             expected + base(input_ids=ids, labels=labels).loss * number,
             count + number,
         )
-    loss, found = task.loss(base, task.collate(encoded))
+    loss, found = loss_of(task, base, task.collate(encoded))
     assert found == count == (3 + 3) + 2 + (2 + 2)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
 
@@ -133,14 +133,14 @@ def test_templates_that_rewrite_what_came_before():
     (row,) = examples(said("the cat", "sat on", "red", "a mat"))
     refused(
         lambda: bound(changing).encode(row, 0),
-        "rows#1: the chat template writes message 2 in another way",
+        "rows#1: the chat template writes message 2 differently",
         "{% generation %}",
         error=DataError,
     )
     elsewhere = PLAIN.replace("a : {% endif %}", "{% endif %}")
     refused(
         lambda: bound(elsewhere).encode(row, 0),
-        "rows#1: the chat template does not write what the assistant said, 'sat on', right behind",
+        "rows#1: the chat template does not write the assistant's text, 'sat on'",
         error=DataError,
     )
     marked = MARKED.replace("{{ m['role'][0] }} :", "{{ loop.length }} {{ m['role'][0] }} :")
@@ -151,7 +151,7 @@ def test_templates_that_rewrite_what_came_before():
 
 def test_a_token_over_the_edge_of_a_turn_is_not_learned():
     offsets = [(0, 2), (2, 4), (3, 5), (5, 7), (7, 7), (7, 9), (8, 10)]
-    assert within(offsets, [(3, 7), (8, 10)]) == (2, 3, 6)
+    assert tokens_within(offsets, [(3, 7), (8, 10)]) == (2, 3, 6)
 
 
 MESSAGES = {
@@ -183,7 +183,10 @@ def test_chats_that_cannot_be_used():
     for option in ({"template": "{a}"}, {"target": "a"}, {"demonstrations": 2}, {"truncate": True}):
         refused(lambda bad=option: Generate(chat="messages", **bad), "is for rows of texts")
     refused(lambda: Generate(chat="message"), "chat='message' is impossible")
-    refused(lambda: Generate(chat="messages").place(2, 1, []), "no template for 2 virtual tokens")
+    refused(
+        lambda: Generate(chat="messages").place_virtual_tokens(2, 1, []),
+        "no template for 2 virtual tokens",
+    )
 
 
 def test_chats_come_out_of_files(tmp_path):
@@ -193,6 +196,6 @@ def test_chats_come_out_of_files(tmp_path):
         '{"role": "assistant", "content": "blue", "name": null}], "extra": {"a": 1}}\n'
     )
     task = bound()
-    (row,) = load(path, need=task.needs)
+    (row,) = load(path, need=task.required_fields)
     assert learned(task, task.encode(row, 0))[0] == ["blue", "</s>"]
     assert from_spec(task.describe()) == task

@@ -12,7 +12,7 @@ from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
 from inlay.tasks import Choose, from_spec
 from inlay.training import fit, predict, vote
-from tests.tasks.tiny import WORDS, examples, tokenizer
+from tests.tasks.tiny import WORDS, examples, loss_of, tokenizer
 from tests.training.tiny import quiet
 from tests.zoo import fresh, model
 
@@ -71,7 +71,7 @@ def own_scores(family, base, row, by):
 def test_a_padded_batch_scores_choices_as_the_model_does(family, by):
     base, task = model(family), made(family, by=by)
     batch = task.collate(task.encode_all(ROWS))
-    logits = task.logits(base, batch)
+    logits = task.outputs(base, batch).scores
     losses, best = [], []
     for place, (row, gold) in enumerate(zip(ROWS, (0, 1, 1), strict=True)):
         own = own_scores(family, base, row, by)
@@ -79,7 +79,7 @@ def test_a_padded_batch_scores_choices_as_the_model_does(family, by):
         assert (logits[place, len(own) :] == -torch.inf).all()
         losses.append(F.cross_entropy(own, torch.tensor(gold)))
         best.append(int(own.argmax()))
-    loss, count = task.loss(base, batch)
+    loss, count = loss_of(task, base, batch)
     torch.testing.assert_close(loss, sum(losses), rtol=1e-4, atol=1e-4)
     assert count == len(ROWS)
     assert task.predict(base, batch) == best
@@ -93,7 +93,9 @@ def test_the_side_the_tokenizer_pads_on_changes_nothing(side):
     task, base = Choose(by="mean"), model("llama")
     task.bind(base, read)
     plain = made("llama", by="mean")
-    theirs, ours = (one.logits(base, one.collate(one.encode_all(ROWS))) for one in (plain, task))
+    theirs, ours = (
+        one.outputs(base, one.collate(one.encode_all(ROWS))).scores for one in (plain, task)
+    )
     assert torch.equal(theirs, ours)
 
 
@@ -103,9 +105,9 @@ def test_likelihoods_in_chunks_are_those_of_all_at_once(monkeypatch):
 
     base, task = model("llama"), made("llama", by="sum")
     batch = task.collate(task.encode_all(ROWS))
-    whole = task.logits(base, batch)
+    whole = task.outputs(base, batch).scores
     monkeypatch.setattr(loss, "positions_at_once", lambda *_: 3)
-    torch.testing.assert_close(task.logits(base, batch), whole)
+    torch.testing.assert_close(task.outputs(base, batch).scores, whole)
 
 
 def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
@@ -119,7 +121,7 @@ def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
 
     def gradient():
         base.zero_grad()
-        task.loss(base, batch)[0].backward()
+        loss_of(task, base, batch)[0].backward()
         return [p.grad.clone() for p in piece.parameters()]
 
     whole = gradient()
@@ -147,7 +149,7 @@ def headed(family, **fields):
 def test_a_head_scores_premise_and_choice_read_together(family):
     base, task = headed(family)
     read, head = words(family), head_of(base, "default")
-    logits = task.logits(base, task.collate(task.encode_all(ROWS)))
+    logits = task.outputs(base, task.collate(task.encode_all(ROWS))).scores
     for place, row in enumerate(ROWS):
         for number, choice in enumerate(row.fields["choices"]):
             # the tiny tokenizer reads a line break, which joins a decoder's two texts, as a space
@@ -167,7 +169,9 @@ def test_a_head_of_other_labels_is_refused():
     inlay.attach(base, Head(labels=("a", "b")))
     task = made("llama", base)
     batch = task.collate(task.encode_all(ROWS))
-    refused(lambda: task.logits(base, batch), "add Head(labels=('score',))", error=TaskError)
+    refused(
+        lambda: task.outputs(base, batch).scores, "add Head(labels=('score',))", error=TaskError
+    )
     assert made("llama", by="sum").head() is None
 
 
@@ -193,7 +197,8 @@ def test_choices_in_another_order_are_chosen_alike(family, by):
     turned = {**row, "choices": [row["choices"][place] for place in order]}
     del row["label"], turned["label"]
     plain, other = (
-        task.logits(base, task.collate(task.encode_all(examples(one)))) for one in (row, turned)
+        task.outputs(base, task.collate(task.encode_all(examples(one)))).scores
+        for one in (row, turned)
     )
     torch.testing.assert_close(other[0], plain[0, order], rtol=1e-4, atol=1e-5)
     best = task.predict(base, task.collate(task.encode_all(examples(row))))[0]
@@ -213,14 +218,14 @@ def test_rows_of_a_batch_with_different_inlays(family, by):
     rows = task.encode_all(ROWS)
     names = ["default", "second", "default"]
     with inlay.rows(base, names):
-        mixed = task.logits(base, task.collate(rows))
+        mixed = task.outputs(base, task.collate(rows)).scores
     for place, (row, name) in enumerate(zip(rows, names, strict=True)):
         with inlay.rows(base, [name]):
-            alone = task.logits(base, task.collate([row]))
+            alone = task.outputs(base, task.collate([row])).scores
         own = mixed[place, : alone.shape[1]]
         torch.testing.assert_close(own, alone[0], rtol=1e-4, atol=1e-4)
     with inlay.rows(base, ["second"]):
-        other = task.logits(base, task.collate(rows[:1]))
+        other = task.outputs(base, task.collate(rows[:1])).scores
     assert not torch.allclose(mixed[0, : other.shape[1]], other[0])
 
 
@@ -276,11 +281,11 @@ def test_virtual_tokens_stand_in_the_premise(family, by):
     spec = inlay.PTuning(length=3)
     inlay.attach(base, spec + Head(labels=("score",)) if by == "head" else spec)
     task = Choose(by=by)
-    task.place(3, 1, ROWS)
-    assert (task.template, task.virtual) == ("{p} {text} {p*2}", 3)
+    task.place_virtual_tokens(3, 1, ROWS)
+    assert (task.template, task.virtual_tokens) == ("{p} {text} {p*2}", 3)
     task.bind(base, words(family))
-    assert task.encode(ROWS[0], 0).input_ids.count(task.bound.first) == 3
-    assert torch.isfinite(task.loss(base, task.collate(task.encode_all(ROWS)))[0])
+    assert task.encode(ROWS[0], 0).input_ids.count(task.bound.first_virtual_id) == 3
+    assert torch.isfinite(loss_of(task, base, task.collate(task.encode_all(ROWS)))[0])
 
 
 # ---------------------------------------------------------------------------- bad input
@@ -319,11 +324,11 @@ def test_fields_that_make_no_sense():
     refused(lambda: Choose(by="tokens"), "by='tokens' is impossible", error=TaskError)
     for names in (["a"], ["a", "a"], []):
         refused(lambda n=names: Choose(choices=n), "at least two different fields", error=TaskError)
-    refused(lambda: Choose(template="so"), "names no {column}", error=TaskError)
+    refused(lambda: Choose(template="so"), "has no {column}", error=TaskError)
     refused(lambda: Choose(template="{text} {choice}"), "leave {choice} out", error=TaskError)
     named = Choose(template="{premise} What was the {question}?", choices=["choice1", "choice2"])
-    assert named.needs == ("premise", "question", "choice1", "choice2", "label")
-    assert Choose().needs == ("text", "choices", "label")
+    assert named.required_fields == ("premise", "question", "choice1", "choice2", "label")
+    assert Choose().required_fields == ("text", "choices", "label")
     assert from_spec(named.describe()) == named
 
 
@@ -341,7 +346,7 @@ def test_rows_without_labels():
     task = made("llama", by="mean")
     bare = [{k: v for k, v in row.fields.items() if k != "label"} for row in ROWS]
     rows = task.encode_all(examples(*bare))
-    refused(lambda: task.loss(model("llama"), task.collate(rows)), "nothing to learn")
+    refused(lambda: loss_of(task, model("llama"), task.collate(rows)), "to learn from")
     assert len(task.predict(model("llama"), task.collate(rows))) == 3
 
 

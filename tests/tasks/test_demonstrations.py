@@ -7,7 +7,7 @@ from inlay import LoRA
 from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec, metrics
 from inlay.training import evaluate
-from tests.tasks.tiny import CHAT, examples, refused, tokenizer, words
+from tests.tasks.tiny import CHAT, examples, loss_of, refused, tokenizer, words
 from tests.zoo import fresh, model
 
 PAIRS = {"the": "a", "cat": "b", "dog": "c", "sat": "d", "on": "e", "mat": "f"}
@@ -61,7 +61,10 @@ def test_in_a_chat_they_are_turns():
 def test_their_virtual_tokens_are_left_out():
     task = bound(demonstrations=TWO, template="{p*2} {source}")
     ids = task.encode(ROWS[0], 0).input_ids
-    assert [i for i in ids if i >= task.bound.first] == [task.bound.first, task.bound.first + 1]
+    assert [i for i in ids if i >= task.bound.first_virtual_id] == [
+        task.bound.first_virtual_id,
+        task.bound.first_virtual_id + 1,
+    ]
 
 
 def test_truncation_leaves_them():
@@ -90,12 +93,12 @@ def test_they_run_once_for_all_rows(chat):
     task = bound("llama", read, base, demonstrations=many, chat=chat,
                  generation={"max_new_tokens": 1})  # fmt: skip
     batch = task.collate(task.encode_all(ROWS))
-    ids = batch["input_ids"]
+    ids = batch.inputs["input_ids"]
     shared = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
     assert shared >= 9
     seen = []
     base.model.layers[0].register_forward_hook(lambda *args: seen.append(args[2].shape[:2]))
-    task.loss(base, batch)
+    loss_of(task, base, batch)
     assert seen == [(1, shared), (len(ROWS), ids.shape[1] - shared)]
     seen.clear()
     task.predict(base, batch)
@@ -124,7 +127,7 @@ def test_the_first_of_several_references_is_learned_and_the_best_counts():
         {"source": "red", "targets": ["a cat", "a dog"]}, {"source": "one", "targets": ["bad"]}
     )
     task = bound(target="targets")
-    assert task.needs == ("source", "targets")
+    assert task.required_fields == ("source", "targets")
     first = examples({"source": "red", "target": "a cat"})[0]
     assert task.encode(several[0], 0) == bound().encode(first, 0)
     scores = task.score(["a dog", "good"], several)
@@ -132,7 +135,7 @@ def test_the_first_of_several_references_is_learned_and_the_best_counts():
     assert scores["rougeL"] == pytest.approx(50)
     refused(
         lambda: task.encode(examples({"source": "a", "targets": []})[0], 0),
-        "rows#1: targets is a list of at least one text",
+        "rows#1: targets must be a list of at least one text",
         error=DataError,
     )
     assert 0 <= evaluate(model("llama"), task, several)["bleu"] <= 100

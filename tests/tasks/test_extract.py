@@ -11,11 +11,22 @@ from inlay import Head, LoRA
 from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, from_spec, metrics
+from inlay.tasks.outputs import SpanScores
 from inlay.training import evaluate
 from inlay.training.loop.evaluation import predict
 from inlay.training.recipes.ensemble import vote
 from inlay.training.recipes.run import headed
-from tests.tasks.tiny import KINDS, WORDS, add_head, add_two_heads, bind, examples, refused, words
+from tests.tasks.tiny import (
+    KINDS,
+    WORDS,
+    add_head,
+    add_two_heads,
+    bind,
+    examples,
+    loss_of,
+    refused,
+    words,
+)
 from tests.zoo import fresh, model
 
 
@@ -59,7 +70,7 @@ def test_an_encoder_decoder_reads_a_pair_without_kinds():
     row = bound("t5").encode(ROWS[0], 0)
     assert row.input_ids == words("t5")("cat", "the cat sat on a mat").input_ids
     assert row.token_type_ids is None
-    assert "token_type_ids" not in bound("t5").collate([row])
+    assert "token_type_ids" not in bound("t5").collate([row]).inputs
 
 
 def test_a_decoder_reads_the_question_first_and_an_end_token_last():
@@ -88,7 +99,7 @@ def test_answers_are_counted_in_characters(text):
     begin, end = made.offsets[first - made.begin][0], made.offsets[last - made.begin][1]
     assert context[begin:end] == text
     assert begin == start
-    said = bound().whole([made], [(first, last, 1.0)], [row])
+    said = bound().merge_windows([made], [(first, last, 1.0)], [row])
     assert said == [text]
 
 
@@ -97,7 +108,7 @@ def test_an_answer_within_a_word_is_the_word_s_own_tokens():
         {"question": "q", "context": "zxq one", "answers": [{"text": "xq", "start": 1}]}
     )
     made = bound().encode(row, 0)
-    assert bound().whole([made], [(*made.labels, 1.0)], [row]) == ["xq"]
+    assert bound().merge_windows([made], [(*made.labels, 1.0)], [row]) == ["xq"]
 
 
 # ----------------------------------------------------------------------------- windows
@@ -158,7 +169,7 @@ def test_windows_are_merged_by_how_much_they_beat_no_answer():
         (begin, begin, -1.0),
         (begin, begin, 1.9),
     ]
-    merged = task.whole(rows, [*said, (begin, begin, -0.1)], data)
+    merged = task.merge_windows(rows, [*said, (begin, begin, -0.1)], data)
     assert merged == [f"{WORDS[9]} {WORDS[10]}", ""]
 
 
@@ -166,12 +177,12 @@ def test_the_stride_decides():
     (row,) = examples(asked("cat", LONG, WORDS[9]))
     refused(
         lambda: bound(max_length=12).encode(row, 0),
-        "rows#1: its context is 20 tokens long where 8 fit beside its question; give a stride",
+        "rows#1: its context is 20 tokens long and only 8 fit",
         error=DataError,
     )
     refused(
         lambda: bound(max_length=12, stride=8).encode_all([row]),
-        "cannot share 8; give a smaller",
+        "cannot share 8",
         error=DataError,
     )
     refused(lambda: bound(max_length=4, stride=0).encode_all([row]), "its question of 1 tokens leaves no room", error=DataError)  # fmt: skip
@@ -188,7 +199,7 @@ def test_a_million_characters_are_refused_at_once_or_read_in_windows():
     begun = time.process_time()
     refused(
         lambda: bound().encode(row, 0),
-        "its context is 250000 tokens long where 60 fit",
+        "its context is 250000 tokens long and only 60 fit",
         error=DataError,
     )
     assert time.process_time() - begun < 20
@@ -203,8 +214,8 @@ def test_a_million_characters_are_refused_at_once_or_read_in_windows():
 def test_a_padded_batch_is_its_rows_alone(family):
     base, task = with_head(family)
     rows = task.encode_all(ROWS)
-    loss, count = task.loss(base, task.collate(rows))
-    apart = [task.loss(base, task.collate([row]))[0] for row in rows]
+    loss, count = loss_of(task, base, task.collate(rows))
+    apart = [loss_of(task, base, task.collate([row]))[0] for row in rows]
     torch.testing.assert_close(loss, sum(apart), rtol=1e-4, atol=1e-4)
     assert count == 3
     loss.backward()
@@ -221,10 +232,10 @@ def test_a_padded_batch_is_its_rows_alone(family):
 def test_the_best_span_is_the_best_of_all():
     base, task = with_head("bert", longest=3)
     batch = task.collate(task.encode_all(ROWS))
-    logits = task.logits(base, batch)
+    logits = task.outputs(base, batch).scores.transpose(1, 2)
     found = task.predict(base, batch)
     for row, (first, last, margin), (begin, end, none) in zip(
-        logits, found, batch["bounds"].tolist(), strict=True
+        logits, found, batch.bounds.tolist(), strict=True
     ):
         spans = {
             (i, j): float(row[i, 0] + row[j, 1])
@@ -253,19 +264,21 @@ def test_members_are_heard_by_their_mean_logits():
         for handle, scores in zip(handles, voted.singles, strict=True):
             with inlay.rows(base, [[handle.name]]):
                 assert evaluate(base, task, data) == scores
-                means.append(task.logits(base, batch))
-        said = task._best(sum(means) / 2, batch["bounds"])
-    assert voted.predictions == task.whole(rows, said, data)
-    assert voted.predictions != task.whole(rows, task._best(means[0], batch["bounds"]), data)
+                means.append(task.outputs(base, batch).scores)
+        said = task.best_spans(sum(means) / 2, batch.bounds)
+    assert voted.predictions == task.merge_windows(rows, said, data)
+    assert voted.predictions != task.merge_windows(
+        rows, task.best_spans(means[0], batch.bounds), data
+    )
 
 
 def test_no_span_ends_where_there_is_no_answer(monkeypatch):
     task = bound(longest=5)
     batch = task.collate([task.encode(ROWS[1], 0)])
-    _, end, none = batch["bounds"][0].tolist()
-    logits = torch.full((1, none + 1, 2), -torch.inf)
-    logits[0, end], logits[0, none] = torch.tensor([5.0, 1.0]), torch.tensor([-9.0, 7.0])
-    monkeypatch.setattr(task, "logits", lambda *_: logits)
+    _, end, none = batch.bounds[0].tolist()
+    scores = torch.full((1, 2, none + 1), -torch.inf)
+    scores[0, :, end], scores[0, :, none] = torch.tensor([5.0, 1.0]), torch.tensor([-9.0, 7.0])
+    monkeypatch.setattr(task, "outputs", lambda *_: SpanScores(scores))
     assert task.predict(model("bert"), batch) == [(end, end, 8.0)]
 
 
@@ -273,16 +286,15 @@ def test_no_span_ends_where_there_is_no_answer(monkeypatch):
 def test_the_loss_by_hand():
     base, task = with_head("bert")
     batch = task.collate(task.encode_all(ROWS[:1]))
-    states = base.bert(**{k: batch[k] for k in ("input_ids", "token_type_ids")}).last_hidden_state[
-        0
-    ]
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "token_type_ids")}
+    states = base.bert(**inputs).last_hidden_state[0]
     head = inlay.heads.head_of(base, "default")
-    begin, end, none = batch["bounds"][0].tolist()
+    begin, end, none = batch.bounds[0].tolist()
     open_ = [*range(begin, end + 1), none]
     logits = (states @ head.weight.T + head.bias)[open_]
-    labels = [open_.index(place) for place in batch["labels"][0].tolist()]
+    labels = [open_.index(place) for place in batch.labels[0].tolist()]
     expected = sum(F.cross_entropy(logits[:, i], torch.tensor(labels[i])) for i in (0, 1)) / 2
-    torch.testing.assert_close(task.loss(base, batch)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss_of(task, base, batch)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -294,10 +306,10 @@ def test_every_row_has_its_own_head(family):
     batch = task.collate(task.encode_all(ROWS))
     served = ["south", "north", "south"]
     with inlay.rows(base, served):
-        mixed = task.logits(base, batch)
+        mixed = task.outputs(base, batch).scores
     for number, name in enumerate(served):
         with inlay.rows(base, [name] * 3):
-            alone = task.logits(base, batch)
+            alone = task.outputs(base, batch).scores
         torch.testing.assert_close(mixed[number], alone[number], rtol=1e-4, atol=1e-4)
 
 
@@ -378,10 +390,10 @@ def test_scores_by_hand(said, gold, exact, f1):
 def test_round_trip_and_fields():
     task = Extract(stride=16, longest=5, max_length=100, metric="exact_match")
     assert from_spec(task.describe()) == task
-    assert task.needs == ("context", "question", "answers")
+    assert task.required_fields == ("context", "question", "answers")
     assert headed(LoRA(), task) == LoRA() + Head(labels=("start", "end"), pool="each")
     refused(lambda: Extract(stride=8, truncate=True), "exclude each other")
-    refused(lambda: Extract(stride=-1), "less than no tokens")
+    refused(lambda: Extract(stride=-1), "must not be below 0")
     refused(lambda: Extract(longest=0), "leaves no answers")
 
 
@@ -392,9 +404,9 @@ def answer(text, start):
 @pytest.mark.parametrize(
     ("fields", "needles"),
     [
-        (answer("cat", 5), ["the answer 'cat' is not in its context at character 5; it stands first at 4"]),
-        (answer("dog", 4), ["'dog' is not in its context at character 4; it stands nowhere"]),
-        (answer("sat", -3), ["at character -3; it stands first at 8"]),
+        (answer("cat", 5), ["the answer 'cat' is not in its context at character 5; its first place is 4"]),
+        (answer("dog", 4), ["'dog' is not in its context at character 4; it is nowhere"]),
+        (answer("sat", -3), ["at character -3; its first place is 8"]),
         (answer("", 0), ["the text of an answer is empty"]),
         (answer(None, 0), ["an answer is", "not {'text': None"]),
         (answer("cat", True), ["an answer is"]),
@@ -414,7 +426,7 @@ def test_rows_without_answers_can_be_answered_and_not_learned():
     base, task = with_head("bert")
     (row,) = task.encode_all(examples({"question": "q", "context": "the cat"}))
     batch = task.collate([row])
-    refused(lambda: task.loss(base, batch), "nothing to learn", error=DataError)
+    refused(lambda: loss_of(task, base, batch), "to learn from", error=DataError)
     assert task.predict(base, batch)
 
 
@@ -423,7 +435,7 @@ def test_answers_come_out_of_files(tmp_path):
 
     row = asked("cat", "the cat 🐈 sat", "sat")
     parquet.write_table(Table.from_pylist([row]), tmp_path / "rows.parquet")
-    (read,) = load(tmp_path / "rows.parquet", need=Extract().needs)
+    (read,) = load(tmp_path / "rows.parquet", need=Extract().required_fields)
     assert read.fields == row
     made = bound().encode(read, 0)
     assert made.labels[0] == made.labels[1] != len(made) - 1

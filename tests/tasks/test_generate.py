@@ -7,7 +7,7 @@ import torch
 
 from inlay.errors import DataError
 from inlay.tasks import Generate, from_spec
-from tests.tasks.tiny import CHAT, examples, refused, tokenizer
+from tests.tasks.tiny import CHAT, examples, loss_of, refused, tokenizer
 from tests.zoo import fresh, model
 
 DECODERS = ["llama", "gpt2", "opt", "gemma2"]
@@ -49,7 +49,7 @@ def test_a_padded_batch_has_the_models_own_loss(family):
     base, task = model(family), bound(family)
     rows = task.encode_all(ROWS)
     expected = sum(own_loss(base, family, task, row) for row in rows)
-    loss, count = task.loss(base, task.collate(rows))
+    loss, count = loss_of(task, base, task.collate(rows))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
     assert count == sum(len(row.labels) for row in rows)
 
@@ -65,7 +65,7 @@ def test_gradients_are_the_models_own(family):
     )
     base.requires_grad_(False)
     weight.requires_grad_()
-    (found,) = torch.autograd.grad(task.loss(base, task.collate(rows))[0], weight)
+    (found,) = torch.autograd.grad(loss_of(task, base, task.collate(rows))[0], weight)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -81,8 +81,8 @@ def test_the_end_is_learned_where_it_is_also_the_padding():
     read = tokenizer("decoder", pad="</s>")
     task = bound("llama", read)
     batch = task.collate(task.encode_all(ROWS))
-    assert (batch["targets"] == read.eos_token_id).sum() == len(ROWS)
-    assert batch["attention_mask"].sum(1).tolist() == [4 + 2, 1 + 4, 4 + 1]
+    assert (batch.targets == read.eos_token_id).sum() == len(ROWS)
+    assert batch.inputs["attention_mask"].sum(1).tolist() == [4 + 2, 1 + 4, 4 + 1]
 
 
 def test_only_labelled_positions_meet_the_head():
@@ -91,14 +91,14 @@ def test_only_labelled_positions_meet_the_head():
     seen = []
     base.lm_head.register_forward_hook(lambda *args: seen.append(args[2].shape[0]))
     with torch.no_grad():
-        _, count = task.loss(base, task.collate(task.encode_all(ROWS)))
+        _, count = loss_of(task, base, task.collate(task.encode_all(ROWS)))
     assert seen == [count]
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 @pytest.mark.parametrize("together", [1000, 2])
 def test_encode_all_is_encode(family, together, monkeypatch):
-    monkeypatch.setattr("inlay.tasks.base.TOGETHER", together)
+    monkeypatch.setattr("inlay.tasks.base.ENCODED_TOGETHER", together)
     task, told = bound(family), []
     one_by_one = [task.encode(row, number) for number, row in enumerate(ROWS)]
     assert task.encode_all(ROWS, told.append) == one_by_one
@@ -120,8 +120,8 @@ def test_template_and_its_default():
     read = words("llama")
     task = bound("llama", read, template="the {name} on a {place}")
     assert task.encode(fields, 0).input_ids == read("the cat on a mat").input_ids
-    assert task.needs == ("name", "place", "target")
-    assert Generate().needs == ("source", "target")
+    assert task.required_fields == ("name", "place", "target")
+    assert Generate().required_fields == ("source", "target")
     lines = []
 
     class Recorder:
@@ -232,7 +232,7 @@ def test_rows_without_a_target():
     assert rows[0].labels is None
     refused(lambda: task.collate(rows), "rows#1: it has no label or target", error=DataError)
     batch = task.collate(rows[:1])
-    refused(lambda: task.loss(model("llama"), batch), "nothing to learn", error=DataError)
+    refused(lambda: loss_of(task, model("llama"), batch), "to learn from", error=DataError)
     assert isinstance(task.predict(model("llama"), batch)[0], str)
 
 
@@ -320,7 +320,7 @@ def test_specs_that_make_no_sense():
     refused(lambda: Generate(truncate="middle"), "truncate='middle' is impossible")
     refused(lambda: Generate(max_length=0), "max_length=0")
     refused(lambda: Generate(chat="yes"), "chat='yes' is impossible")
-    refused(lambda: Generate(template="no column"), "names no {column}")
+    refused(lambda: Generate(template="no column"), "has no {column}")
     refused(lambda: Generate(generation={"num_beam": 2}), "'num_beam'", "did you mean 'num_beams'?")
     refused(lambda: Generate(generation={"num_return_sequences": 2}), "'num_return_sequences'")
 
@@ -336,6 +336,6 @@ def test_what_cannot_generate():
     refused(lambda: bound("llama", endless), "needs an end token")
     large = words("llama")
     large.add_tokens([f"new{number}" for number in range(9)])
-    refused(lambda: bound("llama", large), "knows 108 tokens and the model 99")
+    refused(lambda: bound("llama", large), "has 108 tokens and the model 99")
     for options in ({"early_stopping": "perhaps"}, {"temperature": 0.5}, {"length_penalty": 2.0}):
         refused(lambda bad=options: bound("llama", generation=bad), "do not fit together")

@@ -100,7 +100,7 @@ def test_confusion():
 
 @pytest.mark.parametrize("score", [metrics.generation, metrics.classification, metrics.regression])
 def test_nothing_to_score(score):
-    with pytest.raises(DataError, match="nothing to score"):
+    with pytest.raises(DataError, match="no predictions to score"):
         score([], [])
     with pytest.raises(DataError, match="1 predictions for 2 examples"):
         score(["a"], ["a", "b"])

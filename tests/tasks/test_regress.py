@@ -9,8 +9,9 @@ from inlay.laws.case import move
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
 from inlay.tasks import Regress, from_spec
+from inlay.tasks.outputs import Values
 from inlay.training import fit, predict, vote
-from tests.tasks.tiny import WORDS, examples, tokenizer
+from tests.tasks.tiny import WORDS, examples, loss_of, tokenizer
 from tests.training.tiny import quiet
 from tests.zoo import fresh
 
@@ -42,11 +43,11 @@ def refused(call, *needles, error=DataError):
 def test_a_padded_batch_says_what_its_rows_say_alone(family):
     base, task = made(family)
     rows = task.encode_all(ROWS)
-    alone = torch.cat([task.values(base, task.collate([row])) for row in rows])
+    alone = torch.cat([task.outputs(base, task.collate([row])).values for row in rows])
     batch = task.collate(rows)
-    torch.testing.assert_close(task.values(base, batch), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.outputs(base, batch).values, alone, rtol=1e-4, atol=1e-5)
     assert alone.unique().numel() == 3
-    loss, count = task.loss(base, batch)
+    loss, count = loss_of(task, base, batch)
     by_hand = (alone[0] - 2.5) ** 2 + (alone[1] + 1) ** 2 + alone[2] ** 2
     torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=1e-4)
     assert count == 3
@@ -93,7 +94,8 @@ def test_labels_must_be_numbers():
         refused(lambda odd=odd: task.encode(odd, 0), f"rows#1: label {label!r} is not a number")
     bare = task.encode(examples({"text": "a"})[0], 0)
     assert bare.labels is None
-    refused(lambda: task.loss(None, task.collate([bare])), "nothing to learn")
+    outputs = Values(torch.zeros(1))
+    refused(lambda: task.loss(outputs, task.collate([bare])), "to learn from")
 
 
 def test_what_it_needs():
@@ -103,9 +105,9 @@ def test_what_it_needs():
     task.bind(base, tokenizer("decoder"))
     batch = task.collate(task.encode_all(ROWS))
     refused(lambda: task.predict(base, batch), "add Head(labels=('value',))", error=TaskError)
-    refused(lambda: Regress(template="so"), "names no {column}", error=TaskError)
+    refused(lambda: Regress(template="so"), "has no {column}", error=TaskError)
     named = Regress(template="{a} {b}", metric="spearman")
-    assert named.needs == ("a", "b", "label")
+    assert named.required_fields == ("a", "b", "label")
     assert from_spec(named.describe()) == named
-    named.place(3, 1, ROWS)
-    assert (named.template, named.virtual) == ("{p} {a} {b} {p*2}", 3)
+    named.place_virtual_tokens(3, 1, ROWS)
+    assert (named.template, named.virtual_tokens) == ("{p} {a} {b} {p*2}", 3)

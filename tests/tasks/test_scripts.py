@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.tasks import Extract, Generate, Tag
-from inlay.tasks.tag import LOST
+from inlay.tasks.outputs import Scores
+from inlay.tasks.sentence import NO_TOKEN
 from tests.tasks.tiny import CHAT, examples, refused
 from tests.training import tiny
 
@@ -60,26 +61,26 @@ def test_an_answer_comes_back_as_it_stands_in_its_context(text, base):
         )
         made = task.encode(row, 0)
         first, last = made.labels
-        assert task.whole([made], [(first, last, 1.0)], [row]) == [answer]
+        assert task.merge_windows([made], [(first, last, 1.0)], [row]) == [answer]
         assert last - first + 1 == len(answer.encode()), "a token for each of its bytes"
 
 
 @SCRIPTS
-def test_every_word_keeps_its_tag(text, base):
+def test_every_word_keeps_its_tag(text, base, monkeypatch):
     words = ["one", *text.split(), "two"]
     task = bound(Tag(labels=("O", "B-a", "I-a")), base)
     (row,) = examples({"tokens": words, "tags": ["B-a"] * len(words)})
     made, begin = task.encode(row, 0), 0
     read = task.bound.tokenizer
-    assert LOST not in made.places
-    for word, place in zip(words, made.places, strict=True):
+    assert NO_TOKEN not in made.words
+    for word, place in zip(words, made.words, strict=True):
         assert read.decode(made.input_ids[:place]) == " ".join(words)[:begin]
         begin += len(word) + 1
     batch = task.collate([made])
-    assert len(batch["targets"]) == len(words)
-    assert task._named(torch.ones_like(batch["input_ids"]), batch["words"]) == [
-        ["B-a"] * len(words)
-    ]
+    assert len(batch.labels) == len(words)
+    scores = torch.tensor([[0.0, 1.0, 0.0]]).expand(len(words), -1)
+    monkeypatch.setattr(task, "outputs", lambda model, batch: Scores(scores))
+    assert task.predict(base, batch) == [["B-a"] * len(words)]
 
 
 @SCRIPTS
@@ -95,7 +96,7 @@ def test_targets_and_chats_are_written_as_they_were(text, base):
     task = Generate(chat="messages")
     task.bind(base, read)
     made = task.encode(chat, 0)
-    assert read.decode([made.input_ids[place] for place in made.said]) == f"{text} </s>"
+    assert read.decode([made.input_ids[place] for place in made.earlier_turns]) == f"{text} </s>"
     assert read.decode(made.labels) == f"{text} </s>"
 
 
@@ -112,7 +113,7 @@ FILES = {
         Extract(),
         {"question": "?", "context": "a b", "answers": []},
         {"question": "?", "context": "a b", "answers": [{"text": "b", "start": 1}]},
-        "rows.jsonl:2: the answer 'b' is not in its context at character 1; it stands first at 2",
+        "rows.jsonl:2: the answer 'b' is not in its context at character 1; its first place is 2",
     ),
     "context": (
         Extract(),
@@ -145,7 +146,7 @@ FILES = {
 def test_a_bad_row_is_named_by_file_and_line(task, good, bad, said, base, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (good, bad)))
-    rows = load(path, need=task.needs)
+    rows = load(path, need=task.required_fields)
     refused(lambda: bound(task, base).encode_all(rows), said, error=DataError)
 
 

@@ -11,12 +11,12 @@ from inlay import Head, LoRA, Prompt
 from inlay.data.loading import load
 from inlay.errors import DataError, RowsError
 from inlay.heads import head_inputs, token_states
-from inlay.tasks import Classify, Tag, from_spec, metrics
-from inlay.tasks.tag import LOST
+from inlay.tasks import Classify, Tag, TrainedHead, from_spec, metrics, spans
+from inlay.tasks.sentence import NO_TOKEN
 from inlay.training import evaluate
 from inlay.training.recipes.ensemble import vote
 from inlay.training.recipes.run import headed
-from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, refused, words
+from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, loss_of, refused, words
 from tests.zoo import fresh
 
 LABELS = ("O", "B-a", "I-a")
@@ -47,7 +47,7 @@ def test_a_word_stands_at_its_first_token(family):
     read = words(family)
     assert row.input_ids == read("a zzz dog on mat").input_ids
     said = read.convert_ids_to_tokens(row.input_ids)
-    assert [said[place] for place in row.places] == ["a", "z", "dog", "on", "mat"]
+    assert [said[place] for place in row.words] == ["a", "z", "dog", "on", "mat"]
     assert row.labels == [0, 1, 2, 0, 1]
     assert (row.index, row.where, len(row)) == (4, "rows#3", len(row.input_ids))
 
@@ -56,9 +56,9 @@ def test_words_without_a_token_are_not_learned_and_said_to_be_outside():
     base, task = with_head("bert")
     tokens = ["", "cat", " ", "dog", ""]
     row = task.encode(examples({"tokens": tokens, "tags": ["B-a"] * 5})[0], 0)
-    assert [place == LOST for place in row.places] == [True, False, True, False, True]
+    assert [place == NO_TOKEN for place in row.words] == [True, False, True, False, True]
     batch = task.collate([row])
-    assert task.loss(base, batch)[1] == 2
+    assert loss_of(task, base, batch)[1] == 2
     (said,) = task.predict(base, batch)
     assert len(said) == 5
     assert said[0] == said[2] == said[4] == "O"
@@ -69,13 +69,13 @@ def test_what_truncation_cuts_off_is_outside(side, kept):
     plenty = examples({"tokens": ["cat", "dog", "mat", "film", "plot"], "tags": ["B-a"] * 5})[0]
     refused(
         lambda: bound(max_length=5).encode(plenty, 0),
-        "rows#1: its 5 words are 7 tokens long where 5 fit; shorten it, or ask for truncate",
+        "rows#1: its 5 words are 7 tokens long and only 5 fit",
         error=DataError,
     )
     base, task = with_head("bert", truncate=side, max_length=5)
     row = task.encode(plenty, 0)
     assert len(row) == 5
-    assert [place for place, at in enumerate(row.places) if at != LOST] == kept
+    assert [place for place, at in enumerate(row.words) if at != NO_TOKEN] == kept
     texts = " ".join(plenty.fields["tokens"][place] for place in kept)
     assert row.input_ids == words("bert")(texts).input_ids
     with torch.no_grad():  # every word with a token is said to be the last label
@@ -85,23 +85,27 @@ def test_what_truncation_cuts_off_is_outside(side, kept):
 
 
 def test_offsets_that_count_a_space_in_are_the_word_s_own():
-    from inlay.tasks.tag import _places
+    from inlay.tasks.sentence import first_tokens
 
     # "ab", " cd", " ", two tokens of one emoji, " e"
     offsets = [(0, 2), (2, 5), (5, 6), (6, 7), (6, 7), (7, 9)]
-    assert _places(offsets, [(0, 2), (3, 5), (6, 7), (8, 9)], 1) == (1, 2, 4, 6)
-    assert _places([(0, 5)], [(0, 2), (3, 5)], 0) == (0, 0)  # one token of two words
-    assert _places([(0, 2), (2, 7)], [(0, 2), (3, 3), (4, 7)], 0) == (0, LOST, 1)  # "ab", "  cd"
+    assert first_tokens(offsets, [(0, 2), (3, 5), (6, 7), (8, 9)], 1) == (1, 2, 4, 6)
+    assert first_tokens([(0, 5)], [(0, 2), (3, 5)], 0) == (0, 0)  # one token of two words
+    assert first_tokens([(0, 2), (2, 7)], [(0, 2), (3, 3), (4, 7)], 0) == (
+        0,
+        NO_TOKEN,
+        1,
+    )  # "ab", "  cd"
 
 
 def test_emoji_and_right_to_left_words_keep_their_places():
     tokens = ["cat", "👩‍👩‍👧", "שלום", "dog"]
     row = bound().encode(examples({"tokens": tokens, "tags": ["O"] * 4})[0], 0)
     said = words("bert").convert_ids_to_tokens(row.input_ids)
-    assert said[row.places[0]] == "cat"
-    assert said[row.places[3]] == "dog"
-    assert said[row.places[1]] == said[row.places[2]] == "<unk>"
-    assert sorted(set(row.places)) == list(row.places)
+    assert said[row.words[0]] == "cat"
+    assert said[row.words[3]] == "dog"
+    assert said[row.words[1]] == said[row.words[2]] == "<unk>"
+    assert sorted(set(row.words)) == list(row.words)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -113,8 +117,8 @@ def test_a_predicate_stands_in_front_and_is_framed(family):
     row = task.encode(example, 0)
     assert row.input_ids == read("sat : the cat [ sat ] on").input_ids
     said = read.convert_ids_to_tokens(row.input_ids)
-    assert [said[place] for place in row.places] == tokens
-    assert row.places[2] != said.index("sat"), "the one in the sentence"
+    assert [said[place] for place in row.words] == tokens
+    assert row.words[2] != said.index("sat"), "the one in the sentence"
     shorter = bound(family, labels=("O", "V", "A"), scheme="plain", truncate="start", max_length=9)
     cut = shorter.encode(example, 0)
     assert len(cut) == 9
@@ -147,7 +151,7 @@ def test_a_predicate_stands_in_front_and_is_framed(family):
     ],
 )
 def test_spans_of_every_scheme(tags, found):
-    assert metrics.spans(tags.split()) == found
+    assert spans.spans(tags.split()) == found
 
 
 def test_scores_by_hand():
@@ -182,8 +186,8 @@ def test_plain_scores_by_hand():
 def test_a_padded_batch_is_its_rows_alone(family):
     base, task = with_head(family)
     rows = task.encode_all(ROWS)
-    loss, count = task.loss(base, task.collate(rows))
-    apart = [task.loss(base, task.collate([row])) for row in rows]
+    loss, count = loss_of(task, base, task.collate(rows))
+    apart = [loss_of(task, base, task.collate([row])) for row in rows]
     torch.testing.assert_close(loss, sum(one for one, _ in apart), rtol=1e-4, atol=1e-4)
     assert count == sum(n for _, n in apart) == 9
     loss.backward()
@@ -198,12 +202,13 @@ def test_logits_are_those_of_the_states_by_hand():
     base, task = with_head("bert", LoRA(rank=1))
     row = task.encode(ROWS[0], 0)
     batch = task.collate([row])
-    states = base.bert(input_ids=batch["input_ids"]).last_hidden_state[0]
+    states = base.bert(input_ids=batch.inputs["input_ids"]).last_hidden_state[0]
     head = inlay.heads.head_of(base, "default")
     logits = states @ head.weight.T + head.bias
-    torch.testing.assert_close(task.logits(base, batch)[0], logits, rtol=1e-4, atol=1e-4)
-    expected = F.cross_entropy(logits[[1, 2, 3]], torch.tensor([0, 1, 2]), reduction="sum")
-    torch.testing.assert_close(task.loss(base, batch)[0], expected, rtol=1e-4, atol=1e-4)
+    logits = logits[[1, 2, 3]]
+    torch.testing.assert_close(task.outputs(base, batch).scores, logits, rtol=1e-4, atol=1e-4)
+    expected = F.cross_entropy(logits, torch.tensor([0, 1, 2]), reduction="sum")
+    torch.testing.assert_close(loss_of(task, base, batch)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -212,19 +217,19 @@ def test_prompts_in_front_do_not_move_the_words(family):
     """What a prompt adds to the states is cut out, wherever the model keeps it."""
     base, task = with_head(family, Prompt(length=3))
     batch = task.collate(task.encode_all(ROWS))
-    mask = batch["attention_mask"]
+    mask = batch.inputs["attention_mask"]
     chart = task.chart(base)
-    states = token_states(base, chart, input_ids=batch["input_ids"], attention_mask=mask)
+    states = token_states(base, chart, input_ids=batch.inputs["input_ids"], attention_mask=mask)
     assert states.shape[:2] == mask.shape
-    kept, wide = head_inputs(base, chart, input_ids=batch["input_ids"], attention_mask=mask)
+    kept, wide = head_inputs(base, chart, input_ids=batch.inputs["input_ids"], attention_mask=mask)
     extra = 3 if family == "t5" else 0  # its encoder keeps the prompt for the decoder
     assert kept.shape[1] == mask.shape[1] + extra
     for row, seen, own, text in zip(kept, wide.bool(), states, mask.bool(), strict=True):
         torch.testing.assert_close(own[text], row[seen][extra:])
     # and a word's logits are the same beside longer neighbours as alone
-    alone = task.logits(base, task.collate(task.encode_all(ROWS[:1])))
-    width = alone.shape[1] - (family == "t5")
-    torch.testing.assert_close(task.logits(base, batch)[:1, :width], alone[:, :width], rtol=1e-4, atol=1e-4)  # fmt: skip
+    alone = task.outputs(base, task.collate(task.encode_all(ROWS[:1]))).scores
+    scores = task.outputs(base, batch).scores
+    torch.testing.assert_close(scores[: len(alone)], alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -236,14 +241,14 @@ def test_every_row_has_its_own_head(family):
     batch = task.collate(task.encode_all(ROWS))
     served = ["south", "north", "south"]
     with inlay.rows(base, served):
-        mixed = task.logits(base, batch)
-    seen = batch["attention_mask"].bool()
+        mixed = task.outputs(base, batch).scores
+    owners = (batch.words >= 0).nonzero()[:, 0]
     for number, name in enumerate(served):
         with inlay.rows(base, [name] * 3):
-            alone = task.logits(base, batch)
-        mine = seen[number]
-        torch.testing.assert_close(mixed[number][mine], alone[number][mine], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(mixed[0, 0], mixed[1, 0])
+            alone = task.outputs(base, batch).scores
+        own = owners == number
+        torch.testing.assert_close(mixed[own], alone[own], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(mixed[owners == 0][0], mixed[owners == 1][0])
 
 
 def test_members_vote_on_every_word():
@@ -275,7 +280,7 @@ def test_heads_that_pool_do_not_mix_with_heads_that_do_not():
     inlay.attach(base, Head(labels=LABELS), name="mean")
     batch = task.collate(task.encode_all(ROWS[:2]))
     with inlay.rows(base, ["each", "mean"]), pytest.raises(RowsError, match="classify each token"):
-        task.logits(base, batch)
+        task.outputs(base, batch)
 
 
 def test_a_head_that_pools_is_refused():
@@ -284,15 +289,17 @@ def test_a_head_that_pools_is_refused():
     inlay.attach(base, Head(labels=LABELS, pool="mean"))
     batch = task.collate(task.encode_all(ROWS))
     refused(
-        lambda: task.loss(base, batch),
+        lambda: loss_of(task, base, batch),
         "add Head(labels=('O', 'B-a', 'I-a'), pool='each') to it; its heads: [",
     )
     each = fresh("bert")
-    one = Classify(labels=LABELS)
+    one = Classify(by=TrainedHead(LABELS))
     one.bind(each, words("bert"))
     inlay.attach(each, task.head())
     text = examples({"text": "a", "label": "O"})
-    refused(lambda: one.logits(each, one.collate(one.encode_all(text))), "no attached inlay has")
+    refused(
+        lambda: one.outputs(each, one.collate(one.encode_all(text))).scores, "no attached inlay has"
+    )
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -311,7 +318,7 @@ def test_eight_rows_are_learned_by_heart(family):
     base = fresh(family)
     task = Tag()
     task.prepare(data)
-    assert task.names == ("B-a", "B-b", "I-a", "O")
+    assert task.labels == ("B-a", "B-b", "I-a", "O")
     task.bind(base, words(family))
     handle = inlay.attach(base, headed(LoRA(rank=4), task))
     losses = []
@@ -327,13 +334,13 @@ def test_eight_rows_are_learned_by_heart(family):
 
 def test_tags_come_from_the_training_data_sorted():
     task = Tag()
-    refused(lambda: task.names, "the tags are not known yet")
+    refused(task.head, "the tags are not known yet")
     task.prepare(ROWS)
-    assert task.names == ("B-a", "I-a", "O")
+    assert task.labels == ("B-a", "I-a", "O")
     assert from_spec(task.describe()) == task
     task.prepare(examples({"tokens": ["a"], "tags": ["B-x"]}))
-    assert task.names == ("B-a", "I-a", "O")
-    assert task.needs == ("tokens", "tags")
+    assert task.labels == ("B-a", "I-a", "O")
+    assert task.required_fields == ("tokens", "tags")
 
 
 def test_the_head_that_is_added_is_the_one_that_is_read():
@@ -342,20 +349,20 @@ def test_the_head_that_is_added_is_the_one_that_is_read():
     own = LoRA() + Head(labels=LABELS, pool="each")
     assert headed(own, task) is own
     fresh_task = Tag()
-    fresh_task.adopt(("O", "B-a"))
-    assert fresh_task.names == ("O", "B-a")
-    fresh_task.adopt(Head(labels=("x", "y"), pool="each"))
-    assert fresh_task.names == ("O", "B-a"), "what is known stays"
+    fresh_task.set_labels(("O", "B-a"))
+    assert fresh_task.labels == ("O", "B-a")
+    fresh_task.set_labels(Head(labels=("x", "y"), pool="each"))
+    assert fresh_task.labels == ("O", "B-a"), "what is known stays"
 
 
 def test_label_sets_that_make_no_sense():
     refused(lambda: Tag(labels=[]), "there are no labels")
-    refused(lambda: Tag(labels=["O", "O"]), "label 'O' is there twice")
+    refused(lambda: Tag(labels=["O", "O"]), "label 'O' is given twice")
     refused(lambda: Tag(labels=["O", "ARG1"]), "'ARG1' is neither 'O' nor", "scheme='plain'")
     refused(lambda: Tag(labels=["B-"]), "'B-' is neither")
     refused(lambda: Tag(metric="exact_match"), "metric='exact_match' is impossible")
     refused(lambda: Tag(scheme="iob"), "scheme='iob' is impossible")
-    assert Tag(labels=["O", "ARG1"], scheme="plain").names == ("O", "ARG1")
+    assert Tag(labels=["O", "ARG1"], scheme="plain").labels == ("O", "ARG1")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +396,7 @@ def test_a_predicate_without_room_for_its_sentence():
 def test_a_million_characters_are_refused_at_once():
     (row,) = examples({"tokens": ["cat"] * 250_000, "tags": ["O"] * 250_000})
     begun = time.process_time()
-    refused(lambda: bound().encode(row, 0), "250002 tokens long where 64 fit", error=DataError)
+    refused(lambda: bound().encode(row, 0), "250002 tokens long and only 64 fit", error=DataError)
     assert time.process_time() - begun < 20
 
 
@@ -398,19 +405,19 @@ def test_rows_without_tags_can_be_tagged_and_not_learned():
     rows = task.encode_all(examples({"tokens": ["a", "cat"]}, {"tokens": ["a"], "tags": ["O"]}))
     refused(lambda: task.collate(rows), "rows#1: it has no label", error=DataError)
     batch = task.collate(rows[:1])
-    refused(lambda: task.loss(base, batch), "nothing to learn", error=DataError)
+    refused(lambda: loss_of(task, base, batch), "to learn from", error=DataError)
     assert len(task.predict(base, batch)[0]) == 2
 
 
 def test_lists_come_out_of_files(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("tokens,tags\na cat,O O\n")
-    rows = load(path, need=Tag().needs)
+    rows = load(path, need=Tag().required_fields)
     refused(lambda: bound().encode_all(rows), "rows.csv:2", "csv files cannot hold lists", error=DataError)  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text(
         '{"tokens": ["a", "cat"], "tags": ["O", "B-a"]}\n{"tokens": ["a"], "tags": []}\n'
     )
-    rows = load(path, need=Tag().needs)
+    rows = load(path, need=Tag().required_fields)
     assert bound().encode(rows[0], 0).labels == [0, 1]
     refused(lambda: bound().encode_all(rows), "rows.jsonl:2: 1 tokens and 0 tags", error=DataError)

@@ -11,7 +11,7 @@ import inlay
 from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError, RowsError, TrainingError
 from inlay.laws.case import far
-from inlay.tasks import Classify, Generate
+from inlay.tasks import Classify, Generate, TrainedHead, Verbalizer
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
 
@@ -42,7 +42,7 @@ def test_a_template_counts_its_virtual_tokens() -> None:
                                               ("t5", "encoder-decoder")])  # fmt: skip
 def test_ids_from_v_on_stand_where_the_template_says(family: str, kind: str) -> None:
     mask = " {mask}" if kind == "encoder" else ""
-    task = Classify(template="{p*2} {text} was {p}" + mask, verbalizer=WORDS)
+    task = Classify(template="{p*2} {text} was {p}" + mask, by=Verbalizer(WORDS))
     bound(task, family, kind)
     words = tokenizer(kind)
     row = task.encode(examples({"text": "the dog", "label": "yes"})[0], 0)
@@ -58,24 +58,24 @@ def test_ids_from_v_on_stand_where_the_template_says(family: str, kind: str) -> 
 def test_vectors_of_real_words_are_feeding_the_words() -> None:
     words = tokenizer("encoder")
     ids = words("film plot dull", add_special_tokens=False)["input_ids"]
-    soft = Classify(template="{p*2} {text} {p} {mask}", verbalizer=WORDS)
-    hard = Classify(template="film plot {text} dull {mask}", verbalizer=WORDS)
+    soft = Classify(template="{p*2} {text} {p} {mask}", by=Verbalizer(WORDS))
+    hard = Classify(template="film plot {text} dull {mask}", by=Verbalizer(WORDS))
     rows = examples({"text": "the dog", "label": "yes"}, {"text": "a bad cat sat", "label": "no"})
     model = bound(soft, "bert", "encoder")
     hard.bind(model, words)
     with torch.no_grad():
-        want = hard.logits(model, hard.collate(hard.encode_all(rows)))
+        want = hard.outputs(model, hard.collate(hard.encode_all(rows))).scores
         start = tuple((number,) for number in ids)
         for encoder in (None, "mlp", "lstm"):
             handle = inlay.attach(model, inlay.PTuning(length=3, encoder=encoder, start=start))
-            got = soft.logits(model, soft.collate(soft.encode_all(rows)))
+            got = soft.outputs(model, soft.collate(soft.encode_all(rows))).scores
             assert far(got, want) < 1e-4, encoder
             handle.detach()
 
 
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_the_encoder_is_dropped_in_the_file(encoder: Any, tmp_path: Any) -> None:
-    task = Classify(template="{p*2} {text} {p} {mask}", verbalizer=WORDS)
+    task = Classify(template="{p*2} {text} {p} {mask}", by=Verbalizer(WORDS))
     rows = examples({"text": "the dog", "label": "yes"}, {"text": "a bad cat sat", "label": "no"})
     model = bound(task, "bert", "encoder")
     handle = inlay.attach(model, inlay.PTuning(length=3, encoder=encoder))
@@ -83,13 +83,13 @@ def test_the_encoder_is_dropped_in_the_file(encoder: Any, tmp_path: Any) -> None
     model.eval()
     batch = task.collate(task.encode_all(rows))
     with torch.no_grad():
-        trained = task.logits(model, batch)
+        trained = task.outputs(model, batch).scores
         path = handle.save(tmp_path / "p.safetensors")
         handle.detach()
         loaded = inlay.load(model, path)
         assert loaded.spec == inlay.PTuning(length=3, encoder=None)
         assert loaded.count() == 3 * 32
-        assert far(task.logits(model, batch), trained) < 1e-5
+        assert far(task.outputs(model, batch).scores, trained) < 1e-5
 
 
 def test_generation_behind_virtual_tokens_is_generation_behind_the_words() -> None:
@@ -113,7 +113,7 @@ def test_generation_behind_virtual_tokens_is_generation_behind_the_words() -> No
 
 def test_another_number_than_the_inlay_has_is_refused() -> None:
     rows = examples({"text": "the dog", "label": "yes"}, {"text": "a cat", "label": "no"})
-    task = Classify(template="{p*2} {text} {mask}", verbalizer=WORDS)
+    task = Classify(template="{p*2} {text} {mask}", by=Verbalizer(WORDS))
     model = bound(task, "bert", "encoder")
     handle = inlay.attach(model, inlay.PTuning(length=3))
     with pytest.raises(TrainingError, match="2 virtual tokens .* inlay 3"):
@@ -121,7 +121,7 @@ def test_another_number_than_the_inlay_has_is_refused() -> None:
     handle.detach()
     handle = inlay.attach(model, inlay.PTuning(length=1))
     with pytest.raises(RowsError, match="names 2 virtual tokens"):
-        task.logits(model, task.collate(task.encode_all(rows)))
+        task.outputs(model, task.collate(task.encode_all(rows)))
 
 
 @pytest.mark.parametrize(
@@ -133,21 +133,21 @@ def test_another_number_than_the_inlay_has_is_refused() -> None:
     ],
 )
 def test_virtual_tokens_find_a_place(template: str | None, count: int, placed: str) -> None:
-    words = None if template is None else WORDS
-    task = Classify(template=template, verbalizer=words)
-    task.place(count, count // 2, examples({"text": "a", "label": "b"}))
+    by = TrainedHead() if template is None else Verbalizer(WORDS)
+    task = Classify(template=template, by=by)
+    task.place_virtual_tokens(count, count // 2, examples({"text": "a", "label": "b"}))
     assert task.template == placed
-    assert task.virtual == count
+    assert task.virtual_tokens == count
 
 
 def test_a_pair_is_placed_whole() -> None:
     task = Classify()
-    task.place(2, 1, examples({"text": "a", "text_pair": "c", "label": "b"}))
+    task.place_virtual_tokens(2, 1, examples({"text": "a", "text_pair": "c", "label": "b"}))
     assert task.template == "{p} {text} {text_pair} {p}"
 
 
 def test_a_long_text_is_cut_and_its_virtual_tokens_stay() -> None:
-    task = Classify(template="{p*2} {text} {p}", verbalizer=WORDS, truncate=True, max_length=6)
+    task = Classify(template="{p*2} {text} {p}", by=Verbalizer(WORDS), truncate=True, max_length=6)
     bound(task, "llama", "decoder")
     row = task.encode(examples({"text": "the dog sat on the mat", "label": "yes"})[0], 0)
     assert len(row.input_ids) == 6

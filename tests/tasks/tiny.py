@@ -88,6 +88,24 @@ def add_two_heads(base, task):
         add_head(base, task, spec, name, std=0.3)
 
 
+def loss_of(task, model, batch):
+    """The loss of one run over a batch, and how many count."""
+    return task.loss(task.outputs(model, batch), batch)
+
+
+def sentinels():
+    """The tokenizer of an encoder–decoder, with a sentinel."""
+    text = tokenizer("encoder-decoder").backend_tokenizer.to_str()
+    result = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text.replace("<mask>", "<extra_id_0>")),
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+    result.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
+    return result
+
+
 def refused(call, *needles, error=TaskError):
     """The call fails with one line, in which the needles stand."""
     with pytest.raises(error) as caught:

@@ -7,11 +7,11 @@ import torch
 
 import inlay
 from inlay.errors import TrainingError
-from inlay.tasks import Classify, Extract, Generate, Tag
+from inlay.tasks import Classify, Extract, Generate, Tag, Verbalizer
 from inlay.training import Lesson, fit, fit_mixture
 from inlay.training.multitask import LessonExample, Mixture
 from tests import zoo
-from tests.tasks.tiny import examples, tokenizer
+from tests.tasks.tiny import examples, loss_of, tokenizer
 
 COLOURS = examples(
     *(
@@ -29,7 +29,7 @@ def setting():
     torch.manual_seed(0)
     names = ("shared", "own-a", "own-b")
     shared, a, b = (inlay.attach(model, inlay.Prompt(length=3), name=name) for name in names)
-    judge = Classify(template="{text} was", verbalizer={"a": "good", "b": "bad"})
+    judge = Classify(template="{text} was", by=Verbalizer({"a": "good", "b": "bad"}))
     write = Generate(generation={"max_new_tokens": 2}, metric="exact_match")
     for task in (judge, write):
         task.bind(model, words)
@@ -43,7 +43,7 @@ def losses(model, lessons):
         for lesson in lessons:
             with inlay.rows(model, [[one.name for one in lesson.inlays]]):
                 batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
-                found.append(lesson.task.loss(model, batch)[0].item())
+                found.append(loss_of(lesson.task, model, batch)[0].item())
     return found
 
 
@@ -67,13 +67,13 @@ def test_the_gradient_of_a_mixture_is_the_sum_over_its_lessons():
     for lesson in lessons:
         with inlay.rows(model, [[one.name for one in lesson.inlays]]):
             batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
-            loss, _ = lesson.task.loss(model, batch)
+            loss, _ = loss_of(lesson.task, model, batch)
         apart += torch.autograd.grad(loss, p)[0]
     mixture = Mixture(lessons=tuple(lessons))
     rows = mixture.encode_all(
         [LessonExample(e.fields, e.where, n) for n, one in enumerate(lessons) for e in one.data]
     )
-    total, count = mixture.loss(model, mixture.collate(rows[::-1]))
+    total, count = loss_of(mixture, model, mixture.collate(rows[::-1]))
     assert count == sum(len(row.labels) for row in rows)
     torch.testing.assert_close(torch.autograd.grad(total, p)[0], apart, rtol=1e-4, atol=1e-5)
 
@@ -145,5 +145,5 @@ def test_words_and_windows_are_lessons_too():
     rows = mixture.encode_all(both)
     assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
     said = mixture.predict(model, mixture.collate(rows))
-    answers = mixture.whole(rows, said, both)
+    answers = mixture.merge_windows(rows, said, both)
     assert answers == ["good", "bad", ["O", "B-a"], ["O", "O"], ""]

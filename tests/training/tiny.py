@@ -16,7 +16,10 @@ import inlay
 from inlay import LoRA
 from inlay.architectures.resolve import resolve
 from inlay.data.dataset import Example
-from inlay.tasks.base import TASKS, Bound, Row, Task, mask_of, padded
+from inlay.tasks.base import TASKS, Bound, Task
+from inlay.tasks.batch import Batch
+from inlay.tasks.outputs import TokenStates
+from inlay.tasks.rows import Row, padded_inputs
 
 CONFIG = {
     "hidden_size": 16,
@@ -79,37 +82,40 @@ class Recite(Task):
     def bind(self, model, tokenizer=None):
         self._bound = Bound(resolve(model), tokenizer, None, 0, 99)
 
-    def check(self, bound, model):
+    def on_bind(self, bound, model):
         pass
 
     @property
-    def needs(self):
+    def required_fields(self):
         return ("ids",)
 
-    def _encode(self, examples, first):
+    def encode_some(self, examples, first_index):
         rows = [[int(word) for word in str(example.fields["ids"]).split()] for example in examples]
         return [
-            Row(ids, ids[1:], first + place, example.where, len(ids))
+            Row(ids, ids[1:], first_index + place, example.where, len(ids))
             for place, (ids, example) in enumerate(zip(rows, examples, strict=True))
         ]
 
     def collate(self, rows):
-        texts = [row.input_ids for row in rows]
-        return {"input_ids": padded(texts, 0), "attention_mask": mask_of(texts)}
+        return Batch(padded_inputs([row.input_ids for row in rows], 0))
 
-    def _losses(self, model, batch):
-        hidden = self.bound.chart.last_hidden_state(model, **batch)
-        logits = self.bound.chart.logits(model, hidden)[:, :-1]
-        targets = batch["input_ids"][:, 1:]
+    def outputs(self, model, batch):
+        chart = self.bound.chart
+        return TokenStates(chart, model, chart.last_hidden_state(model, **batch.inputs))
+
+    def losses(self, outputs, batch):
+        """The loss of every token, and which of them count."""
+        logits = outputs.chart.logits(outputs.model, outputs.hidden)[:, :-1]
+        targets = batch.inputs["input_ids"][:, 1:]
         each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return each.view_as(targets) * (targets != 0), targets != 0
 
-    def loss(self, model, batch):
-        each, counts = self._losses(model, batch)
+    def loss(self, outputs, batch):
+        each, counts = self.losses(outputs, batch)
         return each.sum(), int(counts.sum())
 
     def predict(self, model, batch):
-        each, counts = self._losses(model, batch)
+        each, counts = self.losses(self.outputs(model, batch), batch)
         return [str(x) for x in (-each.sum(1) / counts.sum(1)).tolist()]
 
     def score(self, predictions, examples):

@@ -16,7 +16,7 @@ from bench.claims.plots import curves
 from inlay import LoRA
 from inlay.data.dataset import Example
 from inlay.data.loading import load
-from inlay.tasks import Classify
+from inlay.tasks import Classify, TrainedHead
 from inlay.training import Pet, Petted, pet
 from inlay.training.recipes import yaml
 
@@ -58,7 +58,7 @@ def measure(run: Run) -> Numbers:
     classes, sizes = len(settings["verbalizer"]), settings["sizes"]
     labelled = {size: _balanced(folder, size, classes, run.seed) for size in sizes}
     for size, rows in labelled.items():
-        task = experiment.bind(Classify(labels=tuple(settings["verbalizer"])))
+        task = experiment.bind(Classify(by=TrainedHead(tuple(settings["verbalizer"]))))
         spec = LoRA(rank=settings["rank"]) + task.head()
         handle = experiment.fit(f"a head, {size} labels", spec, task, rows)
         numbers[f"head_{size}"] = experiment.score(task, test)

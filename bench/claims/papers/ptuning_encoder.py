@@ -6,7 +6,7 @@ from bench.claims.claim import Claim, Numbers, Run
 from bench.claims.experiment import LABELS, Experiment, sentences
 from bench.claims.plots import bars
 from inlay import Head, PTuning
-from inlay.tasks import Classify
+from inlay.tasks import Classify, TrainedHead
 
 SETTINGS = {
     "base": "minilm",
@@ -28,7 +28,7 @@ def measure(run: Run) -> Numbers:
     numbers: Numbers = {}
     for encoder in ("lstm", "mlp", None):
         experiment = Experiment(run)
-        task = experiment.bind(Classify(labels=LABELS, template=settings["template"]))
+        task = experiment.bind(Classify(by=TrainedHead(LABELS), template=settings["template"]))
         spec = PTuning(length=settings["length"], encoder=encoder) + Head(labels=LABELS)
         name = encoder or "none"
         experiment.fit(f"encoder {name}", spec, task, train)

@@ -26,7 +26,7 @@ class PTuning(Method):
 
     The words of the labels are trained too in a sum with label vectors alone, `PTuning(...) +
     WARP(length=0, ...)`; the base, with the training option `base_lr`; and the text itself is
-    predicted beside the label with the task's `auxiliary`.
+    predicted beside the label with the task's `auxiliary_weight`.
 
     length:  N, virtual tokens; as many as the template has.
     encoder: the network that computes the vectors in training, dropped in the file: a "lstm" (two

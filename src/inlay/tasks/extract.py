@@ -10,62 +10,64 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from inlay.data.dataset import Example
 from inlay.errors import DataError, TaskError
-from inlay.heads import classify as classify_by_head
-from inlay.heads import token_states
+from inlay.heads import classify, token_states
 from inlay.methods.head import Head
 from inlay.tasks import metrics
-from inlay.tasks.base import (
-    Batch,
-    Bound,
-    Prediction,
-    Row,
-    Task,
-    field_of,
-    labelled,
-    list_of,
-    mask_of,
-    need_head,
-    need_labels,
-    padded,
-)
-from inlay.tasks.text_pair import framed_pair, framed_text
+from inlay.tasks.answers import Offsets, checked_answers, gold_answers, text_of, tokens_of
+from inlay.tasks.base import Bound, Prediction, Task
+from inlay.tasks.batch import Batch
+from inlay.tasks.outputs import SpanScores
+from inlay.tasks.requirements import require_head
+from inlay.tasks.rows import Row, have_labels, padded, padded_inputs, require_labels
+from inlay.tasks.text_pair import one_text, two_texts
 
 ENDS = ("start", "end")
-"""What the head says of every position: how well an answer begins there, or ends."""
+"""The labels of the head: how well an answer starts at a position, and ends there."""
 
-Offsets = Sequence[tuple[int, int]]
-"""Where in a text its tokens begin and end, in characters."""
-
-Found = tuple[int, int, float]
-"""The first and last position of a row's best span, and by how much it beats no answer."""
+Span = tuple[int, int, float]
+"""First and last position of a row's best span, and by how much it beats "no answer"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window(Row):
     """A question with a part of its context.
 
-    begin: the position of the first token of the context. offsets: where in the whole context the
-    part's tokens begin and end, in characters.
+    begin: the position of the first token of the context.
+    offsets: where the tokens of the part begin and end in the whole context, in characters.
     """
 
     begin: int = 0
     offsets: Offsets = ()
 
 
+@dataclass(frozen=True, eq=False)
+class ExtractBatch(Batch):
+    """Windows of questions with their contexts.
+
+    bounds: the first and the last position of the context, and the one that stands for "no
+        answer", `[B, 3]`.
+    labels: the first and the last position of the answer, `[B, 2]`; None without answers.
+    """
+
+    bounds: Tensor
+    labels: Tensor | None = None
+
+
 @dataclass(kw_only=True)
-class Extract(Task):
+class Extract(Task[ExtractBatch, SpanScores]):
     """`question` and `context` -> a part of the context, or "" where it holds no answer.
 
-    A trained head scores every token of the context as the first and as the last of the answer,
-    and the last token of the row as both where there is none: the row's end token, which even a
-    decoder reads when it has seen everything. The question stands in front of the context. An
-    example is a row, or with `stride` several; the row speaks whose best span beats its own "no
-    answer" by most.
+    A trained head scores every token of the context as the first and as the last of the answer.
+    The last token of the row stands for "no answer": the row's end token, which even a decoder
+    reads when it has read everything. The question comes before the context. An example is a row,
+    or with `stride` several windows; that window decides whose best span beats its own "no answer"
+    by most.
 
-    `answers` is a list of `{"text": …, "start": …}`, the place of its first character in the
+    `answers` is a list of `{"text": …, "start": …}`, the position of its first character in the
     context; an empty list where there is no answer. The first one is learned. A window without
     the whole of it learns that there is none.
 
@@ -86,94 +88,96 @@ class Extract(Task):
         if self.longest < 1:
             raise TaskError(f"extract: longest={self.longest} leaves no answers")
         if self.stride is not None and self.stride < 0:
-            raise TaskError(f"extract: stride={self.stride} is less than no tokens")
+            raise TaskError(f"extract: stride={self.stride} must not be below 0")
         if self.stride is not None and self.truncate:
             raise TaskError("extract: truncate and stride exclude each other; give one of them")
 
+    @override
     def head(self) -> Head:
-        """See `Task`."""
         return Head(labels=ENDS, pool="each")
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def required_fields(self) -> tuple[str, ...]:
         return ("context", "question", "answers")
 
     @property
-    def gold(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def gold_fields(self) -> tuple[str, ...]:
         return ("answers",)
 
-    # ----------------------------------------------------------------- its model
+    # ------------------------------------------------------------------------------- its model
 
-    def check(self, bound: Bound, model: PreTrainedModel) -> None:
-        """See `Task`."""
+    @override
+    def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         tokenizer, decoder = bound.tokenizer, bound.chart.kind == "decoder"
         if not tokenizer.is_fast:
             raise TaskError(f"extract needs a fast tokenizer, not {type(tokenizer).__name__}")
-        self._joint = "\n" if decoder else ""
+        self._separator = "\n" if decoder else ""
         self._types = not decoder and bound.chart.stacks[0].takes("token_type_ids")
-        self._frame = framed_text(bound) if decoder else framed_pair(bound)
-        if not self._frame.behind:
+        self._pair = one_text(bound) if decoder else two_texts(bound)
+        if not self._pair.after:
             if tokenizer.eos_token_id is None:
                 raise TaskError("extract needs an end token; set tokenizer.eos_token")
-            self._frame.behind.append((tokenizer.eos_token_id, self._frame.kinds[1]))
+            self._pair.after.append((tokenizer.eos_token_id, self._pair.types[1]))
 
-    # ---------------------------------------------------------------- arithmetic
+    # ---------------------------------------------------------------------------- its arithmetic
 
-    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
-        questions = [_text(example, "question") for example in examples]
-        contexts = [_text(example, "context") for example in examples]
-        answers = [_answers(example) for example in examples]
-        asked = self._read([text + self._joint for text in questions])["input_ids"]
-        read = self._read(contexts)
+    @override
+    def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
+        questions = [text_of(example, "question") for example in examples]
+        contexts = [text_of(example, "context") for example in examples]
+        answers = [checked_answers(example) for example in examples]
+        question_ids = self._tokenize([q + self._separator for q in questions])["input_ids"]
+        encoding = self._tokenize(contexts)
         rows: list[Row] = []
         for number, example in enumerate(examples):
-            ids, offsets = read["input_ids"][number], read["offset_mapping"][number]
-            golden = answers[number]
-            gold = _tokens(golden[0], offsets) if golden else None
-            for begin, end in self._windows(example, len(asked[number]), len(ids)):
-                text, at = self._frame.fill(asked[number], ids[begin:end])
+            question, ids = question_ids[number], encoding["input_ids"][number]
+            offsets, gold = encoding["offset_mapping"][number], answers[number]
+            answer = tokens_of(gold[0], offsets) if gold else None
+            for begin, end in self._windows(example, len(question), len(ids)):
+                tokens, start = self._pair.join(question, ids[begin:end])
                 labels = None
-                if golden is not None:
-                    last = len(text) - 1
-                    inside = gold is not None and begin <= gold[0] and gold[1] < end
-                    labels = (
-                        [at + place - begin for place in gold]
-                        if gold is not None and inside
-                        else [last, last]
-                    )
-                rows.append(
-                    Window(
-                        [token for token, _ in text],
-                        labels,
-                        first + number,
-                        example.where,
-                        len(text),
-                        [kind for _, kind in text] if self._types else None,
-                        begin=at,
-                        offsets=offsets[begin:end],
-                    )
+                if gold is not None:
+                    no_answer = len(tokens) - 1
+                    labels = [no_answer, no_answer]
+                    if answer is not None and begin <= answer[0] and answer[1] < end:
+                        labels = [start + place - begin for place in answer]
+                row = Window(
+                    [token for token, _ in tokens],
+                    labels,
+                    first_index + number,
+                    example.where,
+                    len(tokens),
+                    [kind for _, kind in tokens] if self._types else None,
+                    begin=start,
+                    offsets=offsets[begin:end],
                 )
+                rows.append(row)
         return rows
 
-    def _read(self, texts: list[str]) -> Any:
+    def _tokenize(self, texts: list[str]) -> Any:
         return self.bound.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
 
     def _windows(self, example: Example, question: int, context: int) -> list[tuple[int, int]]:
-        """From which to which token the context goes in each row."""
-        limit = self.bound.limit
+        """From which to which token of the context each window reaches.
+
+        question, context: how many tokens each has.
+
+        Raises DataError, which names the example, where it does not fit.
+        """
+        limit = self.bound.max_length
         if not context:
             raise DataError(f"{example.where}: its context leaves no tokens")
         if limit is None:
             return [(0, context)]
-        room = limit - question - self._frame.length
+        room = limit - question - self._pair.length
         if room < 1:
             raise DataError(
-                f"{example.where}: its question of {question} tokens leaves no room for a context "
-                f"where {limit} tokens fit; shorten it"
+                f"{example.where}: its question of {question} tokens leaves no room for a context, "
+                f"for only {limit} tokens fit; shorten it"
             )
         if context <= room:
             return [(0, context)]
@@ -181,88 +185,88 @@ class Extract(Task):
             return [(context - room, context) if self.truncate == "start" else (0, room)]
         if self.stride is None:
             raise DataError(
-                f"{example.where}: its context is {context} tokens long where {room} fit beside "
-                "its question; give a stride, such as 128, or ask for truncate"
+                f"{example.where}: its context is {context} tokens long and only {room} fit next "
+                "to its question; set a stride, such as 128, or truncate"
             )
         step = room - self.stride
         if step < 1:
             raise DataError(
-                f"{example.where}: windows of {room} tokens, which fit beside its question, cannot "
-                f"share {self.stride}; give a smaller stride"
+                f"{example.where}: windows of {room} tokens, which fit next to its question, "
+                f"cannot share {self.stride}; set a smaller stride"
             )
         starts = range(0, context - self.stride, step)
         return [(start, min(start + room, context)) for start in starts]
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """See `Task`."""
+    @override
+    def collate(self, rows: Sequence[Row]) -> ExtractBatch:
         windows = [row for row in rows if isinstance(row, Window)]
-        texts = [row.input_ids for row in windows]
-        batch = {"input_ids": padded(texts, self.bound.pad), "attention_mask": mask_of(texts)}
+        inputs = padded_inputs([row.input_ids for row in windows], self.bound.pad_id)
         if self._types:
-            batch["token_type_ids"] = padded([row.token_type_ids or () for row in windows], 0)
-        # The first and last position of the context, and the one that says there is no answer.
-        batch["bounds"] = torch.tensor(
-            [[row.begin, row.begin + len(row.offsets) - 1, len(row) - 1] for row in windows]
-        )
-        if labelled(rows):
-            batch["labels"] = torch.tensor([row.labels for row in windows])
-        return batch
+            inputs["token_type_ids"] = padded([row.token_type_ids or () for row in windows], 0)
+        bounds = [[row.begin, row.begin + len(row.offsets) - 1, len(row) - 1] for row in windows]
+        labels = torch.tensor([row.labels for row in windows]) if have_labels(rows) else None
+        return ExtractBatch(inputs, torch.tensor(bounds), labels)
 
-    def logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """How well an answer starts and ends at each position, `[B, T, 2]`, fp32.
+    @override
+    def outputs(self, model: PreTrainedModel, batch: ExtractBatch) -> SpanScores:
+        """The scores of every position as start and end, -inf outside of the context.
 
-        -inf where it cannot: outside of the context, but for the position of no answer.
+        The position of "no answer" has scores too.
         """
-        need_head(model, self.head())
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        inputs = {name: batch[name] for name in names if name in batch}
-        states = token_states(model, self.chart(model), **inputs)
-        logits = classify_by_head(model, states, batch["attention_mask"]).float()
-        first, last, none = batch["bounds"].to(logits.device).split(1, dim=1)
-        place = torch.arange(logits.shape[1], device=logits.device)
-        open_ = ((place >= first) & (place <= last)) | (place == none)
-        return logits.masked_fill(~open_[..., None], -torch.inf)
+        require_head(model, self.head())
+        states = token_states(model, self.chart(model), **batch.inputs)
+        scores = classify(model, states, batch.inputs["attention_mask"]).float()  # [B, T, 2]
+        first, last, no_answer = batch.bounds.to(scores.device).split(1, dim=1)
+        position = torch.arange(scores.shape[1], device=scores.device)
+        possible = ((position >= first) & (position <= last)) | (position == no_answer)
+        scores = scores.masked_fill(~possible[..., None], -torch.inf)
+        return SpanScores(scores.transpose(1, 2))
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """See `Task`: mean cross entropy of start and end, and how many rows there are."""
-        labels = need_labels(batch, "labels")
-        return F.cross_entropy(self.logits(model, batch), labels, reduction="sum") / 2, len(labels)
-
-    @torch.no_grad()
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Found]:
-        """See `Task`: the best span of each row, as `Found`; `whole` makes answers of them."""
-        return self._best(self.logits(model, batch), batch["bounds"])
+    @override
+    def loss(self, outputs: SpanScores, batch: ExtractBatch) -> tuple[Tensor, int]:
+        """Mean cross entropy of start and end, and how many rows there are."""
+        labels = require_labels(batch.labels)
+        scores = outputs.scores.transpose(1, 2)  # [B, T, 2]
+        return F.cross_entropy(scores, labels, reduction="sum") / 2, len(labels)
 
     @torch.no_grad()
-    def ballot(
-        self, model: PreTrainedModel, batch: Batch, members: int
-    ) -> tuple[list[Found], list[Found]]:
-        """See `Task`: spans are too many for a vote, so the mean of the logits decides."""
-        logits, bounds = self.logits(model, batch), batch["bounds"]
-        means = logits.unflatten(0, (-1, members)).mean(1)
-        return self._best(logits.clone(), bounds), self._best(means, bounds[::members])
+    @override
+    def predict(self, model: PreTrainedModel, batch: ExtractBatch) -> list[Span]:
+        """The best span of each row; `merge_windows` makes answers of them."""
+        return self.best_spans(self.outputs(model, batch).scores, batch.bounds)
 
-    def _best(self, logits: Tensor, bounds: Tensor) -> list[Found]:
-        """The best span of each row by logits `[B, T, 2]`, which are changed."""
-        none = bounds.to(logits.device)[:, 2]
-        rows = torch.arange(len(logits), device=logits.device)
-        without = logits[rows, none].sum(1)
-        logits[rows, none] = -torch.inf
-        start, end = logits.unbind(2)
+    @torch.no_grad()
+    @override
+    def vote(
+        self, model: PreTrainedModel, batch: ExtractBatch, members: int
+    ) -> tuple[list[Span], list[Span]]:
+        """Spans are too many for a vote, so the mean of the scores decides."""
+        scores, bounds = self.outputs(model, batch).scores, batch.bounds
+        means = scores.unflatten(0, (-1, members)).mean(1)
+        return self.best_spans(scores, bounds), self.best_spans(means, bounds[::members])
+
+    def best_spans(self, scores: Tensor, bounds: Tensor) -> list[Span]:
+        """The best span of each row, by scores `[B, 2, T]`."""
+        scores, no_answer = scores.clone(), bounds.to(scores.device)[:, 2]
+        row = torch.arange(len(scores), device=scores.device)
+        without = scores[row, :, no_answer].sum(1)
+        scores[row, :, no_answer] = -torch.inf
+        start, end = scores.unbind(1)
         # [B, T, L]: a span from each position that is 1, 2, … `longest` tokens long.
         ends = F.pad(end, (0, self.longest - 1), value=-torch.inf).unfold(1, self.longest, 1)
-        best, at = (start[..., None] + ends).flatten(1).max(1)
-        firsts = at // self.longest
-        lasts = firsts + at % self.longest
+        best, place = (start[..., None] + ends).flatten(1).max(1)
+        firsts = place // self.longest
+        lasts = firsts + place % self.longest
         margins = best - without
         return list(zip(firsts.tolist(), lasts.tolist(), margins.tolist(), strict=True))
 
-    def whole(
-        self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
+    @override
+    def merge_windows(
+        self, rows: Sequence[Row], predictions: Sequence[Any], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """See `Task`: of each example's rows, the span that beats no answer by most, as text."""
+        """Of each example's windows the span that beats "no answer" by most, as text."""
         answers, best = [""] * len(examples), [0.0] * len(examples)
-        for row, (first, last, margin) in zip(rows, said, strict=True):
+        for row, (first, last, margin) in zip(rows, predictions, strict=True):
             assert isinstance(row, Window)
             if margin > best[row.index]:
                 best[row.index] = margin
@@ -271,62 +275,9 @@ class Extract(Task):
                 answers[row.index] = context[begin:end].strip()
         return answers
 
+    @override
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """See `Task`."""
-        gold = [[text for text, _ in _given(example)] for example in examples]
+        gold = [[text for text, _ in gold_answers(example)] for example in examples]
         return metrics.extraction(predictions, gold)
-
-
-# ----------------------------------------------------------------------------- its rows
-
-
-def _text(example: Example, name: str) -> str:
-    text = str(field_of(example, name))
-    if not text.strip():
-        raise DataError(f"{example.where}: its {name} is empty")
-    return text
-
-
-def _answers(example: Example) -> list[tuple[str, int]] | None:
-    """The gold answers, or None where the example has none given."""
-    return _golden(example) if "answers" in example.fields else None
-
-
-def _golden(example: Example) -> list[tuple[str, int]]:
-    """The gold answers, each with the place of its first character; checked against the context."""
-    context = str(field_of(example, "context"))
-    found = _given(example)
-    for text, start in found:
-        if start < 0 or not context.startswith(text, start):
-            places = context.find(text)
-            cure = "it stands nowhere in it" if places < 0 else f"it stands first at {places}"
-            raise DataError(
-                f"{example.where}: the answer {text!r:.80} is not in its context at character "
-                f"{start}; {cure}"
-            )
-    return found
-
-
-def _given(example: Example) -> list[tuple[str, int]]:
-    """The gold answers as they were given."""
-    found = []
-    for given in list_of(example, "answers"):
-        text, start = (given.get(name) for name in ("text", "start")) if isinstance(given, dict) else (None, None)  # fmt: skip  # noqa: E501
-        if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
-            raise DataError(
-                f'{example.where}: an answer is {{"text": "…", "start": 0}}, not {given!r:.80}'
-            )
-        if not text.strip():
-            raise DataError(f"{example.where}: the text of an answer is empty")
-        found.append((text, start))
-    return found
-
-
-def _tokens(answer: tuple[str, int], offsets: Offsets) -> tuple[int, int] | None:
-    """The first and last token of an answer; None where the tokenizer drops all of it."""
-    text, start = answer
-    stop = start + len(text)
-    inside = [at for at, (begin, end) in enumerate(offsets) if begin < stop and start < end]
-    return (inside[0], inside[-1]) if inside else None

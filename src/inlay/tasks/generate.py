@@ -4,91 +4,69 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.data.template import VIRTUAL_TOKEN, Template
-from inlay.errors import DataError, TaskError, nearest
+from inlay.data.template import Template
+from inlay.errors import DataError, TaskError
 from inlay.tasks import auxiliary, metrics
-from inlay.tasks.auxiliary import Share
-from inlay.tasks.base import (
-    Batch,
-    Bound,
-    Prediction,
-    Row,
-    field_of,
-    labelled,
-    mask_of,
-    need_labels,
-    need_language_head,
-    padded,
-    texts_of,
+from inlay.tasks.auxiliary import AuxiliaryWeight
+from inlay.tasks.base import Bound, Prediction
+from inlay.tasks.chat import ASSISTANT, Chat, messages_of, tokens_within
+from inlay.tasks.demonstrations import (
+    Demonstration,
+    chat_messages,
+    demonstration,
+    first_target,
+    with_demonstrations,
 )
-from inlay.tasks.chat import ASSISTANT, Chat, Message, messages_of, within
-from inlay.tasks.loss import token_loss
-from inlay.tasks.rows import Reader, trailing
+from inlay.tasks.generation_config import check_options, end_tokens, generation_config
+from inlay.tasks.outputs import TokenStates
+from inlay.tasks.reader import Reader
+from inlay.tasks.requirements import require_decoder_start, require_language_head
+from inlay.tasks.rows import Row, field_of, require_labels, texts_of
+from inlay.tasks.special_tokens import count_trailing
+from inlay.tasks.targets import ChatRow, GenerateBatch, left_padded, target_batch
 from inlay.tasks.templated import Templated
-
-MAX_NEW_TOKENS = 64
-
-SAMPLING = (
-    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
-    *("epsilon_cutoff", "eta_cutoff"),
-)
-"""Options of a model's own generation config that mean nothing without sampling."""
-
-FIXED = (
-    *("num_return_sequences", "return_dict_in_generate", "output_scores", "output_logits"),
-    *("output_attentions", "output_hidden_states", "max_length", "transformers_version"),
-)
-"""Fields of GenerationConfig that are not the user's: one text comes back for each source."""
-
-
-@dataclass(frozen=True, slots=True)
-class Talk(Row):
-    """A chat up to the assistant's last turn, which is the target.
-
-    said: the places in `input_ids` of what the assistant wrote before, which is learned too.
-    """
-
-    said: tuple[int, ...] = ()
 
 
 @dataclass(kw_only=True)
-class Generate(Templated):
+class Generate(Templated[GenerateBatch, TokenStates]):
     """A source text -> a target text, by a decoder or an encoder–decoder.
 
     In a decoder a row is source, target and end token; the loss is on target and end token. Source
-    and target are tokenised apart, so that training and generation see the same source.
+    and target are tokenised separately, so that training and generation read the same source.
 
     template: how the source is written; None for "{source}" and, in a decoder without `chat`, a
-        line break behind it.
+        line break after it.
     target: the field that holds the target: a text, or a list of them such as `targets`, of which
         the first is learned, and the best one for a prediction counts.
-    chat: put the source into the tokenizer's chat template, as the user's message; or "messages",
-        where rows bring whole chats, `messages`, a list of `{"role": …, "content": …}`. Of a chat
-        all that the assistant writes is learned, its texts and the tokens that end its turns, and
-        its last turn, where it has the last word, is the target.
-    system: the system message in front of it, unless a chat brings its own.
-    demonstrations: how many worked examples stand in front of every source, the same for all, as
-        turns of the chat with `chat`. They are drawn from the training data (`prepare`); or they
-        are given, each as its fields. A row that is drawn stays in the training data too.
+    chat: write the source in the tokenizer's chat template, as the user's message; or "messages",
+        where rows have whole chats, `messages`, a list of `{"role": …, "content": …}`. Of a chat
+        all that the assistant writes is learned, its texts and the tokens that end its turns. Its
+        last turn, where the chat ends with it, is the target.
+    system: the system message at its beginning, unless a chat has its own.
+    demonstrations: how many worked examples come before every source, the same for all, as
+        turns of the chat with `chat`. They are drawn from the training data (`prepare`), where
+        they stay too; or they are given, each as its fields.
     seed: which examples are drawn.
     metric: the primary metric.
     generation: options of `model.generate`, such as `num_beams: 4`, or `do_sample: true` with
         `temperature` and `top_p`. Without any, decoding is greedy and ends after 64 tokens at the
         latest, or where a decoder's context is full.
-    auxiliary: the share of the loss, in training, that is for predicting all that a decoder reads,
-        source and target, token by token.
+    auxiliary_weight: the weight in training, from 0 to below 1, of a language-model loss on all
+        that a decoder reads, source and target.
     """
 
     name: ClassVar[str] = "generate"
+    moved_fields: ClassVar[Mapping[str, str]] = {"auxiliary": "auxiliary_weight: 0.1"}
 
     target: str = "target"
     chat: bool | Literal["messages"] = False
@@ -97,26 +75,27 @@ class Generate(Templated):
     seed: int = 0
     metric: metrics.GenerationMetric = "bleu"
     generation: dict[str, Any] = field(default_factory=dict)
-    auxiliary: Share = 0.0
+    auxiliary_weight: AuxiliaryWeight = 0.0
 
     def __post_init__(self) -> None:
-        self.generation = _plain(self.generation)
-        given: Any = self.demonstrations
-        self.demonstrations = tuple(given) if isinstance(given, list) else given
+        if isinstance(self.generation, Mapping):
+            self.generation = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in self.generation.items()
+            }
+        examples: Any = self.demonstrations
+        self.demonstrations = tuple(examples) if isinstance(examples, list) else examples
         super().__post_init__()
         if self.system is not None and not self.chat:
             raise TaskError("generate: a system message needs chat, which is off")
         if isinstance(self.demonstrations, int) and self.demonstrations < 0:
             raise TaskError(f"generate: demonstrations={self.demonstrations} is less than none")
         if self.chat == "messages":
-            self._check_chats()
-        known = set(GenerationConfig().to_dict()) - set(FIXED)
-        for option in self.generation:
-            if option not in known:
-                raise TaskError(f"generate cannot set {option!r} here{nearest(option, known)}")
+            self._check_whole_chats()
+        check_options(self.generation)
 
-    def _check_chats(self) -> None:
-        """Raise TaskError for fields that mean nothing where rows bring whole chats."""
+    def _check_whole_chats(self) -> None:
+        """Raise TaskError for fields that mean nothing where rows have whole chats."""
         for name in ("template", "target", "demonstrations", "truncate"):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -124,84 +103,97 @@ class Generate(Templated):
                     f'generate: {name} is for rows of texts; leave it out with chat="messages"'
                 )
 
-    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
-        """See `Task`."""
+    @override
+    def place_virtual_tokens(self, count: int, before: int, examples: Sequence[Example]) -> None:
         if self.chat == "messages":
-            raise TaskError(f"rows of chats have no template for {virtual} virtual tokens")
-        super().place(virtual, front, examples)
+            raise TaskError(f"rows of chats have no template for {count} virtual tokens")
+        super().place_virtual_tokens(count, before, examples)
 
-    def bare(self, examples: Sequence[Example]) -> str:
-        """See `Templated`."""
+    @override
+    def default_template(self, examples: Sequence[Example]) -> str:
         return "{source}"
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def required_fields(self) -> tuple[str, ...]:
         if self.chat == "messages":
             return ("messages",)
         return (*Template(self.template or "{source}").names, self.target)
 
     @property
-    def gold(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def gold_fields(self) -> tuple[str, ...]:
         return ("messages",) if self.chat == "messages" else (self.target,)
 
+    @override
     def prepare(self, examples: Iterable[Example]) -> None:
-        """Draw the demonstrations, unless they were given. Raises DataError for too few rows."""
+        """Draw the demonstrations, unless they are given. Raises DataError for too few rows."""
         if not isinstance(self.demonstrations, int) or self.demonstrations == 0:
             return
-        those, count = list(examples), self.demonstrations
-        if len(those) < count:
-            raise DataError(f"{len(those)} rows are fewer than demonstrations={count}")
-        drawn = random.Random(self.seed).sample(those, count)
+        pool, count = list(examples), self.demonstrations
+        if len(pool) < count:
+            raise DataError(f"{len(pool)} rows are fewer than demonstrations={count}")
+        drawn = random.Random(self.seed).sample(pool, count)
         self.demonstrations = tuple(
             {
-                name: _reference(one, name) if name == self.target else field_of(one, name)
-                for name in self.needs
+                name: first_target(row, name) if name == self.target else field_of(row, name)
+                for name in self.required_fields
             }
-            for one in drawn
+            for row in drawn
         )
 
-    # ----------------------------------------------------------------- its model
+    # ------------------------------------------------------------------------------- its model
 
-    def check(self, bound: Bound, model: PreTrainedModel) -> None:
-        """See `Task`."""
+    @override
+    def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         kind, tokenizer = bound.chart.kind, bound.tokenizer
         if kind == "encoder":
             raise TaskError(f"{type(model).__name__} is an encoder and cannot generate text")
         self._decoder = kind == "decoder"
-        need_language_head(model, "generating text")
-        auxiliary.check(self.auxiliary, bound)
+        require_language_head(model, "generating text")
+        auxiliary.check_weight(self.auxiliary_weight, bound)
         if tokenizer.eos_token_id is None:
             raise TaskError("generate needs an end token; set tokenizer.eos_token")
-        if self.chat and not self._decoder:
-            raise TaskError("chat is for decoders; leave it out for an encoder–decoder")
-        if self.chat and not tokenizer.chat_template:
-            raise TaskError("chat needs a tokenizer with a chat template, and this one has none")
-        if self.chat == "messages" and not tokenizer.is_fast:
-            raise TaskError(f"chats need a fast tokenizer, not {type(tokenizer).__name__}")
-        self._config = self._decoding(model, bound)
-        self._start = self._config.decoder_start_token_id
-        if not self._decoder and self._start is None:
-            raise TaskError("the model's config has no decoder_start_token_id")
+        if self.chat:
+            self._check_chat(bound)
+        self._config = generation_config(model, bound, self.generation)
+        if not self._decoder:
+            start = self._config.decoder_start_token_id
+            self._start = require_decoder_start(model) if start is None else start
         default = "{source}\n" if self._decoder and not self.chat else "{source}"
         template = Template(default if self.template is None else self.template)
-        shown = self._shown(template)
-        self._chat = Chat(tokenizer, self._before(shown), self._ends(bound))
+        demonstrations = self._demonstrations(template)
+        before = chat_messages(self.system, demonstrations)
+        self._chat = Chat(tokenizer, before, end_tokens(self._config, bound))
+        separator = "" if self._decoder else "\n"
         self._reader = Reader(
             tokenizer=tokenizer,
             template=template,
-            joint=None,
-            frame=self._chat.asked if self.chat else self._behind(shown),
-            special=not self.chat,
-            ends=trailing(tokenizer) if self._decoder and not self.chat else 0,
-            types=False,
+            separator=None,
+            wrap=(
+                self._chat.user_message()
+                if self.chat
+                else with_demonstrations(demonstrations, separator)
+            ),
+            add_special_tokens=not self.chat,
+            drop_trailing=count_trailing(tokenizer) if self._decoder and not self.chat else 0,
+            token_type_ids=False,
             truncate=self.truncate,
-            first=bound.first,
+            first_virtual_id=bound.first_virtual_id,
         )
 
-    def _shown(self, template: Template) -> list[tuple[str, str]]:
-        """The sources and targets of the demonstrations, without virtual tokens."""
+    def _check_chat(self, bound: Bound) -> None:
+        """Raise TaskError where the model or its tokenizer cannot chat."""
+        tokenizer = bound.tokenizer
+        if not self._decoder:
+            raise TaskError("chat is for decoders; leave it out for an encoder–decoder")
+        if not tokenizer.chat_template:
+            raise TaskError("chat needs a tokenizer with a chat template, and this one has none")
+        if self.chat == "messages" and not tokenizer.is_fast:
+            raise TaskError(f"chats need a fast tokenizer, not {type(tokenizer).__name__}")
+
+    def _demonstrations(self, template: Template) -> list[Demonstration]:
+        """The demonstrations. Raises TaskError where they are not drawn yet."""
         if isinstance(self.demonstrations, int):
             if self.demonstrations:
                 raise TaskError(
@@ -209,218 +201,134 @@ class Generate(Templated):
                     "examples), or give demonstrations=[...]"
                 )
             return []
-        shown = []
-        for number, fields in enumerate(self.demonstrations, 1):
-            example = Example(fields, f"demonstration {number}")
-            texts = {name: str(field_of(example, name)) for name in template.names}
-            source = template.fill(texts).replace(VIRTUAL_TOKEN, "")
-            shown.append((source, _reference(example, self.target)))
-        return shown
+        return [
+            demonstration(Example(fields, f"demonstration {number}"), template, self.target)
+            for number, fields in enumerate(self.demonstrations, 1)
+        ]
 
-    def _before(self, shown: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
-        """The messages in front of every chat."""
-        system = [] if self.system is None else [("system", self.system)]
-        turns = [turn for a, b in shown for turn in (("user", a), (ASSISTANT, b))]
-        return tuple({"role": role, "content": content} for role, content in [*system, *turns])
+    # --------------------------------------------------------------------------- its arithmetic
 
-    def _behind(self, shown: Sequence[tuple[str, str]]) -> Callable[[str], str] | None:
-        """What puts a source behind the demonstrations, with an empty line behind each."""
-        if not shown:
-            return None
-        joint = "" if self._decoder else "\n"
-        opening = "".join(f"{source}{joint}{target}\n\n" for source, target in shown)
-        return lambda text: opening + text
-
-    def _ends(self, bound: Bound) -> tuple[str, ...]:
-        """The tokens that end what is generated, as text."""
-        given = self._config.eos_token_id
-        numbers = {bound.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])}
-        return tuple(bound.tokenizer.convert_ids_to_tokens(sorted(numbers)))
-
-    def _decoding(self, model: PreTrainedModel, bound: Bound) -> GenerationConfig:
-        """The model's own generation config, made greedy, with the user's options on top."""
-        own = model.generation_config
-        config = GenerationConfig() if own is None else copy.deepcopy(own)
-        given = {"do_sample": False, "num_beams": 1, "max_new_tokens": MAX_NEW_TOKENS}
-        given |= self.generation
-        config.max_length = None
-        if not given["do_sample"]:
-            for name in SAMPLING:
-                setattr(config, name, None)
-        for name, value in given.items():
-            setattr(config, name, value)
-        if config.eos_token_id is None:
-            config.eos_token_id = bound.tokenizer.eos_token_id
-        config.pad_token_id = bound.pad
-        if config.decoder_start_token_id is None and bound.chart.kind == "encoder-decoder":
-            config.decoder_start_token_id = model.config.decoder_start_token_id
-        try:
-            config.validate(strict=True, user_set_attributes=set(given))
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise TaskError(f"generation options that do not fit together: {reason}") from None
-        return config
-
-    # ---------------------------------------------------------------- arithmetic
-
-    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+    @override
+    def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
         if self.chat == "messages":
-            return [self._talk(example, first + at) for at, example in enumerate(examples)]
-        limit = self.bound.limit
+            return [self._chat_row(row, index) for index, row in enumerate(examples, first_index)]
+        limit = self.bound.max_length
         targets = self._targets(examples)
-        rooms: list[int | None] = []
+        max_lengths: list[int | None] = []
         for example, target in zip(examples, targets, strict=True):
             length = 0 if target is None else len(target)
             room = None if limit is None else limit - length
             if room is not None and room < (1 if self._decoder else 0):
                 raise DataError(
-                    f"{example.where}: its target alone is {length} tokens long where {limit} fit; "
-                    "shorten it"
+                    f"{example.where}: its target alone is {length} tokens long and only {limit} "
+                    "fit; shorten it"
                 )
-            rooms.append(room if self._decoder else limit)
-        sources = [read.ids for read in self._reader.read(examples, rooms)]
+            max_lengths.append(room if self._decoder else limit)
+        sources = self._reader.read(examples, max_lengths)
+        triples = zip(examples, sources, targets, strict=True)
         return [
-            Row(source, target, first + place, example.where, len(source) + len(target or ()))
-            for place, (example, source, target) in enumerate(
-                zip(examples, sources, targets, strict=True)
-            )
+            Row(source.ids, target, index, example.where, len(source.ids) + len(target or ()))
+            for index, (example, source, target) in enumerate(triples, first_index)
         ]
 
-    def _talk(self, example: Example, index: int) -> Row:
-        """A chat as a row."""
-        chat, limit, tokenizer = self._chat.read(example), self.bound.limit, self.bound.tokenizer
-        read = tokenizer(
+    def _chat_row(self, example: Example, index: int) -> Row:
+        """A whole chat as a row."""
+        chat, limit, tokenizer = self._chat.read(example), self.bound.max_length, self.bound.tokenizer  # fmt: skip  # noqa: E501
+        encoding = tokenizer(
             chat.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         reply = None
         if chat.reply is not None:
             reply = tokenizer(chat.reply, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = read["input_ids"]
+        ids = encoding["input_ids"]
         cost = len(ids) + len(reply or ())
         if limit is not None and cost > limit:
             raise DataError(
-                f"{example.where}: its messages are {cost} tokens long where {limit} fit; shorten "
-                "them, or leave the first ones out"
+                f"{example.where}: its messages are {cost} tokens long and only {limit} fit; "
+                "shorten them, or leave the first ones out"
             )
-        said = within(read["offset_mapping"], chat.turns)
-        return Talk(ids, reply, index, example.where, cost, said=said)
+        turns = tokens_within(encoding["offset_mapping"], chat.turns)
+        return ChatRow(ids, reply, index, example.where, cost, earlier_turns=turns)
 
     def _targets(self, examples: Sequence[Example]) -> list[list[int] | None]:
         """The target of each example with the end token last, or None where it has none."""
         tokenizer = self.bound.tokenizer
-        places = [at for at, example in enumerate(examples) if self.target in example.fields]
-        texts = [_reference(examples[place], self.target) for place in places]
+        places = [n for n, example in enumerate(examples) if self.target in example.fields]
+        texts = [first_target(examples[place], self.target) for place in places]
         targets: list[list[int] | None] = [None] * len(examples)
         if not texts:
             return targets
         if self._decoder:
-            read = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         else:
-            read = tokenizer(text_target=texts, verbose=False)["input_ids"]
+            tokens = tokenizer(text_target=texts, verbose=False)["input_ids"]
         end = tokenizer.eos_token_id
-        for place, ids in zip(places, read, strict=True):
+        for place, ids in zip(places, tokens, strict=True):
             complete = not self._decoder and ids[-1:] == [end]
             targets[place] = ids if complete else [*ids, end]
         return targets
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """See `Task`. The last token of a target is never read, so it is no input."""
-        given = labelled(rows)
-        sources = [row.input_ids for row in rows]
-        targets = [row.labels or [] for row in rows]
-        pad = self.bound.pad
-        if self._decoder:
-            written = [[*a, *b[:-1]] for a, b in zip(sources, targets, strict=True)]
-            batch = {"input_ids": padded(written, pad), "attention_mask": mask_of(written)}
-            batch["prompt_lengths"] = torch.tensor([len(ids) for ids in sources])
-            starts, width = [len(ids) - 1 for ids in sources], batch["input_ids"].shape[1]
-        else:
-            batch = {"input_ids": padded(sources, pad), "attention_mask": mask_of(sources)}
-            starts, width = [0] * len(rows), max(map(len, targets))
-            if given:
-                shifted = [[self._start, *target[:-1]] for target in targets]
-                batch["decoder_input_ids"] = padded(shifted, pad)
-        if given:
-            # Where in the flat [B·T] a token is predicted, and which: nothing else meets the head.
-            pairs = [
-                (number * width + place, token)
-                for number, (row, start) in enumerate(zip(rows, starts, strict=True))
-                for place, token in (*_before_last(row), *enumerate(row.labels or (), start))
-            ]
-            batch["positions"], batch["targets"] = torch.tensor(pairs).unbind(1)
-        return batch
+    @override
+    def collate(self, rows: Sequence[Row]) -> GenerateBatch:
+        start = None if self._decoder else self._start
+        return target_batch(rows, self.bound.pad_id, start)
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """See `Task`: cross entropy of the target's tokens, and how many they are."""
-        targets, chart = need_labels(batch, "targets"), self.chart(model)
-        names = ("input_ids", "attention_mask", "decoder_input_ids")
-        asked = None
-        if auxiliary.wanted(self.auxiliary):
-            batch, asked = auxiliary.ask(self.bound, batch)
-        hidden = chart.last_hidden_state(
-            model, **{name: batch[name] for name in names if name in batch}
-        )
-        hidden = hidden.flatten(0, 1)
-        loss = token_loss(chart, model, hidden.index_select(0, batch["positions"]), targets)
-        if asked is not None:
-            text = auxiliary.own(asked, chart, model, hidden)
-            loss = auxiliary.mixed(self.auxiliary, loss, text)
+    @override
+    def outputs(self, model: PreTrainedModel, batch: GenerateBatch) -> TokenStates:
+        """The states at the positions where a token of a target is predicted.
+
+        Raises DataError where the rows had no targets.
+        """
+        positions, chart = require_labels(batch.positions), self.chart(model)
+        inputs, text_targets = batch.inputs, None
+        if auxiliary.is_used(self.auxiliary_weight):
+            inputs, text_targets = auxiliary.language_model_targets(self.bound, inputs, positions)
+        hidden = chart.last_hidden_state(model, **inputs).flatten(0, 1)
+        text = None if text_targets is None else text_targets.states(chart, model, hidden)
+        return TokenStates(chart, model, hidden.index_select(0, positions), text)
+
+    @override
+    def loss(self, outputs: TokenStates, batch: GenerateBatch) -> tuple[Tensor, int]:
+        """Cross entropy of the target's tokens, and how many there are."""
+        targets = require_labels(batch.targets)
+        loss = outputs.loss(targets)
+        if outputs.text is not None:
+            loss = auxiliary.mixed(self.auxiliary_weight, loss, outputs.text)
         return loss, len(targets)
 
     @torch.no_grad()
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Prediction]:
-        """See `Task`: the generated text, without special tokens and outer white space."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        config, given = self._config, 0
-        if self._decoder:
-            ids, mask = self._prompts(batch)
-            given = ids.shape[1]
+    @override
+    def predict(self, model: PreTrainedModel, batch: GenerateBatch) -> list[Prediction]:
+        """The generated text, without special tokens and white space around it."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        config, prompt_length = self._config, 0
+        if batch.prompt_lengths is not None:
+            ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
+            prompt_length = ids.shape[1]
             limit = self.chart(model).max_length(model)
-            if limit is not None and given + config.max_new_tokens > limit:
-                if given >= limit:
+            if limit is not None and prompt_length + config.max_new_tokens > limit:
+                if prompt_length >= limit:
                     return [""] * len(ids)
                 config = copy.deepcopy(config)
-                config.max_new_tokens = limit - given
+                config.max_new_tokens = limit - prompt_length
         generate: Any = model.generate
-        made = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        texts = self.bound.tokenizer.batch_decode(made[:, given:], skip_special_tokens=True)
+        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        new_tokens = tokens[:, prompt_length:]
+        texts = self.bound.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _prompts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sources of a decoder's batch, padded on the left, and their mask."""
-        ids, lengths = batch["input_ids"], batch["prompt_lengths"]
-        width = int(lengths.max())
-        places = torch.arange(width, device=ids.device) - (width - lengths).unsqueeze(1)
-        mask = (places >= 0).long()
-        moved = ids[:, :width].gather(1, places.clamp(min=0))
-        return moved.masked_fill(mask == 0, self.bound.pad), mask
-
+    @override
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """See `Task`."""
-        return metrics.generation(predictions, [self._references(one) for one in examples])
+        references = [self._references(example) for example in examples]
+        return metrics.generation(predictions, references)
 
     def _references(self, example: Example) -> list[str]:
-        """The texts that a prediction may be."""
+        """The texts that a prediction is compared with."""
         if self.chat != "messages":
             return texts_of(example, self.target)
         last = messages_of(example)[-1]
         if last["role"] != ASSISTANT:
             raise DataError(f"{example.where}: its last message is not the assistant's")
         return [last["content"]]
-
-
-def _reference(example: Example, name: str) -> str:
-    """The target that is learned: the first of several."""
-    return texts_of(example, name)[0]
-
-
-def _before_last(row: Row) -> list[tuple[int, int]]:
-    """Where in a row an earlier token of the assistant is predicted, and which token it is."""
-    said = row.said if isinstance(row, Talk) else ()
-    return [(place - 1, row.input_ids[place]) for place in said if place]
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}

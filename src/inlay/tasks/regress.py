@@ -1,4 +1,4 @@
-"""regress: one text, or a pair -> a number, such as how alike two sentences are."""
+"""regress: one text, or a pair -> a number, such as how similar two sentences are."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from inlay.data.dataset import Example
 from inlay.data.template import Template
 from inlay.errors import DataError
-from inlay.heads import classify as classify_by_head
-from inlay.heads import head_inputs
+from inlay.heads import classify, head_inputs
 from inlay.methods.head import Head
 from inlay.tasks import metrics
-from inlay.tasks.base import (
-    Batch,
-    Bound,
-    Prediction,
-    Row,
-    field_of,
-    labelled,
-    need_head,
-    need_labels,
-)
-from inlay.tasks.rows import INPUTS, Encoded, Reader, stacked
+from inlay.tasks.base import Bound, Prediction
+from inlay.tasks.batch import Batch
+from inlay.tasks.outputs import Values
+from inlay.tasks.reader import Encoded, Reader, text_inputs
+from inlay.tasks.requirements import require_head
+from inlay.tasks.rows import Row, field_of, have_labels, require_labels
 from inlay.tasks.templated import Templated
 
 VALUE = ("value",)
-"""The one label of the head: the number that it says."""
+"""The one label of the head, whose score is the predicted number."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegressBatch(Batch):
+    """Texts and the number of each. labels: `[B]`; None where the rows have none."""
+
+    labels: Tensor | None = None
 
 
 @dataclass(kw_only=True)
-class Regress(Templated):
+class Regress(Templated[RegressBatch, Values]):
     """One text, or a pair -> the number `label`, by a trained head with one output.
 
     The head is a `Head(labels=("value",))` in the inlay, and learns by the squared error.
@@ -51,72 +53,72 @@ class Regress(Templated):
 
     metric: metrics.RegressionMetric = "pearson"
 
+    @override
     def head(self) -> Head:
-        """See `Task`."""
         return Head(labels=VALUE)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def required_fields(self) -> tuple[str, ...]:
         return (*Template(self.template or "{text}").names, "label")
 
     @property
-    def gold(self) -> tuple[str, ...]:
-        """See `Task`."""
+    @override
+    def gold_fields(self) -> tuple[str, ...]:
         return ("label",)
 
-    def check(self, bound: Bound, model: PreTrainedModel) -> None:
-        """See `Task`."""
-        self._reader = Reader.of(bound, self.template, self.truncate)
+    @override
+    def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
+        self._reader = Reader.for_text(bound, self.template, self.truncate)
 
-    # ---------------------------------------------------------------- arithmetic
-
-    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
-        read = self._reader.read(examples, [self.bound.limit] * len(examples))
+    @override
+    def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
+        encoded = self._reader.read(examples, [self.bound.max_length] * len(examples))
         rows = []
-        for place, (example, encoded) in enumerate(zip(examples, read, strict=True)):
+        for index, (example, text) in enumerate(zip(examples, encoded, strict=True), first_index):
             labels = [_number(example)] if "label" in example.fields else None
-            ids = encoded.ids
-            rows.append(Row(ids, labels, first + place, example.where, len(ids), encoded.types))
+            types = text.token_type_ids
+            rows.append(Row(text.ids, labels, index, example.where, len(text.ids), types))
         return rows
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """See `Task`."""
+    @override
+    def collate(self, rows: Sequence[Row]) -> RegressBatch:
         texts = [Encoded(row.input_ids, row.token_type_ids) for row in rows]
-        batch = stacked(texts, self.bound.pad)
-        if labelled(rows):
-            batch["labels"] = torch.tensor([row.labels[0] for row in rows if row.labels])
-        return batch
+        labels = None
+        if have_labels(rows):
+            labels = torch.tensor([row.labels[0] for row in rows if row.labels])
+        return RegressBatch(text_inputs(texts, self.bound.pad_id), labels)
 
-    def values(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """What the head says to each row, `[B]`, fp32."""
-        need_head(model, self.head())
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
-        states, mask = head_inputs(model, self.chart(model), **inputs)
-        return classify_by_head(model, states, mask).float().squeeze(1)
+    @override
+    def outputs(self, model: PreTrainedModel, batch: RegressBatch) -> Values:
+        require_head(model, self.head())
+        states, mask = head_inputs(model, self.chart(model), **batch.inputs)
+        return Values(classify(model, states, mask).float().squeeze(1))
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
-        """See `Task`: squared errors, and how many rows there are."""
-        labels = need_labels(batch, "labels")
-        return F.mse_loss(self.values(model, batch), labels, reduction="sum"), len(labels)
-
-    @torch.no_grad()
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[float]:
-        """See `Task`: the number itself."""
-        return self.values(model, batch).tolist()
+    @override
+    def loss(self, outputs: Values, batch: RegressBatch) -> tuple[Tensor, int]:
+        """Squared errors, and how many rows there are."""
+        labels = require_labels(batch.labels)
+        return F.mse_loss(outputs.values, labels, reduction="sum"), len(labels)
 
     @torch.no_grad()
-    def ballot(
-        self, model: PreTrainedModel, batch: Batch, members: int
+    @override
+    def predict(self, model: PreTrainedModel, batch: RegressBatch) -> list[float]:
+        return self.outputs(model, batch).values.tolist()
+
+    @torch.no_grad()
+    @override
+    def vote(
+        self, model: PreTrainedModel, batch: RegressBatch, members: int
     ) -> tuple[list[float], list[float]]:
-        """See `Task`: numbers have no majority, so their mean decides."""
-        said = self.values(model, batch)
-        return said.tolist(), said.unflatten(0, (-1, members)).mean(1).tolist()
+        """Numbers have no majority, so the winner is their mean."""
+        values = self.outputs(model, batch).values
+        return values.tolist(), values.unflatten(0, (-1, members)).mean(1).tolist()
 
+    @override
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """See `Task`."""
         return metrics.regression(predictions, [_number(example) for example in examples])
 
 

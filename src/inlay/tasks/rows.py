@@ -1,209 +1,122 @@
-"""Reader: fields of an example -> token ids that fit."""
+"""Row, one encoded example, and helpers that read examples and pad rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from torch import Tensor
 
-from inlay.data.dataset import Example
-from inlay.data.template import VIRTUAL_TOKEN, Template
-from inlay.errors import DataError
-from inlay.tasks.base import Batch, Bound, field_of, mask_of, padded
-
-Texts = Mapping[str, str]
-"""The free texts of one example by field name: what may be shortened."""
+from inlay.data.dataset import Example, Value
+from inlay.data.raw import kind_of
+from inlay.errors import DataError, nearest
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids, and for a pair the text that each belongs to."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded example, or one window of a long example.
 
-    ids: list[int]
-    types: list[int] | None
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Writes the input of an example as text and reads it as tokens.
-
-    template: how the fields make one text; None for `text`, and `text_pair` where there is one.
-    joint: what stands between `text` and `text_pair` where the tokenizer knows no pairs; None for
-        the tokenizer's own way.
-    frame: puts the text into something fixed, such as a chat; None for the text as it stands.
-    special: whether the tokenizer adds its special tokens.
-    ends: how many of these stand behind the text and are taken off (a decoder goes on writing).
-    types: whether the model wants to know which text of a pair a token belongs to.
-    truncate: which side of a text too long is given up, if any.
-    first: the id of the first virtual token.
+    input_ids: the tokens of the input, without padding.
+    labels: what the row teaches: the tokens of the target with the end token last, the numbers of
+        its labels, a score for every label, or a value; None where the example has no target.
+    index: the position of the example in its data set.
+    where: the file and line of the example, for messages.
+    cost: how many tokens the row puts through the model.
+    token_type_ids: which of two texts each token belongs to, where the model reads that.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    template: Template | None
-    joint: str | None
-    frame: Callable[[str], str] | None
-    special: bool
-    ends: int
-    types: bool
-    truncate: bool | Literal["end", "start"]
-    first: int
+    input_ids: list[int]
+    labels: list[Any] | None
+    index: int
+    where: str
+    cost: int
+    token_type_ids: list[int] | None = None
 
-    @staticmethod
-    def of(bound: Bound, template: str | None, truncate: bool | Literal["end", "start"]) -> Reader:
-        """The reader of whole texts, or pairs of them, as a trained head or a word judges them."""
-        kind, tokenizer = bound.chart.kind, bound.tokenizer
-        return Reader(
-            tokenizer=tokenizer,
-            template=None if template is None else Template(template),
-            joint="\n" if kind == "decoder" else None,
-            frame=None,
-            special=True,
-            ends=trailing(tokenizer) if kind == "decoder" else 0,
-            types=bound.chart.stacks[0].takes("token_type_ids"),
-            truncate=truncate,
-            first=bound.first,
+    def __len__(self) -> int:
+        return self.cost
+
+
+def field_of(example: Example, name: str) -> str | int | float:
+    """A field that holds a text or a number.
+
+    Raises DataError, which names the example, where the field is missing or a list.
+    """
+    value = _value_of(example, name)
+    if isinstance(value, list):
+        raise DataError(f"{example.where}: field {name!r} is a list, not text or a number")
+    return value
+
+
+def list_of(example: Example, name: str) -> list[Any]:
+    """A field that holds a list.
+
+    Raises DataError, which names the example, where the field is missing or no list.
+    """
+    value = _value_of(example, name)
+    if not isinstance(value, list):
+        raise DataError(
+            f"{example.where}: field {name!r} is {kind_of(value)}, not a list; csv files cannot "
+            "hold lists, use jsonl, json or parquet"
         )
+    return value
 
-    def read(self, examples: Sequence[Example], rooms: Sequence[int | None]) -> list[Encoded]:
-        """The examples as tokens, each no longer than its room.
 
-        Raises DataError, which names the example: a missing field, no tokens, too many tokens.
-        """
-        texts = [self._texts(example) for example in examples]
-        read = self._tokenize(texts)
-        for place, (example, room) in enumerate(zip(examples, rooms, strict=True)):
-            if room is not None and len(read[place].ids) > room:
-                read[place] = self._fit(example, texts[place], read[place], room)
-            if not read[place].ids:
-                raise DataError(f"{example.where}: its text is empty, which leaves no tokens")
-        return read
+def texts_of(example: Example, name: str) -> list[str]:
+    """A field that holds one text or a list of texts, as a list.
 
-    def _texts(self, example: Example) -> Texts:
-        if self.template is not None:
-            names = self.template.names
-        else:
-            names = ("text", "text_pair") if "text_pair" in example.fields else ("text",)
-        texts = {name: str(field_of(example, name)) for name in names}
-        bare = "".join(texts.values()) if self.template is None else self.template.fill(texts)
-        if not bare.strip():
-            raise DataError(f"{example.where}: its text is empty, and no template adds to it")
-        return texts
-
-    def _written(self, texts: Texts) -> tuple[str, ...]:
-        """The one text of an example, or two that the tokenizer joins."""
-        if self.template is None:
-            return (
-                tuple(texts.values()) if self.joint is None else (self.joint.join(texts.values()),)
-            )
-        text = self.template.fill(texts)
-        return (text if self.frame is None else self.frame(text),)
-
-    def _tokenize(self, examples: Sequence[Texts]) -> list[Encoded]:
-        if self.template is not None and self.template.virtual_tokens:
-            return [self._soft(self._written(texts)[0]) for texts in examples]
-        written = [self._written(texts) for texts in examples]
-        made: dict[int, Encoded] = {}
-        for count in (1, 2):
-            places = [place for place, texts in enumerate(written) if len(texts) == count]
-            if not places:
-                continue
-            columns = zip(*(written[place] for place in places), strict=True)
-            encoding = self.tokenizer(
-                *map(list, columns),
-                add_special_tokens=self.special,
-                return_attention_mask=False,
-                return_token_type_ids=self.types and count == 2,
-                verbose=False,
-            )
-            types = encoding.get("token_type_ids", [None] * len(places))
-            for place, ids, kinds in zip(places, encoding["input_ids"], types, strict=True):
-                made[place] = Encoded(ids[: len(ids) - self.ends], kinds)
-        return [made[place] for place in range(len(written))]
-
-    def _soft(self, text: str) -> Encoded:
-        """A text with virtual tokens: what stands between them is tokenised by itself."""
-        segments = text.split(VIRTUAL_TOKEN)
-        read = self.tokenizer(
-            [segment or " " for segment in segments], add_special_tokens=False, verbose=False
-        )["input_ids"]
-        before, behind = around(self.tokenizer) if self.special else ([], [])
-        ids = list(before)
-        for number, (segment, tokens) in enumerate(zip(segments, read, strict=True)):
-            ids += [self.first + number - 1] if number else []
-            ids += tokens if segment.strip() else []
-        ids += behind
-        return Encoded(ids[: len(ids) - self.ends], None)
-
-    def _fit(self, example: Example, texts: Texts, encoded: Encoded, room: int) -> Encoded:
-        length = len(encoded.ids)
-        if not self.truncate:
-            raise DataError(
-                f"{example.where}: its input is {length} tokens long where {room} fit; "
-                "shorten it, or ask for truncate"
-            )
-        while len(encoded.ids) > room:
-            spans = {name: self._spans(text) for name, text in texts.items()}
-            if not any(spans.values()):
-                raise DataError(
-                    f"{example.where}: even without its text the input is {len(encoded.ids)} "
-                    f"tokens long where {room} fit"
-                )
-            level = _level([len(span) for span in spans.values()], len(encoded.ids) - room)
-            texts = {name: self._cut(text, spans[name], level) for name, text in texts.items()}
-            encoded = self._tokenize([texts])[0]
-        return encoded
-
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where in a text its tokens begin and end, in characters."""
-        encoding = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    Raises DataError, which names the example, where the field is missing, an empty list, or a list
+    of anything else.
+    """
+    value = _value_of(example, name)
+    if not isinstance(value, list):
+        return [str(value)]
+    if not value or not all(isinstance(text, str) for text in value):
+        raise DataError(
+            f"{example.where}: {name} must be a list of at least one text, not {value!r:.80}"
         )
-        return encoding["offset_mapping"]
-
-    def _cut(self, text: str, spans: Sequence[tuple[int, int]], level: int) -> str:
-        """The text without all but `level` of its tokens, and never unchanged if it had more.
-
-        A character of several tokens is dropped as a whole.
-        """
-        if len(spans) <= level:
-            return text
-        if self.truncate == "start":
-            return text[max(1, spans[len(spans) - level - 1][1]) :]
-        return text[: min(len(text) - 1, spans[level][0])]
+    return value
 
 
-def stacked(texts: Sequence[Encoded], pad: int) -> Batch:
-    """Texts as one batch, padded on the right: what a model takes."""
-    ids = [text.ids for text in texts]
-    batch = {"input_ids": padded(ids, pad), "attention_mask": mask_of(ids)}
-    if any(text.types for text in texts):
-        batch["token_type_ids"] = padded([text.types or [0] * len(text.ids) for text in texts], 0)
-    return batch
+def _value_of(example: Example, name: str) -> Value:
+    try:
+        return example.fields[name]
+    except KeyError:
+        known = nearest(name, example.fields)
+        raise DataError(f"{example.where}: there is no field {name!r}{known}") from None
 
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""What `stacked` writes."""
+def have_labels(rows: Sequence[Row]) -> bool:
+    """Whether these rows have labels: all of them, or none.
+
+    Raises DataError where only some have.
+    """
+    without = [row for row in rows if row.labels is None]
+    if without and len(without) < len(rows):
+        raise DataError(f"{without[0].where}: it has no label or target, and other rows have one")
+    return not without
 
 
-def _level(lengths: Sequence[int], excess: int) -> int:
-    """The length to which the longest must come down so that `excess` tokens go in all."""
-    level = max(lengths)
-    while level and sum(max(0, length - level) for length in lengths) < excess:
-        level -= 1
-    return level
+def require_labels(labels: Tensor | None) -> Tensor:
+    """The labels of a batch. Raises DataError where its rows had none."""
+    if labels is None:
+        raise DataError("the rows have no label or target to learn from")
+    return labels
 
 
-def trailing(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer sets behind a text."""
-    return len(around(tokenizer)[1])
+def padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Sequences as one tensor `[B, longest]`, padded with `value` on the right."""
+    width = max(map(len, sequences))
+    return torch.tensor([[*ids, *[value] * (width - len(ids))] for ids in sequences])
 
 
-def around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer sets in front of a text, and behind it."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    starts = range(len(whole) - len(bare) + 1)
-    start = next(start for start in starts if whole[start : start + len(bare)] == bare)
-    return whole[:start], whole[start + len(bare) :]
+def mask_of(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The attention mask of `padded` sequences: 1 for a token, 0 for padding, `[B, longest]`."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    return (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
+
+
+def padded_inputs(sequences: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """Token ids padded on the right, and their mask, as the inputs of a model."""
+    return {"input_ids": padded(sequences, pad_id), "attention_mask": mask_of(sequences)}

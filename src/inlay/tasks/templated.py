@@ -1,22 +1,24 @@
-"""Templated: a task whose text is written by a template, which may have virtual tokens in it."""
+"""Templated: a task whose text a template writes, with virtual tokens in it where it has some."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from inlay.data.dataset import Example
 from inlay.data.template import Template
 from inlay.errors import TaskError
-from inlay.tasks.base import Task
+from inlay.tasks.base import B, O, Task
 
 
 @dataclass(kw_only=True)
-class Templated(Task, listed=False):
-    """A task whose text is written by a template.
+class Templated(Task[B, O], listed=False):
+    """A task whose text a template writes.
 
     template: how the fields are written, such as "{text} All in all, it was"; None for the task's
-        own way.
+        default.
     """
 
     template: str | None = None
@@ -24,31 +26,33 @@ class Templated(Task, listed=False):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.template is not None and set(Template(self.template).names) <= {"mask"}:
-            raise TaskError(f"{self.name}: template {self.template!r} names no {{column}}")
+            raise TaskError(f"{self.name}: template {self.template!r} has no {{column}}")
 
-    def bare(self, examples: Sequence[Example]) -> str:
-        """The template that writes these examples in the task's own way."""
+    def default_template(self, examples: Sequence[Example]) -> str:
+        """The template that writes these examples where none is given."""
         pairs = any("text_pair" in example.fields for example in examples)
         return "{text} {text_pair}" if pairs else "{text}"
 
     @property
-    def virtual(self) -> int:
-        """See `Task`."""
+    @override
+    def virtual_tokens(self) -> int:
         return 0 if self.template is None else Template(self.template).virtual_tokens
 
-    def place(self, virtual: int, front: int, examples: Sequence[Example]) -> None:
-        """See `Task`."""
-        self.template = with_virtual(self.template or self.bare(examples), virtual, front)
+    @override
+    def place_virtual_tokens(self, count: int, before: int, examples: Sequence[Example]) -> None:
+        template = self.template or self.default_template(examples)
+        self.template = with_virtual_tokens(template, count, before)
 
 
-def with_virtual(template: str, virtual: int, front: int) -> str:
-    """The template with virtual tokens: `front` at its beginning, the rest behind its last column.
+def with_virtual_tokens(template: str, count: int, before: int) -> str:
+    """A template with virtual tokens: `before` at its beginning, the rest after its last column.
 
-    In front of a mask or an answer they are nearest to where the base decides.
+    Before a mask or an answer they are nearest to where the base decides.
     """
     cut = template.rfind("{mask}")
     cut = template.rindex("}") + 1 if cut < 0 else cut
-    ends = [f"{{p*{n}}}".replace("*1}", "}") if n else "" for n in (front, virtual - front)]
-    return " ".join(
-        part for part in (ends[0], template[:cut].strip(), ends[1], template[cut:].strip()) if part
+    first, second = (
+        f"{{p*{n}}}".replace("*1}", "}") if n else "" for n in (before, count - before)
     )
+    parts = (first, template[:cut].strip(), second, template[cut:].strip())
+    return " ".join(part for part in parts if part)

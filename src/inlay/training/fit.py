@@ -64,9 +64,9 @@ def fit(
     """
     if not handle.attached or handle.model is not model:
         raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
-    if handle.virtual_tokens != task.virtual:
+    if handle.virtual_tokens != task.virtual_tokens:
         raise TrainingError(
-            f"the task's template has {task.virtual} virtual tokens ({{p}}) and the inlay "
+            f"the task's template has {task.virtual_tokens} virtual tokens ({{p}}) and the inlay "
             f"{handle.virtual_tokens}; they must be as many"
         )
     base_lr = options(given).base_lr

@@ -79,9 +79,9 @@ def fit_decoder(
                     model.zero_grad()
                     task = lessons[number].task
                     batch = task.collate([encoded[number][place] for place in chosen])
-                    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                    batch = batch.to(model.device)
                     with rows(model, [NAME]):
-                        loss, counted = task.loss(model, batch)
+                        loss, counted = task.loss(task.outputs(model, batch), batch)
                     (loss / counted).backward()
                     assert values.grad is not None
                     through = (made * values.grad.flatten()).sum()  # the chain rule, by hand

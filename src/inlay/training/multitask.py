@@ -6,26 +6,24 @@ inlays of its own task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from inlay.core.method import ParameterGroup, Spec, sum_of
 from inlay.data.dataset import Example
 from inlay.errors import TrainingError
 from inlay.handle import Inlay
 from inlay.handle import rows as inlay_rows
-from inlay.tasks import Prediction, Row, Task
-from inlay.tasks.base import Batch, Bound
+from inlay.tasks import Batch, Outputs, Prediction, Row, Task
+from inlay.tasks.base import Bound
 from inlay.training.fit import train
 from inlay.training.loop.results import Result
-
-PLACES = "places"
-"""The name under which a batch keeps where a lesson's rows stand."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,43 @@ class LessonRow(Row):
     own: Row | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class MixtureBatch(Batch):
+    """The batches of several lessons.
+
+    lessons: by the number of the lesson. places: which rows of the whole each holds.
+    """
+
+    lessons: dict[int, Batch]
+    places: dict[int, list[int]]
+
+    @override
+    def __len__(self) -> int:
+        return sum(map(len, self.places.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureOutputs(Outputs):
+    """What each lesson's inlays give for its rows.
+
+    names: of the inlays, by the number of the lesson. lessons: its outputs.
+    """
+
+    model: PreTrainedModel
+    names: dict[int, list[str]]
+    lessons: dict[int, Outputs]
+
+    @override
+    def divergence(self, other: Self) -> Tensor:
+        sums = []
+        for number, outputs in self.lessons.items():
+            with inlay_rows(self.model, [self.names[number]]):
+                sums.append(outputs.divergence(other.lessons[number]))
+        return torch.stack(sums).sum()
+
+
 @dataclass(kw_only=True)
-class Mixture(Task, listed=False):
+class Mixture(Task[MixtureBatch, MixtureOutputs], listed=False):
     """The task of doing several tasks: each row as its own lesson says, with its own inlays."""
 
     name: ClassVar[str] = "mixture"
@@ -140,50 +173,62 @@ class Mixture(Task, listed=False):
         return {"task": self.name, "lessons": told}
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def required_fields(self) -> tuple[str, ...]:
         """See `Task`: each lesson's data was loaded for its own task."""
         return ()
 
-    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+    def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         """See `Task`: every lesson's task is bound by itself."""
 
-    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+    @override
+    def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
         made: list[Row] = []
         for number, places in self._apart(examples).items():
             for row in self.lessons[number].task.encode_all([examples[place] for place in places]):
                 facts = {field.name: getattr(row, field.name) for field in fields(Row)}
-                facts["index"] = first + places[row.index]
+                facts["index"] = first_index + places[row.index]
                 made.append(LessonRow(**facts, lesson=number, own=row))
         return sorted(made, key=lambda row: row.index)
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """See `Task`: the batches of all lessons, `number/name`, and the places of their rows."""
-        batch: Batch = {}
-        for number, places in self._apart(rows).items():
-            own = self.lessons[number].task.collate([_own(rows[place]) for place in places])
-            batch |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            batch[f"{number}/{PLACES}"] = torch.tensor(places)
-        return batch
+    def collate(self, rows: Sequence[Row]) -> MixtureBatch:
+        """See `Task`: the batches of all lessons, and the places of their rows."""
+        places = self._apart(rows)
+        lessons = {
+            number: self.lessons[number].task.collate([_own(rows[place]) for place in own])
+            for number, own in places.items()
+        }
+        return MixtureBatch({}, lessons, places)
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    def outputs(self, model: PreTrainedModel, batch: MixtureBatch) -> MixtureOutputs:
+        """See `Task`: each lesson's rows are served by its own inlays."""
+        names = {number: self._names(number) for number in batch.lessons}
+        outputs = {}
+        for number, part in batch.lessons.items():
+            with inlay_rows(model, [names[number]]):
+                outputs[number] = self.lessons[number].task.outputs(model, part)
+        return MixtureOutputs(model, names, outputs)
+
+    def loss(self, outputs: MixtureOutputs, batch: MixtureBatch) -> tuple[Tensor, int]:
         """See `Task`: what counts in any lesson counts once."""
         losses, count = [], 0
-        for lesson, own, _ in self._lessons(batch):
-            with inlay_rows(model, [[one.name for one in lesson.inlays]]):
-                loss, counted = lesson.task.loss(model, own)
+        for number, part in batch.lessons.items():
+            with inlay_rows(outputs.model, [outputs.names[number]]):
+                task = self.lessons[number].task
+                loss, counted = task.loss(outputs.lessons[number], part)
             losses.append(loss)
             count += counted
         return torch.stack(losses).sum(), count
 
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+    def predict(self, model: PreTrainedModel, batch: MixtureBatch) -> list[Any]:
         """See `Task`."""
         made: dict[int, Any] = {}
-        for lesson, own, places in self._lessons(batch):
-            with inlay_rows(model, [[one.name for one in lesson.inlays]]):
-                made |= dict(zip(places, lesson.task.predict(model, own), strict=True))
+        for number, part in batch.lessons.items():
+            with inlay_rows(model, [self._names(number)]):
+                said = self.lessons[number].task.predict(model, part)
+            made |= dict(zip(batch.places[number], said, strict=True))
         return [made[place] for place in range(len(made))]
 
-    def whole(
+    def merge_windows(
         self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
     ) -> list[Prediction]:
         """See `Task`: each lesson's task makes its own."""
@@ -194,7 +239,9 @@ class Mixture(Task, listed=False):
             parts = [(rows[p], said[p]) for p in mine[number]]
             own = [replace(_own(row), index=at[row.index]) for row, _ in parts]
             task, data = self.lessons[number].task, [examples[place] for place in places]
-            made |= dict(zip(places, task.whole(own, [one for _, one in parts], data), strict=True))
+            made |= dict(
+                zip(places, task.merge_windows(own, [one for _, one in parts], data), strict=True)
+            )
         return [made[place] for place in range(len(examples))]
 
     def score(
@@ -215,12 +262,9 @@ class Mixture(Task, listed=False):
             found.setdefault(part.lesson, []).append(place)
         return dict(sorted(found.items()))
 
-    def _lessons(self, batch: Batch) -> Iterator[tuple[Lesson, Batch, list[int]]]:
-        for number, lesson in enumerate(self.lessons):
-            own = {k.split("/", 1)[1]: t for k, t in batch.items() if k.startswith(f"{number}/")}
-            if own:
-                places = own.pop(PLACES).tolist()
-                yield lesson, own, places
+    def _names(self, number: int) -> list[str]:
+        """The names of a lesson's inlays, in order."""
+        return [inlay.name for inlay in self.lessons[number].inlays]
 
 
 def _own(row: Row) -> Row:

@@ -24,9 +24,10 @@ from inlay.inspect import (
     token_batches,
 )
 from inlay.methods.head import Head
-from inlay.tasks import Classify, Generate, Task, cloze
-from inlay.tasks.rows import Reader, trailing
-from inlay.tasks.templated import with_virtual
+from inlay.tasks import Classify, Generate, Task, Verbalizer
+from inlay.tasks.reader import Reader
+from inlay.tasks.special_tokens import count_trailing
+from inlay.tasks.templated import with_virtual_tokens
 from inlay.training.recipes.recipe import Recipe
 from inlay_cli.shared import RECIPE
 
@@ -78,7 +79,7 @@ class Probe:
         if named or not virtual:
             return self.template
         before = sum(piece.before for piece in virtual)
-        return with_virtual(self.template, handle.virtual_tokens, before)
+        return with_virtual_tokens(self.template, handle.virtual_tokens, before)
 
     def _sources(self, handle: Inlay) -> list[list[int]]:
         """The token ids of the rows."""
@@ -87,13 +88,13 @@ class Probe:
         reader = Reader(
             tokenizer=self.tokenizer,
             template=Template(template),
-            joint=None,
-            frame=None,
-            special=True,
-            ends=trailing(self.tokenizer) if chart.kind == "decoder" else 0,
-            types=False,
+            separator=None,
+            wrap=None,
+            add_special_tokens=True,
+            drop_trailing=count_trailing(self.tokenizer) if chart.kind == "decoder" else 0,
+            token_type_ids=False,
             truncate="end" if self.tokenizer.is_fast else False,
-            first=handle.first_virtual_id,
+            first_virtual_id=handle.first_virtual_id,
         )
         return [row.ids for row in reader.read(self.rows, [max_tokens(handle)] * len(self.rows))]
 
@@ -142,10 +143,10 @@ def words_of(option: str | None, task: Task | None, handle: Inlay) -> list[str]:
     """The words to look for: those of the option, or the labels of the task or of a head."""
     if option is not None:
         return [word.strip() for word in option.split(",") if word.strip()]
-    if isinstance(task, Classify) and task.verbalizer is not None:
-        words = [word for answer in task.verbalizer.values() for word in cloze.words_of(answer)]
+    if isinstance(task, Classify) and isinstance(task.by, Verbalizer):
+        words = [word for label in task.by.labels for word in task.by.words_of(label)]
         return [word.strip() for word in words]
-    if isinstance(task, Classify) and task.labels is not None:
-        return list(task.labels)
+    if isinstance(task, Classify) and task.by.labels is not None:
+        return list(task.by.labels)
     heads = [method for method in handle.spec.methods if isinstance(method, Head)]
     return [label for head in heads for label in head.labels]

@@ -27,9 +27,9 @@ class Counted(tiny.Recite):
 
     name: ClassVar[str] = "counted"
 
-    def _encode(self, examples, first):
+    def encode_some(self, examples, first):
         made = []
-        for row in super()._encode(examples, first):
+        for row in super().encode_some(examples, first):
             names = ("input_ids", "labels", "index", "where", "cost")
             made.append(Seen(*(getattr(row, name) for name in names)))
             self.made.append(weakref.ref(made[-1]))
@@ -40,7 +40,7 @@ class Counted(tiny.Recite):
         return sum(ref() is not None for ref in self.made)
 
     @property
-    def gold(self):
+    def gold_fields(self):
         return ("label",)
 
 
@@ -142,7 +142,7 @@ def test_a_task_is_scored_by_its_gold_fields_alone(task, fields, said):
     answers = Answers(task)
     for _ in answers.taking((row, said) for row in rows):
         pass
-    assert set(answers.gold[0].fields) == set(task.gold) < {*fields, "text_pair"}
+    assert set(answers.gold[0].fields) == set(task.gold_fields) < {*fields, "text_pair"}
     assert answers.score() == task.score([said], rows)
 
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 import inlay
 from inlay import LoRA, Prefix, Prompt, PTuning
 from inlay.errors import TrainingError
-from inlay.tasks import Classify, Generate
+from inlay.tasks import Classify, Generate, Verbalizer
 from inlay.training import Lesson, fit, fit_mixture, tune
 from inlay.training.loop.full_model import base_parameters, save_base
 from tests import zoo
-from tests.tasks.tiny import examples, tokenizer
+from tests.tasks.tiny import examples, loss_of, tokenizer
 from tests.training import tiny
 
 from .test_checkpoint import Stopping, log
@@ -42,12 +42,12 @@ def stepped(model, loss, lr):
 def labelled_loss(model, task):
     """The mean loss of all targets, by the model's own `labels`."""
     batch = task.collate(task.encode_all(TEXTS))
-    width = batch.get("decoder_input_ids", batch["input_ids"]).shape[1]
+    width = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"]).shape[1]
     labels = torch.full((len(TEXTS), width), -100).flatten()
-    labels[batch["positions"]] = batch["targets"]
+    labels[batch.positions] = batch.targets
     labels = labels.view(len(TEXTS), width)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if "decoder_input_ids" in batch:
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+    if "decoder_input_ids" in batch.inputs:
         return model(**inputs, labels=labels).loss
     shifted = F.pad(labels, (1, 0), value=-100)  # a decoder predicts the following token
     inputs = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items()}
@@ -71,13 +71,13 @@ def test_one_step_is_that_of_plain_full_fine_tuning(family, kind, monkeypatch):
 
 def test_one_step_of_an_encoder_is_that_of_plain_full_fine_tuning(monkeypatch):
     model, plain = zoo.fresh("bert"), zoo.fresh("bert")
-    task = Classify(template="{text} was {mask}", verbalizer={"a": "good", "b": "bad"})
+    task = Classify(template="{text} was {mask}", by=Verbalizer({"a": "good", "b": "bad"}))
     task.bind(model, tokenizer("encoder"))
     seen = gradients(monkeypatch)
     batch = task.collate(task.encode_all(REVIEWS))
-    logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    logits = logits.flatten(0, 1)[batch["positions"]][:, task._words.ids]
-    stepped(plain, F.cross_entropy(logits, batch["labels"]), 1e-3)
+    logits = plain(batch.inputs["input_ids"], attention_mask=batch.inputs["attention_mask"]).logits
+    logits = logits.flatten(0, 1)[batch.positions][:, task.scorer.ids]
+    stepped(plain, F.cross_entropy(logits, batch.labels), 1e-3)
     tune(model, task, REVIEWS, base_lr=1e-3, **PLAIN)
     compare(seen, model, plain)
 
@@ -247,5 +247,5 @@ def test_a_saved_base_and_its_inlay_compute_the_same(family, kind, tmp_path):
     inlay.load(again, file)
     batch = task.collate(task.encode_all(TEXTS))
     with torch.no_grad():
-        ours, theirs = task.loss(model, batch)[0], task.loss(again.eval(), batch)[0]
+        ours, theirs = loss_of(task, model, batch)[0], loss_of(task, again.eval(), batch)[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

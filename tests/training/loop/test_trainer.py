@@ -100,9 +100,9 @@ def test_dropout_of_the_base_is_a_choice_and_that_of_pieces_is_not(dropout):
     class Watching(tiny.Recite):
         name = "watching"
 
-        def loss(self, model, batch):
+        def outputs(self, model, batch):
             seen.append((model.model.training, model.inlays.sets["default"].training))
-            return super().loss(model, batch)
+            return super().outputs(model, batch)
 
     del inlay.tasks.TASKS["watching"]
     train(kind=Watching, steps=1, dropout=dropout)
@@ -213,8 +213,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     class Bursting(tiny.Recite):
         name = "bursting"
 
-        def loss(self, model, batch):
-            loss, count = super().loss(model, batch)
+        def loss(self, outputs, batch):
+            loss, count = super().loss(outputs, batch)
             states.append(tiny.state(handle))
             return loss * (math.inf if len(states) == 6 else 1), count
 
@@ -234,8 +234,8 @@ def test_a_gradient_that_is_not_finite_stops_too():
     class Steep(tiny.Recite):
         name = "steep"
 
-        def loss(self, model, batch):
-            loss, count = super().loss(model, batch)
+        def loss(self, outputs, batch):
+            loss, count = super().loss(outputs, batch)
             return (loss - loss.detach()).sqrt() + loss.detach(), count
 
     del inlay.tasks.TASKS["steep"]

@@ -10,7 +10,7 @@ import torch
 import inlay
 from inlay.errors import DataError, InlayError, RecipeError, TrainingError
 from inlay.hub import load_base
-from inlay.tasks import Classify, auxiliary
+from inlay.tasks import Classify, TrainedHead, Verbalizer, auxiliary
 from inlay.training import evaluate
 from inlay.training.pet.auxiliary_text import Beside, beside
 from inlay.training.pet.distillation import ensemble, scores, softly
@@ -20,8 +20,7 @@ from inlay.training.pet.pet import pet
 from inlay.training.pet.recipe import Pet
 from inlay.training.recipes.recipe import Recipe
 from tests import zoo
-from tests.tasks import test_cloze
-from tests.tasks.tiny import KINDS, examples, refused, tokenizer
+from tests.tasks.tiny import KINDS, examples, loss_of, refused, sentinels, tokenizer
 from tests.training import tiny
 
 PATTERNS = """
@@ -63,7 +62,7 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pet")
     for family, kind in KINDS.items():
         zoo.fresh(family).save_pretrained(folder / family)
-        read = test_cloze.sentinels() if family == "t5" else tokenizer(kind, bos=True)
+        read = sentinels() if family == "t5" else tokenizer(kind, bos=True)
         read.save_pretrained(folder / family)
     write(folder / "train.jsonl", rows(12))
     write(folder / "texts.jsonl", [{**row, "label": "secret"} for row in rows(110, 12)])
@@ -118,7 +117,7 @@ def test_inlays_and_patterns_are_asked_in_one_batch_as_each_alone():
     assert said.shape == (2, 5, 2)
     for number, task in enumerate(tasks):
         with inlay.rows(model, [f"m{number}"]):
-            alone = task.logits(model, task.collate(task.encode_all(data)))
+            alone = task.outputs(model, task.collate(task.encode_all(data))).scores
         torch.testing.assert_close(said[number], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(said[0], said[1])
     soft = softly(data, said[0])
@@ -291,24 +290,24 @@ def test_every_row_gets_a_text_and_the_shorter_list_comes_again():
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
-    monkeypatch.setattr(auxiliary, "HIDDEN", 0.4)
+    monkeypatch.setattr(auxiliary, "SELECTED", 0.4)
     model = zoo.fresh(family)
-    task = Classify(template="{text} it was {mask}", verbalizer={"no": "bad", "yes": "good"})
+    task = Classify(template="{text} it was {mask}", by=Verbalizer({"no": "bad", "yes": "good"}))
     task.bind(model, tokenizer(KINDS[family]))
     both = Beside(task=task, share=0.3)
     read = both.encode_all(beside(FEW, TEXTS, 0))
     torch.manual_seed(1)
-    found, count = both.loss(model, both.collate(read))
+    found, count = loss_of(both, model, both.collate(read))
     torch.manual_seed(1)
-    alone, _ = task.loss(model, task.collate([row.own for row in read]))
+    alone, _ = loss_of(task, model, task.collate([row.own for row in read]))
     texts = task.collate([row.text for row in read])
-    seen, asked = auxiliary.ask(task.bound, texts)
-    logits = model(input_ids=seen["input_ids"], attention_mask=seen["attention_mask"]).logits
-    logs = logits.log_softmax(-1).flatten(0, 1)[asked.positions]
-    costs = -logs.gather(1, asked.tokens[:, None]).squeeze(1)
-    width = texts["input_ids"].shape[1]
+    inputs, targets = auxiliary.language_model_targets(task.bound, texts.inputs, texts.positions)
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    logs = logits.log_softmax(-1).flatten(0, 1)[targets.positions]
+    costs = -logs.gather(1, targets.tokens[:, None]).squeeze(1)
+    width = texts.inputs["input_ids"].shape[1]
     # A row of which nothing is hidden has no mean.
-    means = [costs[own].mean() for n in range(4) if (own := asked.positions // width == n).any()]
+    means = [costs[own].mean() for n in range(4) if (own := targets.positions // width == n).any()]
     assert count == 4 and len(means) > 2
     torch.testing.assert_close(found, 0.7 * alone + 0.3 * torch.stack(means).sum())
 
@@ -356,7 +355,7 @@ def test_files_of_patterns_that_make_no_sense(tmp_path):
     ):
         refused(lambda text=text: read(text), str(path), *needles, error=RecipeError)
     refused(lambda: Patterns.load(tmp_path / "none.yaml"), "cannot read", error=RecipeError)
-    refused(read('patterns: ["so {mask}"]\n' + words).tasks, "names no {column}", error=InlayError)
+    refused(read('patterns: ["so {mask}"]\n' + words).tasks, "has no {column}", error=InlayError)
 
 
 def test_labels_and_columns_that_the_patterns_do_not_know(places, recipe, tmp_path):
@@ -369,7 +368,7 @@ def test_labels_and_columns_that_the_patterns_do_not_know(places, recipe, tmp_pa
         lambda: pet(made, tiny.quiet()), "no column 'txt'; did you mean 'text'?", error=DataError
     )
     path.write_text(PATTERNS.replace("all {mask}", "{mask} all"))
-    refused(lambda: pet(made, tiny.quiet()), "{mask} must be its end", error=InlayError)
+    refused(lambda: pet(made, tiny.quiet()), "{mask} must be at its end", error=InlayError)
 
 
 def test_recipes_that_make_no_sense(recipe, places, tmp_path):
@@ -391,7 +390,7 @@ def test_recipes_that_make_no_sense(recipe, places, tmp_path):
     refused(lambda: pet(many, tiny.quiet()), "takes 192 unlabelled texts, and there are 110",
             error=DataError)  # fmt: skip
     reading = recipe("t5", auxiliary=0.1)
-    refused(lambda: pet(reading, tiny.quiet()), "auxiliary needs a decoder or an encoder",
+    refused(lambda: pet(reading, tiny.quiet()), "auxiliary loss needs a decoder or an encoder",
             error=InlayError)  # fmt: skip
     virtual = recipe(method="PTuning(length=2)")
     refused(lambda: pet(virtual, tiny.quiet()), "virtual tokens", error=TrainingError)
@@ -405,4 +404,6 @@ def test_a_classifier_of_other_columns_than_text():
     pair = made.model_copy(update={"patterns": ["{text} ? {mask} {text_pair}"]})
     assert pair.headed().template is None
     assert made.headed().template == "{premise}\n{hypothesis}"
-    assert made.headed() == Classify(labels=("no", "yes"), template="{premise}\n{hypothesis}")
+    assert made.headed() == Classify(
+        by=TrainedHead(("no", "yes")), template="{premise}\n{hypothesis}"
+    )

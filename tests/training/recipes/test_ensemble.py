@@ -9,7 +9,8 @@ import torch
 
 import inlay
 from inlay.laws.case import move
-from inlay.tasks import Classify, Generate
+from inlay.tasks import Classify, Generate, Verbalizer
+from inlay.tasks.outputs import Scores
 from inlay.training import predict, vote
 from inlay.training.recipes.ensemble import member, others
 from tests import zoo
@@ -39,7 +40,7 @@ def bound(task, family="llama", kind="decoder"):
 @pytest.mark.parametrize("together", [1000, 2])
 def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
     monkeypatch.setattr("inlay.training.loop.evaluation.CHUNK", together)
-    task = Classify(template="{text} was", verbalizer=WORDS)
+    task = Classify(template="{text} was", by=Verbalizer(WORDS))
     model = bound(task)
     handles = members(model, 3)
     voted = vote(model, handles, task, ROWS, batch_size=2)
@@ -72,7 +73,7 @@ def test_each_member_starts_from_a_seed_of_its_own():
 
 
 def test_a_vote_of_one_is_its_own():
-    task = Classify(template="{text} was", verbalizer=WORDS)
+    task = Classify(template="{text} was", by=Verbalizer(WORDS))
     model = bound(task)
     (handle,) = members(model, 1)
     voted = vote(model, [handle], task, ROWS)
@@ -81,16 +82,16 @@ def test_a_vote_of_one_is_its_own():
 
 
 def test_ties_go_to_the_highest_mean_logit(monkeypatch):
-    task = Classify(template="{text} was", verbalizer=WORDS)
+    task = Classify(template="{text} was", by=Verbalizer(WORDS))
     model = bound(task)
     table = torch.tensor(
         [[3.0, 0, 0], [0, 9, 0], [5, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [9, 0, 0], [0, 0, 1]]
     )
-    monkeypatch.setattr(task, "logits", lambda model, batch: table)
-    said, won = task.ballot(model, {}, 2)
+    monkeypatch.setattr(task, "outputs", lambda model, batch: Scores(table))
+    said, won = task.vote(model, {}, 2)
     assert said == ["yes", "no", "yes", "no", "red", "red", "yes", "red"]
     assert won == ["no", "yes", "red", "yes"]
-    _, won = task.ballot(model, {}, 4)
+    _, won = task.vote(model, {}, 4)
     assert won == ["no", "red"]
 
 

@@ -11,7 +11,7 @@ import transformers as hf
 from inlay.data.loading import load
 from inlay.errors import DataError, RecipeError, TrainingError
 from inlay.files.format import read
-from inlay.tasks import Classify, Regress
+from inlay.tasks import BinaryCrossEntropy, Classify, Regress
 from inlay.training import Recipe, cross_validate, run
 from inlay.training.recipes.folds import folds
 from tests.tasks import tiny as words
@@ -24,7 +24,7 @@ def rows(labels=LABELS):
     return [{"text": f"the {words.WORDS[n]}", "label": label} for n, label in enumerate(labels)]
 
 
-@pytest.mark.parametrize("task", [Classify(), Regress(), Classify(multi_label=True)])
+@pytest.mark.parametrize("task", [Classify(), Regress(), Classify(objective=BinaryCrossEntropy())])
 def test_every_row_is_held_out_once(task):
     data = load([{**row, "label": n} if task.name == "regress" else {**row, "labels": ["a"]} for n, row in enumerate(rows())])  # fmt: skip
     parts = folds(data, task, 4, seed=3)
@@ -116,12 +116,12 @@ def test_nothing_is_learned_from_rows_held_out(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Classify, "prepare", lambda self, rows: prepared.append((self, list(rows))) or real(self, rows)
     )  # fmt: skip
-    task = {"kind": "classify", "class_weight": "balanced"}
+    task = {"kind": "classify", "objective": {"class_weight": "balanced"}}
     made = {**recipe, "task": task, "fold": 2, "out": str(tmp_path)}
     run(Recipe.model_validate(made), tiny.quiet())
     train, held = split[0][1]
     assert len(held) == 10
-    learned = [rows for asked, rows in prepared if asked._weight is not None][-1]
+    learned = [rows for asked, rows in prepared if asked._class_weights is not None][-1]
     assert learned == list(train)
 
 
@@ -130,7 +130,7 @@ def test_labels_of_rows_held_out_are_known(recipe, tmp_path):
     labels = [[label] for label in LABELS[:29]] + [["rare"]]
     made = [{"text": row["text"], "labels": own} for row, own in zip(rows(), labels, strict=False)]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    task = {"kind": "classify", "multi_label": True}
+    task = {"kind": "classify", "objective": {"kind": "binary_cross_entropy"}}
     data = {"train": {"source": str(path)}}
     whole = {**recipe, "task": task, "data": data, "out": str(tmp_path / "out")}
     found = cross_validate(Recipe.model_validate(whole), tiny.quiet())

@@ -23,7 +23,7 @@ method: LoRA(rank=2, dropout=0.1) + Prefix(length=2, mlp=None)
 task:
   kind: classify
   template: "{text} it was"
-  verbalizer: {yes: good, no: bad}   # YAML 1.1 would read true and false
+  by: {words: {yes: good, no: bad}}   # YAML 1.1 would read true and false
 data:
   train: {source: TRAIN, limit: 30}
   dev: {source: DEV}
@@ -70,7 +70,7 @@ def recipe_file(places, tmp_path):
 def test_a_recipe_prints_itself_back(recipe_file, tmp_path):
     recipe = Recipe.load(recipe_file)
     assert recipe.training.lr == 0.01
-    assert recipe.task["verbalizer"] == {"yes": "good", "no": "bad"}
+    assert recipe.task["by"]["words"] == {"yes": "good", "no": "bad"}
     printed = tmp_path / "printed.yaml"
     printed.write_text(recipe.dump())
     assert Recipe.load(printed) == recipe
@@ -87,7 +87,7 @@ def test_every_field_can_be_set_by_its_dotted_name(recipe_file):
             "training.betas": "[0.8, 0.95]",
             "data.train.limit": "5",
             "data.dev.template": "{text}",
-            "task.labels": '["yes", "no"]',
+            "task.by.auxiliary_weight": "0.1",
             "name": "7",
             "seed": "3",
             "method": "IA3()",
@@ -98,7 +98,7 @@ def test_every_field_can_be_set_by_its_dotted_name(recipe_file):
     assert recipe.training.betas == (0.8, 0.95)
     assert recipe.data.train.limit == 5
     assert recipe.data.dev.template == "{text}"
-    assert recipe.make_task().labels == ("yes", "no")
+    assert recipe.make_task().by.auxiliary_weight == 0.1
     assert (recipe.name, recipe.seed) == ("7", 3)
     assert repr(recipe.make_spec()) == "IA3()"
 

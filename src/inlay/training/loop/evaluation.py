@@ -125,7 +125,7 @@ class Answers:
     """Predictions and what they are scored against: all that is kept of an evaluation.
 
     task: scores them. predictions: one an example. gold: the examples, each with the fields that
-    the task names as `gold` alone; equal ones are mostly one object.
+    the task names as `gold_fields` alone; equal ones are mostly one object.
     """
 
     def __init__(self, task: Task):
@@ -152,7 +152,7 @@ class Answers:
         return self.task.confusion(self.predictions, self.gold)
 
     def _gold(self, example: Example) -> Example:
-        names = self.task.gold
+        names = self.task.gold_fields
         if names is None:
             return example
         kept = {name: example.fields[name] for name in names if name in example.fields}
@@ -181,8 +181,8 @@ def predictions(
     for numbers in by_length(costs, rows=batch, tokens=tokens)[
         state.process_index :: state.num_processes
     ]:
-        made = task.collate([rows[number] for number in numbers])
-        said = task.predict(model, {name: t.to(device) for name, t in made.items()})
+        batch = task.collate([rows[number] for number in numbers]).to(device)
+        said = task.predict(model, batch)
         yield list(zip(numbers, said, strict=True))
 
 
@@ -192,4 +192,4 @@ def merged(
     """One prediction for every example, in order, from the predictions of all processes."""
     everything = gather_object(own) if processes().num_processes > 1 else own
     said = [one for _, one in sorted(everything, key=lambda pair: pair[0])]
-    return task.whole(rows, said, data)
+    return task.merge_windows(rows, said, data)

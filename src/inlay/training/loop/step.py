@@ -101,10 +101,11 @@ class Stepper:
     def _backward(self, batches: Sequence[Sequence[Row]]) -> tuple[list[Tensor], int]:
         losses, count = [], 0
         for rows in batches:
-            batch = self.task.collate(rows)
-            batch = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
+            batch = self.task.collate(rows).to(self.device, non_blocking=True)
             with self.accelerator.autocast():
-                loss, counted = self.task.loss(self.model, batch)
+                outputs = self.task.outputs(self.model, batch)
+                loss, counted = self.task.loss(outputs, batch)
+            del outputs  # what backward does not need is freed before it
             if not loss.requires_grad:
                 raise TrainingError(
                     "no piece of the inlay acts on the loss; is it disabled, or are other rows "

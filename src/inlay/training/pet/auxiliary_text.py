@@ -13,18 +13,38 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import cycle, islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.tasks import Classify, Prediction, Row, Task
+from inlay.tasks import Batch, Classify, Outputs, Prediction, Row, Task
 from inlay.tasks.auxiliary import mixed
-from inlay.tasks.base import Batch, Bound
+from inlay.tasks.base import Bound
+from inlay.tasks.outputs import Scores, TextStates
+from inlay.tasks.scorer import ClassifyBatch
 
-TEXT = "text/"
-"""What begins the names of the texts' tensors in a batch."""
+
+@dataclass(frozen=True, eq=False)
+class BesideBatch(Batch):
+    """Rows of a task, and the texts beside them."""
+
+    task: ClassifyBatch
+    texts: ClassifyBatch
+
+
+@dataclass(frozen=True, eq=False)
+class BesideOutputs(Outputs):
+    """A run over the rows of a task, and one over the texts beside them."""
+
+    task: Scores
+    text: TextStates
+
+    @override
+    def divergence(self, other: Self) -> Tensor:
+        return self.task.divergence(other.task)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ def beside(data: Sequence[Example], texts: Sequence[Example], seed: int) -> list
 
 
 @dataclass(kw_only=True)
-class Beside(Task, listed=False):
+class Beside(Task[BesideBatch, BesideOutputs], listed=False):
     """A bound task with a verbalizer, and a text beside each of its rows. share: a."""
 
     name: ClassVar[str] = "beside"
@@ -75,19 +95,20 @@ class Beside(Task, listed=False):
         return self.task
 
     @property
-    def virtual(self) -> int:
+    def virtual_tokens(self) -> int:
         """See `Task`."""
-        return self._of.virtual
+        return self._of.virtual_tokens
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def required_fields(self) -> tuple[str, ...]:
         """See `Task`."""
-        return self._of.needs
+        return self._of.required_fields
 
-    def check(self, bound: Bound, model: PreTrainedModel) -> None:
+    def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         """See `Task`: its task is bound by itself."""
 
-    def _encode(self, examples: Sequence[Example], first: int) -> list[Row]:
+    @override
+    def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
         texts = [example.text for example in examples if isinstance(example, ExampleBeside)]
         pairs = zip(self._of.encode_all(examples), self._of.encode_all(texts), strict=True)
         made: list[Row] = []
@@ -95,30 +116,30 @@ class Beside(Task, listed=False):
             facts = {field.name: getattr(own, field.name) for field in fields(Row)}
             facts["input_ids"] = own.input_ids + text.input_ids
             facts["cost"] = own.cost + text.cost
-            facts["index"] = first + own.index
+            facts["index"] = first_index + own.index
             made.append(RowBeside(**facts, own=own, text=text))
         return made
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[Row]) -> BesideBatch:
         """See `Task`: the task's batch, and that of the texts."""
         both = [row for row in rows if isinstance(row, RowBeside)]
         texts = self._of.collate([row.text for row in both])
         batch = self._of.collate([row.own for row in both])
-        return batch | {TEXT + name: tensor for name, tensor in texts.items()}
+        return BesideBatch(batch.inputs, batch, texts)
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    def outputs(self, model: PreTrainedModel, batch: BesideBatch) -> BesideOutputs:
+        """See `Task`: the rows and the texts are read one after the other."""
+        scores = self._of.outputs(model, batch.task)
+        return BesideOutputs(scores, self._of.text_states(model, batch.texts))
+
+    def loss(self, outputs: BesideOutputs, batch: BesideBatch) -> tuple[Tensor, int]:
         """See `Task`: what counts is what counts in the task."""
-        texts = {
-            name.removeprefix(TEXT): tensor
-            for name, tensor in batch.items()
-            if name.startswith(TEXT)
-        }
-        loss, count = self._of.loss(model, batch)
-        return mixed(self.share, loss, self._of.text_loss(model, texts)), count
+        loss, count = self._of.loss(outputs.task, batch.task)
+        return mixed(self.share, loss, outputs.text), count
 
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+    def predict(self, model: PreTrainedModel, batch: BesideBatch) -> list[Any]:
         """See `Task`: of the task's rows."""
-        return self._of.predict(model, batch)
+        return self._of.predict(model, batch.task)
 
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]

@@ -42,18 +42,17 @@ def scores(
     `predict`.
     """
     read = [row for task in tasks for row in task.encode_all(data)]
-    made = torch.empty(len(read), len(tasks[0].names))
+    made = torch.empty(len(read), len(tasks[0].labels))
     with (
         Shown(console or Console(quiet=True)) as shown,
         evaluating(model),
         shown.counting(f"scoring {what}", len(read)) as advance,
     ):
         for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=tokens):
-            batch = tasks[0].collate([read[number] for number in numbers])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            batch = tasks[0].collate([read[number] for number in numbers]).to(model.device)
             asked = None if names is None else [names[n // len(data)] for n in numbers]
             with nullcontext() if asked is None else inlay_rows(model, asked):
-                made[numbers] = tasks[0].logits(model, batch).cpu()
+                made[numbers] = tasks[0].outputs(model, batch).scores.cpu()
             advance(len(numbers))
     return made.unflatten(0, (len(tasks), len(data)))
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from inlay.data.template import Template
 from inlay.errors import InlayError, RecipeError
-from inlay.tasks import Classify
-from inlay.tasks.cloze import MASK, masks
+from inlay.tasks import Classify, TrainedHead, Verbalizer
+from inlay.tasks.masks import MASK, count_masks
 from inlay.training.loop.options import explain
 from inlay.training.recipes import yaml
 from inlay.training.recipes.recipe import STRICT
@@ -26,7 +26,7 @@ class Patterns(BaseModel):
     """Templates with one `{mask}` each, and the words that may stand there.
 
     patterns: with the columns of the rows in braces; a decoder takes those that end in `{mask}`.
-    verbalizer, label_names: see `Classify`.
+    verbalizer: label -> its word or words. label_names: see `Classify`.
     """
 
     model_config = STRICT
@@ -40,7 +40,7 @@ class Patterns(BaseModel):
     def _asking(cls, value: list[str]) -> list[str]:
         for one in value:
             try:
-                count = masks(one)
+                count = count_masks(one)
             except InlayError as error:
                 raise ValueError(str(error)) from None
             if count != 1:
@@ -75,7 +75,7 @@ class Patterns(BaseModel):
         return [
             Classify(
                 template=one,
-                verbalizer=dict(self.verbalizer),
+                by=Verbalizer(dict(self.verbalizer)),
                 label_names=self.label_names,
                 **fields,
             )
@@ -86,7 +86,7 @@ class Patterns(BaseModel):
         """The task of a trained head on what the patterns read, without their words."""
         pair = set(self.columns) == {"text", "text_pair"}  # which tokenizers join in their own way
         return Classify(
-            labels=tuple(self.verbalizer),
+            by=TrainedHead(tuple(self.verbalizer)),
             label_names=self.label_names,
             template=None if pair else "\n".join(f"{{{name}}}" for name in self.columns),
             **fields,

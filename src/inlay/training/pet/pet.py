@@ -28,7 +28,7 @@ from inlay.data.loading import load
 from inlay.errors import DataError
 from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
-from inlay.tasks import Classify, Task, auxiliary
+from inlay.tasks import Classify, Distillation, Task, auxiliary
 from inlay.training.fit import fit
 from inlay.training.loop.evaluation import evaluate
 from inlay.training.loop.full_model import BASE, need_fine, restored, save_base
@@ -72,13 +72,14 @@ def pet(recipe: Pet, console: Console | None = None, *, resume: bool = True) -> 
         student = patterns.tasks(**recipe.reading())[0]
     else:
         student = patterns.headed(**recipe.reading())
+    student.objective = Distillation(temperature=recipe.temperature)
     train, unlabelled, test = _read(recipe, patterns, console)
     model, tokenizer = opened(recipe.base, recipe.dtype, console)
     if recipe.training.base_lr is not None:
         need_fine(model)
     for task in tasks:
         task.bind(model, tokenizer)
-        auxiliary.check(recipe.auxiliary, task.bound)
+        auxiliary.check_weight(recipe.auxiliary, task.bound)
     course = _Course(recipe, model, tasks, train, unlabelled, test, console, resume)
     course.untouched()
     made = [course.generation(number) for number in range(recipe.generations)]
@@ -140,7 +141,7 @@ class _Course:
             "batch_size": recipe.distilling.rows, "tokens": recipe.distilling.tokens,
             "console": console,
         }  # fmt: skip
-        names = tasks[0].names
+        names = tasks[0].labels
         if train is None:
             self.counts = [recipe.first] * len(names)
         else:
@@ -246,7 +247,7 @@ class _Course:
         others = committee(me, len(self.said), self.recipe.share, self.draw)
         together = ensemble(self.said[others], self.weights[others])
         found = picked(together, counts, self.chance if generation else None)
-        names = self.tasks[0].names
+        names = self.tasks[0].labels
         return train + [
             Example({**self.unlabelled[place].fields, "label": names[label]},
                     self.unlabelled[place].where)
@@ -285,7 +286,8 @@ class _Course:
         """The metrics of scores `[M, N, C]`, model by model."""
         task = self.tasks[0]
         return [
-            task.score([task.names[best] for best in one], data) for one in said.argmax(-1).tolist()
+            task.score([task.labels[best] for best in one], data)
+            for one in said.argmax(-1).tolist()
         ]
 
     def _told(self, sets: Sequence[Sequence[Example]], tested: Tensor | None) -> Generation:

@@ -143,5 +143,5 @@ class Pet(BaseModel):
 
     def reading(self) -> dict[str, Any]:
         """The fields of `Classify` that patterns and classifier share."""
-        names = ("metric", "truncate", "max_length", "temperature")
+        names = ("metric", "truncate", "max_length")
         return {name: getattr(self, name) for name in names}

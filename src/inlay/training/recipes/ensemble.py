@@ -56,8 +56,8 @@ def vote(
             read = task.encode_all(chunk)
             ballots, voted = _asked(model, members, task, read, batch_size)
             for place, own in enumerate(said):
-                own += task.whole(read, [ballot[place] for ballot in ballots], chunk)
-            won += task.whole(read, voted, chunk)
+                own += task.merge_windows(read, [ballot[place] for ballot in ballots], chunk)
+            won += task.merge_windows(read, voted, chunk)
     singles = [task.score(own, data) for own in said]
     mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
     return Voted(singles, mean, task.score(won, data), won)
@@ -76,9 +76,9 @@ def _asked(
     names = [member.name for member in members]
     for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
         batch = task.collate([read[number] for number in numbers for _ in members])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = batch.to(model.device)
         with rows(model, names * len(numbers)):
-            each, voted = task.ballot(model, batch, len(members))
+            each, voted = task.vote(model, batch, len(members))
         for place, number in enumerate(numbers):
             said[number] = each[place * len(members) : (place + 1) * len(members)]
             won[number] = voted[place]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from inlay.data.dataset import Dataset
 from inlay.errors import DataError, TrainingError
 from inlay.tasks import Task
-from inlay.tasks.metrics import CURE
+from inlay.tasks.metrics import INSTALL
 
 
 def folds(data: Dataset, task: Task, count: int, seed: int) -> list[tuple[Dataset, Dataset]]:
@@ -23,7 +23,7 @@ def folds(data: Dataset, task: Task, count: int, seed: int) -> list[tuple[Datase
     try:
         from sklearn.model_selection import KFold, StratifiedKFold
     except ImportError:
-        raise TrainingError(f"cross-validation needs scikit-learn: {CURE}") from None
+        raise TrainingError(f"cross-validation needs scikit-learn: {INSTALL}") from None
     strata = [task.stratum(example) for example in data]
     if len(data) < count:
         raise DataError(f"{data.source} has {len(data)} rows, fewer than folds={count}")

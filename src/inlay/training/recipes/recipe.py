@@ -70,14 +70,14 @@ class Source(BaseModel):
 
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
-        return load(**self.model_dump(), need=task.needs)
+        return load(**self.model_dump(), need=task.required_fields)
 
     def stream(self, task: Task) -> Dataset | Stream:
         """The rows, read as they are needed, unless a sample of them is drawn. Raises DataError."""
         if self.limit is not None or self.shots is not None:
             return self.load(task)
         drawing = {"limit", "shots", "seed"}
-        return stream(**self.model_dump(exclude=drawing), need=task.needs)
+        return stream(**self.model_dump(exclude=drawing), need=task.required_fields)
 
 
 class Data(BaseModel):

@@ -223,7 +223,7 @@ def _know_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
     whole.prepare(data)
     head = whole.head()
     if head is not None:
-        task.adopt(tuple(head.labels))
+        task.set_labels(tuple(head.labels))
 
 
 def opened(
@@ -241,10 +241,10 @@ def opened(
 
 def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console) -> Recipe:
     """The recipe, with the template in which the task has a place for every virtual token."""
-    if not handle.virtual_tokens or task.virtual:
+    if not handle.virtual_tokens or task.virtual_tokens:
         return recipe
-    front = sum(p.piece.before for p in handle.placed if isinstance(p.piece, VirtualTokens))
-    task.place(handle.virtual_tokens, front, data)
+    before = sum(p.piece.before for p in handle.placed if isinstance(p.piece, VirtualTokens))
+    task.place_virtual_tokens(handle.virtual_tokens, before, data)
     recipe = recipe.with_task(task)
     say(console, f"template: {recipe.task['template']}")
     return recipe
