@@ -277,14 +277,15 @@ def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
     for place in ("a", "b"):
         run(Recipe.load(recipe_file, {"out": str(tmp_path / place)}), tiny.quiet())
         files.append(read(tmp_path / place / "default.safetensors"))
-    assert files[0][0] == files[1][0]
-    assert tiny.same(files[0][1], files[1][1])
+    assert files[0].header == files[1].header
+    assert tiny.same(files[0].tensors, files[1].tensors)
 
 
 def test_a_task_with_a_trained_head_gets_one(recipe_file):
     plain = {"task": '{"kind": "classify"}', "method": "LoRA(rank=2)", "training.lr": "3e-2"}
     outcome = run(Recipe.load(recipe_file, plain), tiny.quiet())
-    header, tensors = read(outcome.path).header, read(outcome.path).tensors
+    file = read(outcome.path)
+    header, tensors = file.header, file.tensors
     assert "final/1/head/weight" in tensors
     assert '"labels": ["no", "yes"]' in header["spec"]
     assert outcome.untouched is not None
