@@ -69,11 +69,12 @@ def catalogue() -> tuple[Entry, ...]:
 
 def entry(name: str) -> Entry:
     """One method. Raises SpecError with the nearest name."""
-    method = method_class(name)
-    doc = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+    kind = method_class(name)
+    method = make_method(name, {})
+    doc = sys.modules[kind.__module__].__doc__ or kind.__doc__ or ""
     line = doc.strip().split("\n")[0]
-    about, meanings = parse_docstring(inspect.getdoc(method) or "")
-    port, merges = _try(method)
+    about, meanings = parse_docstring(inspect.getdoc(kind) or "")
+    port, merges = _try(kind)
     return Entry(
         name=name,
         line=line,
@@ -83,11 +84,11 @@ def entry(name: str) -> Entry:
         port=port,
         merges=merges,
         identity=method.identity,
-        learning_rate=(make_method(name, {}).learning_rate(), method.sources.get("lr", "")),
+        learning_rate=(method.learning_rate(), method.sources.get("lr", "")),
         fields=tuple(
             Field(
                 field.name,
-                _typed(field.default),
+                _typed(getattr(method, field.name)),
                 meanings.get(field.name, ""),
                 method.sources.get(field.name, ""),
             )
@@ -146,11 +147,11 @@ def _try(method: type[Method]) -> tuple[str, bool | None]:
 @cache
 def _small_models() -> tuple[PreTrainedModel, ...]:
     """An encoder and an encoder–decoder with random weights, which together have every role."""
-    blocks: dict[str, Any] = {"vocab_size": 99, "num_hidden_layers": 1, "num_attention_heads": 2}
+    blocks: dict[str, Any] = {"vocab_size": 99, "num_hidden_layers": 2, "num_attention_heads": 2}
     widths: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
     bart: dict[str, Any] = {"vocab_size": 99, "d_model": 64}
     for stack in ("encoder", "decoder"):
-        bart |= {f"{stack}_layers": 1, f"{stack}_attention_heads": 2, f"{stack}_ffn_dim": 64}
+        bart |= {f"{stack}_layers": 2, f"{stack}_attention_heads": 2, f"{stack}_ffn_dim": 64}
     with torch.random.fork_rng(devices=[]):
         encoder = BertModel(BertConfig(**blocks, **widths))
         encoder_decoder = BartModel(BartConfig(**bart))

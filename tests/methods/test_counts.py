@@ -22,7 +22,7 @@ def count(model: Any, spec: inlay.Method) -> int:
         pieces = [spec.build(site, shared) for site in sites]
     modules = [piece for piece in pieces if piece is not None]
     modules += list(shared.modules.values())
-    return sum(p.numel() for module in modules for p in module.parameters())
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 def meta(kind: str) -> Any:

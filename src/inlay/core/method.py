@@ -154,6 +154,16 @@ class Method(Spec):
         """Whether `prepare` must run before a new inlay of this method is attached."""
         return type(self).prepare is not Method.prepare
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether `penalty` can return a term, so that a training loop must ask for it."""
+        return type(self).penalty is not Method.penalty
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether `after_step` does anything, so that a training loop must call it."""
+        return type(self).after_step is not Method.after_step
+
     def prepare(
         self, base: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Loss]
     ) -> Mapping[str, Tensor]:

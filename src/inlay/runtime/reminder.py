@@ -8,7 +8,6 @@ the pass can tell whether a step was made since the last one, and whether `after
 
 from __future__ import annotations
 
-from inlay.core.method import Method
 from inlay.core.piece_set import PieceSet
 from inlay.errors import TrainingError
 
@@ -22,9 +21,8 @@ class Reminder:
     def __init__(self, name: str, pieces: PieceSet):
         self.name = name
         self.pieces = pieces
-        kinds = [type(method) for method in pieces.spec.methods]
-        self.has_penalty = any(kind.penalty is not Method.penalty for kind in kinds)
-        self.has_schedule = any(kind.after_step is not Method.after_step for kind in kinds)
+        self.has_penalty = any(method.has_penalty for method in pieces.spec.methods)
+        self.has_schedule = any(method.has_schedule for method in pieces.spec.methods)
         self._version: int | None = None
         self._penalty_called = self._step_called = True
         self._without_penalty = self._without_step = 0
