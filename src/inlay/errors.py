@@ -93,9 +93,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     them where none is similar.
     """
     known = sorted(known)
-    similar = get_close_matches(word, known, n=1, cutoff=0.6)
-    if not similar:  # names that differ in case alone may count as different
-        similar = [name for name in known if name.lower() == word.lower()]
+    similar = [name for name in known if name.lower() == word.lower()]  # 'Lora' is LoRA, not LoHa
+    similar = similar or get_close_matches(word, known, n=1, cutoff=0.6)
     if similar:
         return f"; did you mean {similar[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
