@@ -79,6 +79,9 @@ D, L, FF = 768, 12, 3072
         ("roberta-base", inlay.LoRA(rank=8), 294_912),
         ("gpt2-medium", inlay.LoRA(rank=4), 393_216),
         ("llama", inlay.LoRA(rank=8), 30 * 8 * ((576 + 576) + (576 + 192))),
+        # LoHa: 2r (d_in + d_out) a matrix, twice what LoRA has
+        ("roberta-base", inlay.LoHa(rank=4), 294_912),
+        ("llama", inlay.LoHa(rank=4), 30 * 8 * ((576 + 576) + (576 + 192))),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
