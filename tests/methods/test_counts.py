@@ -82,6 +82,9 @@ D, L, FF = 768, 12, 3072
         # LoHa: 2r (d_in + d_out) a matrix, twice what LoRA has
         ("roberta-base", inlay.LoHa(rank=4), 294_912),
         ("llama", inlay.LoHa(rank=4), 30 * 8 * ((576 + 576) + (576 + 192))),
+        # LoKr, 768 = 24 · 32: W₁ is 24 × 24, W₂ 32 × 32 or, where 2r < 32, r (32 + 32)
+        ("roberta-base", inlay.LoKr(rank=8), 2 * L * (24 * 24 + 8 * (32 + 32))),
+        ("roberta-base", inlay.LoKr(rank=16), 2 * L * (24 * 24 + 32 * 32)),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
