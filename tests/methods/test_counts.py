@@ -85,6 +85,10 @@ D, L, FF = 768, 12, 3072
         # LoKr, 768 = 24 · 32: W₁ is 24 × 24, W₂ 32 × 32 or, where 2r < 32, r (32 + 32)
         ("roberta-base", inlay.LoKr(rank=8), 2 * L * (24 * 24 + 8 * (32 + 32))),
         ("roberta-base", inlay.LoKr(rank=16), 2 * L * (24 * 24 + 32 * 32)),
+        # card 28: a1·a2 + b1·b2 a matrix, one more with s_res; T5-base has 36 attentions
+        ("t5-base", inlay.KronA(), 72 * (24 * 24 + 32 * 32)),
+        ("t5-base", inlay.KronA(factor=16, at="mlp"), 24 * (16 * 16 + 48 * 48)),
+        ("bert-base", inlay.KronA(residual=True, at="mlp"), L * (24 * 24 + 32 * 32 + 1)),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
