@@ -89,6 +89,8 @@ D, L, FF = 768, 12, 3072
         ("t5-base", inlay.KronA(), 72 * (24 * 24 + 32 * 32)),
         ("t5-base", inlay.KronA(factor=16, at="mlp"), 24 * (16 * 16 + 48 * 48)),
         ("bert-base", inlay.KronA(residual=True, at="mlp"), L * (24 * 24 + 32 * 32 + 1)),
+        # DoRA: LoRA's, and one length an output
+        ("roberta-base", inlay.DoRA(rank=8), 294_912 + 2 * L * D),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
