@@ -91,6 +91,9 @@ D, L, FF = 768, 12, 3072
         ("bert-base", inlay.KronA(residual=True, at="mlp"), L * (24 * 24 + 32 * 32 + 1)),
         # DoRA: LoRA's, and one length an output
         ("roberta-base", inlay.DoRA(rank=8), 294_912 + 2 * L * D),
+        # card 19: 2d a LayerNorm, of which BERT-base has 2L + 1; Llama's have no bias
+        ("bert-base", inlay.LayerNorm(), 38_400),
+        ("llama", inlay.LayerNorm(), (2 * 30 + 1) * 576),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
