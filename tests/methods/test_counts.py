@@ -94,6 +94,9 @@ D, L, FF = 768, 12, 3072
         # card 19: 2d a LayerNorm, of which BERT-base has 2L + 1; Llama's have no bias
         ("bert-base", inlay.LayerNorm(), 38_400),
         ("llama", inlay.LayerNorm(), (2 * 30 + 1) * 576),
+        # card 21: all of k blocks, 12d² + 13d each, and the last norm
+        ("gpt2-medium", inlay.TopLayers(layers=2), 2 * (12 * 1024**2 + 13 * 1024) + 2 * 1024),
+        ("bert-base", inlay.TopLayers(layers=1), 12 * D**2 + 13 * D),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
