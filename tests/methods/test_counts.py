@@ -99,6 +99,10 @@ D, L, FF = 768, 12, 3072
         ("bert-base", inlay.TopLayers(layers=1), 12 * D**2 + 13 * D),
         # card 20: 4d² an attention and its norm, 28.3M of T5-base's 222.9M = 12.7 %
         ("t5-base", inlay.CrossAttention(), L * (4 * D**2 + D)),
+        # VeRA: L (d + r) for L matrices (the paper's formula): 43K for RoBERTa-base on GLUE
+        ("roberta-base", inlay.VeRA(rank=1024), 43_008),
+        ("roberta-base", inlay.VeRA(rank=256), 24_576),
+        ("roberta-base", inlay.VeRA(rank=16), 18_816),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
