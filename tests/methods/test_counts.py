@@ -103,6 +103,8 @@ D, L, FF = 768, 12, 3072
         ("roberta-base", inlay.VeRA(rank=1024), 43_008),
         ("roberta-base", inlay.VeRA(rank=256), 24_576),
         ("roberta-base", inlay.VeRA(rank=16), 18_816),
+        # the inner method's, and one gate a place
+        ("roberta-base", inlay.Gate(inner=inlay.LoRA(rank=8)), 294_912 + 2 * L),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",

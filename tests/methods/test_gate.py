@@ -1,0 +1,226 @@
+"""Gate, exactly: y + g · Δ(x, y) around any method that acts at modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import inlay
+from inlay.core.method import ParameterGroup
+from inlay.core.parse import from_json, parse, to_json
+from inlay.core.piece import Piece
+from inlay.errors import MergeError, PortError, SpecError, TrainingError
+from inlay.laws.case import answer, far, move
+from tests import zoo
+from tests.methods import exact
+
+INNER = [
+    inlay.LoRA(rank=2),
+    inlay.DoRA(rank=2),
+    inlay.IA3(),
+    inlay.BitFit(),
+    inlay.LayerNorm(),
+    inlay.VeRA(rank=5),
+    inlay.Houlsby(bottleneck=4, std=0.1),
+    inlay.Parallel(bottleneck=4),
+    inlay.Gate(inner=inlay.LoRA(rank=2)),
+]
+
+
+def gated(family: str, inner: inlay.Method, gate: float) -> tuple[Tensor, Tensor]:
+    """What a gated method computes, and the bare method with the same parameters."""
+    model, inputs = zoo.fresh(family), exact.batch(family)
+    torch.manual_seed(1)
+    alone = inlay.attach(model, inner)
+    torch.manual_seed(2)
+    move(alone)
+    method = exact.run(model, inputs)
+    alone.detach()
+    torch.manual_seed(1)
+    handle = inlay.attach(model, inlay.Gate(inner=inner))
+    state = alone.training_state()
+    merged = {key.replace("/0.", "/0.inner."): value for key, value in state.items()}
+    merged |= {key: v for key, v in state.items() if key.startswith("shared.")}
+    gates = {k: v for k, v in handle.training_state().items() if k.endswith("/0.gate")}
+    known = handle.training_state().keys()
+    merged = {key: value for key, value in merged.items() if key in known}
+    handle.load_training_state(
+        {**merged, **{k: torch.full_like(v, gate) for k, v in gates.items()}}
+    )
+    return exact.run(model, inputs), method
+
+
+@pytest.mark.parametrize("inner", INNER, ids=repr)
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_one_is_the_method_and_zero_the_base(family: str, inner: inlay.Method) -> None:
+    output, method = gated(family, inner, 1.0)
+    torch.testing.assert_close(output, method)
+    base = exact.run(zoo.fresh(family), exact.batch(family))
+    assert far(method, base) > 1e-3
+    torch.testing.assert_close(gated(family, inner, 0.0)[0], base)
+
+
+def test_formula() -> None:
+    _, handle = exact.moved("llama", inlay.Gate(inner=inlay.LoRA(rank=2, alpha=8)))
+    placed = exact.first(handle)
+    inner = placed.piece.inner
+    exact.expect(placed, placed.piece.gate * 4.0 * inner.b @ inner.a)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_starts_as_the_base(family: str) -> None:
+    exact.check_start(family, inlay.Gate())
+    exact.check_start(family, inlay.Gate(start=0.3))
+
+
+@pytest.mark.parametrize("inner", [i for i in INNER if "Houls" not in repr(i)], ids=repr)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_merges_where_the_inner_method_does(family: str, inner: inlay.Method) -> None:
+    spec = inlay.Gate(inner=inner)
+    if "Parallel" in repr(inner):
+        with pytest.raises(MergeError, match="Gate at .* cannot be folded"):
+            exact.moved(family, spec)[1].merge()
+    elif not (isinstance(inner, inlay.BitFit) and family == "llama"):
+        exact.check_merge(family, spec)
+
+
+def test_counts_one_a_place() -> None:
+    model = zoo.fresh("llama")
+    alone = inlay.attach(model, inlay.LoRA(rank=2), name="alone")
+    handle = inlay.attach(model, inlay.Gate(inner=inlay.LoRA(rank=2)))
+    assert handle.count() == alone.count() + len(handle.placed)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_training_leaves_the_base_alone(family: str) -> None:
+    _, handle = exact.train(family, inlay.Gate(inner=inlay.LoRA(rank=2)))
+    assert all(placed.piece.gate != 1 for placed in handle.placed)
+
+
+def test_file(tmp_path: Path) -> None:
+    model = zoo.fresh("llama")
+    spec = inlay.Gate(inner=inlay.VeRA(rank=5))
+    handle = inlay.attach(model, spec)
+    move(handle)
+    assert {
+        "decoder.0.attn.q/0/gate/gate",
+        "decoder.0.attn.q/0/gate/inner.scale_b",
+        "shared/0/gate/projections/a",
+    } < handle.named_tensors().keys()
+    path = handle.save(tmp_path / "gate.safetensors")
+    other = zoo.fresh("llama")
+    assert inlay.load(other, path).spec == spec
+    inputs = exact.batch("llama")
+    assert torch.equal(exact.run(other, inputs), exact.run(model, inputs))
+
+
+def test_spellings() -> None:
+    spec = inlay.Gate(inner=inlay.Houlsby(bottleneck=4), start=0.5)
+    assert parse("Gate(inner=Houlsby(bottleneck=4), start=0.5)") == spec
+    assert from_json(to_json(spec)) == spec
+    assert repr(spec) == "Gate(inner=Houlsby(bottleneck=4), start=0.5)"
+    assert spec.at == inlay.Houlsby().at
+    assert not spec.identity and inlay.Gate().identity
+    assert repr(inlay.Gate()) == "Gate()"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        inlay.Prefix(length=2, mlp=None),
+        inlay.Prompt(length=2),
+        inlay.PTuning(length=2, encoder=None),
+        inlay.Infix(length=2, mlp=None),
+        inlay.Head(labels=("a", "b")),
+    ],
+    ids=repr,
+)
+def test_what_does_not_act_at_modules_is_refused(inner: inlay.Method) -> None:
+    model = zoo.fresh("llama")
+    with pytest.raises(PortError, match=rf"^Gate acts on .*{type(inner).__name__} does something"):
+        inlay.attach(model, inlay.Gate(inner=inner))
+    assert not inlay.attached(model)
+
+
+def test_refusals() -> None:
+    with pytest.raises(SpecError, match="inner is one method, not LoRA.* gate each alone"):
+        inlay.Gate(inner=inlay.LoRA() + inlay.IA3())  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="with start=0 around LoRA, which starts at zero too"):
+        inlay.Gate(start=0.0)
+    assert inlay.Gate(inner=inlay.Houlsby(), start=0.0).start == 0
+
+
+@dataclass(frozen=True, repr=False)
+class Scheduled(inlay.LoRA, listed=False):
+    """A LoRA with everything a method may have besides pieces. at: projections."""
+
+    passes = 2
+
+    def penalty(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> Tensor:
+        return torch.stack([piece.a.square().sum() for piece in pieces.values()]).sum()
+
+    def consistency(self, divergence: Tensor) -> Tensor:
+        return 3 * divergence
+
+    def after_step(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
+    ) -> None:
+        for piece in pieces.values():
+            piece.b.fill_(progress)
+
+    def parameter_groups(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
+    ) -> list[ParameterGroup]:
+        return [
+            ParameterGroup(tuple(p.a for p in pieces.values()), learning_rate),
+            ParameterGroup(tuple(p.b for p in pieces.values()), 16 * learning_rate),
+        ]
+
+    def learning_rate(self) -> float:
+        return 0.5
+
+
+def test_what_the_inner_method_asks_for_reaches_it() -> None:
+    handle = inlay.attach(zoo.fresh("llama"), inlay.Gate(inner=Scheduled(rank=2)))
+    pieces = [placed.piece for placed in handle.placed]
+    expected = sum(piece.inner.a.square().sum() for piece in pieces)
+    torch.testing.assert_close(handle.penalty(), expected)
+    handle.after_step(0.25)
+    assert all(torch.equal(p.inner.b, torch.full_like(p.inner.b, 0.25)) for p in pieces)
+    assert [group.learning_rate for group in handle.parameter_groups()] == [0.5, 8.0, 0.5]
+    assert [group.learning_rate for group in handle.parameter_groups(1.0)] == [1.0, 16.0, 1.0]
+    parameters = [p for group in handle.parameter_groups() for p in group.parameters]
+    assert {id(p) for p in parameters} == {id(p) for p in handle.parameters()}
+    assert handle.spec.passes == 2 and handle.spec.consistency(torch.tensor(1.0)) == 3
+
+
+@pytest.mark.parametrize("inner", [inlay.LoRA(rank=2), Scheduled(rank=2)], ids=lambda i: str(i))
+def test_a_loop_is_reminded_of_what_the_inner_method_needs_and_of_nothing_else(
+    inner: inlay.Method,
+) -> None:
+    model = zoo.fresh("llama").train()
+    handle = inlay.attach(model, inlay.Gate(inner=inner))
+    optimiser = torch.optim.SGD(handle.parameters(), lr=1e-3)
+
+    def steps() -> None:
+        for _ in range(4):
+            answer(model, exact.batch("llama")).mean().backward()
+            optimiser.step()
+
+    if isinstance(inner, Scheduled):
+        with pytest.raises(TrainingError, match="has a penalty"):
+            steps()
+    else:
+        steps()
+
+
+def test_a_gate_does_not_decay() -> None:
+    handle = inlay.attach(zoo.fresh("llama"), inlay.Gate())
+    groups = handle.parameter_groups()
+    assert [group.weight_decay for group in groups] == [None, 0.0]
+    assert len(groups[1].parameters) == len(handle.placed)
