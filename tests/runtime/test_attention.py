@@ -68,7 +68,9 @@ def in_double(monkeypatch):
     So gradients of whole bases can be compared: what two ways differ by is then far below what
     any base makes of it.
     """
-    monkeypatch.setattr(attention, "in_training", lambda *given: any(t.requires_grad for t in given))
+    monkeypatch.setattr(
+        attention, "in_training", lambda *given: any(t.requires_grad for t in given)
+    )
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
