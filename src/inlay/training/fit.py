@@ -16,11 +16,11 @@ from inlay.errors import TrainingError
 from inlay.handle import Inlay, attach, attached
 from inlay.tasks import Task
 from inlay.training.loop import rng
-from inlay.training.loop.full_model import Whole, thawed
+from inlay.training.loop.full_model import FullModel, thawed
 from inlay.training.loop.launch import accelerator_for
 from inlay.training.loop.options import options
 from inlay.training.loop.results import Result
-from inlay.training.loop.trainable import Learner
+from inlay.training.loop.trainable import Trainable
 from inlay.training.loop.trainer import Loop
 
 
@@ -73,7 +73,7 @@ def fit(
     with nullcontext() if base_lr is None else thawed(model):
         return train(
             model,
-            handle if base_lr is None else Whole(handle, base_lr),
+            handle if base_lr is None else FullModel(handle, base_lr),
             [handle.name],
             task,
             data,
@@ -103,7 +103,7 @@ def tune(
 
 def train(
     model: PreTrainedModel,
-    learner: Learner,
+    trainable: Trainable,
     names: Sequence[str],
     task: Task,
     data: Sequence[Example],
@@ -129,7 +129,7 @@ def train(
     if folder is None and chosen.checkpoint_every is not None:
         raise TrainingError("checkpoint_every needs a folder to write to; give folder")
     accelerator = accelerator_for(
-        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(learner.spec)}
+        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(trainable.spec)}
     )
     if console is None:
         console = Console(stderr=True)
@@ -137,7 +137,7 @@ def train(
         console = Console(quiet=True)
     place = None if folder is None else Path(folder)
     with rng.kept(), learning(model, names, chosen.dropout):
-        loop = Loop(model, learner, task, data, dev, chosen, place, accelerator, console)
+        loop = Loop(model, trainable, task, data, dev, chosen, place, accelerator, console)
         return loop(resume)
 
 

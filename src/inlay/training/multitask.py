@@ -67,10 +67,10 @@ def fit_mixture(model: PreTrainedModel, lessons: Sequence[Lesson], **given: Any)
     )
     mixture = Mixture(lessons=tuple(lessons))
     names = [handle.name for handle in handles]
-    return train(model, Several(handles), names, mixture, data, dev=dev or None, **given)
+    return train(model, JointInlays(handles), names, mixture, data, dev=dev or None, **given)
 
 
-class Several:
+class JointInlays:
     """Several inlays as one that learns."""
 
     def __init__(self, handles: Sequence[Inlay]):
@@ -87,6 +87,17 @@ class Several:
         """See `Inlay`."""
         handles = self.handles.values()
         return [group for handle in handles for group in handle.parameter_groups(learning_rate)]
+
+    def penalty(self) -> Tensor | None:
+        """The sum of all inlays' penalties."""
+        penalties = [handle.penalty() for handle in self.handles.values()]
+        terms = [penalty for penalty in penalties if penalty is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def after_step(self, progress: float) -> None:
+        """Hand the end of a step on to every inlay."""
+        for handle in self.handles.values():
+            handle.after_step(progress)
 
     def training_state(self) -> dict[str, Tensor]:
         """See `Inlay`; names begin with that of the inlay."""

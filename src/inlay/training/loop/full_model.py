@@ -1,4 +1,4 @@
-"""The base learns along with an inlay: one learner, whose state is every number of both.
+"""The base learns along with an inlay: one trainable, whose state is every number of both.
 
 Liu et al., 2021 (GPT Understands, Too) train P-tuning so, and Schick & Schütze, EACL 2021, PET.
 With an inlay that sets nothing in it is full fine-tuning, which every method is measured by.
@@ -27,7 +27,7 @@ BASE = "base"
 FINE = (torch.float32, torch.float64)
 
 
-class Whole:
+class FullModel:
     """An inlay and the base that it is set into, as one that learns."""
 
     def __init__(self, handle: Inlay, base_learning_rate: float):
@@ -40,6 +40,14 @@ class Whole:
     def spec(self) -> Spec:
         """Of the inlay."""
         return self.handle.spec
+
+    def penalty(self) -> Tensor | None:
+        """That of the inlay."""
+        return self.handle.penalty()
+
+    def after_step(self, progress: float) -> None:
+        """Hand the end of a step on to the inlay."""
+        self.handle.after_step(progress)
 
     def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
         """See `Inlay`; the base comes last."""

@@ -12,17 +12,18 @@ from inlay.core.parse import to_json
 from inlay.files.fingerprint import fingerprint
 from inlay.tasks import Row, Task
 from inlay.training.loop.options import Options
-from inlay.training.loop.trainable import Learner
+from inlay.training.loop.trainable import Trainable
 
 NEUTRAL = {"lr", "trackers", "checkpoint_every"}
 """Options that change no number, and so may change when a run goes on; `lr` is told by itself."""
 
 
 def identity(
-    handle: Learner,
+    handle: Trainable,
     task: Task,
     chosen: Options,
-    rates: Sequence[float],
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
     rows: Sequence[Row],
     dev: Sequence[Row],
     processes: int,
@@ -36,8 +37,9 @@ def identity(
         "task": task.describe(),
         "data": _rows(rows),
         "dev": _rows(dev),
-        "lr": list(rates),
+        "lr": list(learning_rates),
         **chosen.model_dump(exclude=NEUTRAL),
+        "weight_decay": list(weight_decays),
         "processes": processes,
     }
     return json.loads(json.dumps(said))

@@ -1,4 +1,8 @@
-"""What a training run needs of what learns: one inlay, several as one, or one and its base."""
+"""Trainable: what a training run needs of what it trains.
+
+That is one inlay (`Inlay`), several inlays of a multi-task run (`JointInlays`), or an inlay
+together with its base (`FullModel`).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,32 @@ from transformers import PreTrainedModel
 from inlay.core.method import ParameterGroup, Spec
 
 
-class Learner(Protocol):
-    """The side of `Inlay` that training sees."""
+class Trainable(Protocol):
+    """The part of `Inlay` that the loop uses."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def model(self) -> PreTrainedModel: ...  # noqa: D102
-    @property
-    def spec(self) -> Spec: ...  # noqa: D102
-    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]: ...  # noqa: D102
+    def name(self) -> str:
+        """What messages call it."""
 
-    def training_state(self) -> dict[str, Tensor]: ...  # noqa: D102
-    def load_training_state(self, state: dict[str, Tensor]) -> None: ...  # noqa: D102
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base."""
+
+    @property
+    def spec(self) -> Spec:
+        """The methods that are trained."""
+
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
+        """The trained parameters; learning_rate: one for all methods instead of their own."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that is added to the mean loss of a step; None for none."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each step of the optimiser; progress: from 0 to 1."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Every tensor that a checkpoint must hold."""
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `training_state` returned."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +30,7 @@ from inlay.training.loop.progress import Shown
 from inlay.training.loop.results import Counters, Evaluation, Result
 from inlay.training.loop.signals import Interrupts
 from inlay.training.loop.step import Stepper
-from inlay.training.loop.trainable import Learner
+from inlay.training.loop.trainable import Trainable
 
 LOG = "log.jsonl"
 CHECKPOINT_EVERY = 100
@@ -45,7 +45,7 @@ class Loop:
     def __init__(
         self,
         model: PreTrainedModel,
-        handle: Learner,
+        handle: Trainable,
         task: Task,
         data: Sequence[Example],
         dev: Sequence[Example] | None,
@@ -63,7 +63,7 @@ class Loop:
             self.dev_rows = [] if dev is None else encoded(task, dev, "dev", shown)
         self.costs = [len(row) for row in self.rows]
         self.stepper = Stepper(model, handle, task, chosen, accelerator)
-        self.rates = self.stepper.rates
+        self.rates = self.stepper.learning_rates
         self.at = Counters()
         self.best: dict[str, Tensor] = {}
         self.saved = 0
@@ -78,7 +78,7 @@ class Loop:
             path = self.folder / LOG if self.folder is not None and main else None
             self.log = Log(path, length)
             stack.callback(self.log.close)
-            stack.callback(self.stepper.forget)
+            stack.callback(self.stepper.drop_gradients)
             for tracker in self.accelerator.trackers:
                 stack.callback(tracker.finish)
             self.shown = stack.enter_context(Shown(self.console, self._done(0)))
@@ -151,23 +151,28 @@ class Loop:
         group = [[self.rows[number] for number in batch] for batch in steps[at.position]]
         o = self.options
         share = schedule.factor(o.schedule, o.warmup, self._done(0.5))
-        taken = self.stepper(at.step + 1, group[self.accelerator.process_index :: world], share)
+        batches = group[self.accelerator.process_index :: world]
+        result = self.stepper(at.step + 1, batches, share, self._done(1))
         tokens = sum(len(row) for batch in group for row in batch)
         at.step += 1
         at.position += 1
         if at.position == len(steps):
             at.epoch, at.position = at.epoch + 1, 0
         at.tokens += tokens
-        at.loss = taken.loss
-        facts = {
-            "loss": taken.loss,
+        at.loss = result.loss
+        facts: dict[str, Any] = {
+            "loss": result.loss,
             "lr": share * max(self.rates),
             "tokens": tokens,
-            "grad_norm": taken.norm,
+            "grad_norm": result.gradient_norm,
         }
+        if result.penalty is not None:
+            facts["penalty"] = result.penalty
+        if len({*self.rates}) > 1:
+            facts |= {f"lr/{i}": share * rate for i, rate in enumerate(self.rates)}
         self.log.write(step=at.step, **facts, seconds=self._clock())
         self.accelerator.log(facts, step=at.step)
-        self.shown.step(at.step, taken.loss, tokens, self._done(0))
+        self.shown.step(at.step, result.loss, tokens, self._done(0))
 
     def _evaluate(self) -> bool:
         """Score the pieces on `dev`. False where Ctrl-C came in between."""
@@ -212,8 +217,16 @@ class Loop:
         if self.accelerator.is_main_process:
             checkpoint.sweep(self.folder, everything=not resume)
         self.accelerator.wait_for_everyone()
-        told = (self.options, self.rates, self.rows, self.dev_rows, world)
-        self.identity = identity(self.handle, self.task, *told)
+        self.identity = identity(
+            self.handle,
+            self.task,
+            self.options,
+            self.rates,
+            self.stepper.weight_decays,
+            self.rows,
+            self.dev_rows,
+            world,
+        )
         found = checkpoint.read(self.folder)
         if found is None:
             return 0
