@@ -16,6 +16,7 @@ from inlay.tasks import TASKS
 from inlay.training import fit
 from inlay.training.loop.launch import processes
 from tests.training import tiny
+from tests.training.methods import Pruned
 
 
 class Cut(tiny.Recite):
@@ -38,11 +39,15 @@ def main(folder: Path, cut: int) -> None:
     """Train to the end; with `cut`, Ctrl-C comes at that batch, and a second run goes on."""
     world, me = processes().num_processes, processes().process_index
     for left in [cut, 0] if cut else [0]:
-        model, handle = tiny.attached(LoRA(rank=2), model=tiny.base().double())
+        spec = LoRA(rank=2) + Pruned(noise=0.0)
+        model, handle = tiny.attached(spec, model=tiny.base().double())
         model.inlays.double()
         with torch.no_grad():
             for parameter in handle.parameters():
                 parameter += me  # what the first process has is what counts
+            for placed in handle.placed:
+                for buffer in placed.piece.buffers():
+                    buffer += me
         task = tiny.task(model, Cut)
         task.left = left
         # 11 batches an epoch: the last step has batches for some of the processes only

@@ -209,8 +209,8 @@ class Loop:
         """Get ready: anew, or from the folder's checkpoint. Returns how much of the log counts."""
         me, world = self.accelerator.process_index, self.accelerator.num_processes
         if world > 1:
-            for parameter in self.stepper.parameters:
-                parameter.data.copy_(broadcast(parameter.data))
+            for tensor in self.handle.training_state().values():
+                tensor.copy_(broadcast(tensor))
         rng.seed(self.options.seed + me)
         if self.folder is None:
             return 0
