@@ -240,14 +240,19 @@ def attach(
     """
     if not isinstance(spec, Spec):
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
-    for index, method in enumerate(spec.methods):
-        if method.needs_preparation and (prepared is None or index not in prepared):
-            raise SpecError(
-                f"{type(method).__name__} looks at the base and at data before it is attached; "
-                "call prepared = inlay.training.prepare(model, spec, task, rows), and "
-                "attach(model, spec, prepared=prepared)"
-            )
-    return _attach(model, name, lambda chart: build(chart, spec, prepared))
+
+    def build_prepared(chart: Chart) -> PieceSet:
+        expanded = spec.expand(chart.sites)
+        for index, method in enumerate(expanded.methods):
+            if method.needs_preparation and (prepared is None or index not in prepared):
+                raise SpecError(
+                    f"{type(method).__name__} looks at the base and at data before it is "
+                    "attached; call prepared = inlay.training.prepare(model, spec, task, data), "
+                    "and attach(model, spec, prepared=prepared)"
+                )
+        return build(chart, expanded, prepared)
+
+    return _attach(model, name, build_prepared)
 
 
 def load(

@@ -36,7 +36,9 @@ class Scaling(OutputDelta):
     def delta(self, x, y, context):
         scale = self.s * self.mask
         if self.training and self.noise:
-            draws = torch.rand(len(scale), generator=context.generator(self.site), dtype=scale.dtype)
+            draws = torch.rand(
+                len(scale), generator=context.generator(self.site), dtype=scale.dtype
+            )
             scale = scale * (1 + self.noise * draws)
         return y * scale.to(y.dtype)
 
@@ -64,7 +66,9 @@ class Penalised(Scaled, listed=False):
 
     @override
     def penalty(self, pieces, shared):
-        return self.weight * torch.stack([piece.s.square().sum() for piece in pieces.values()]).sum()
+        return (
+            self.weight * torch.stack([piece.s.square().sum() for piece in pieces.values()]).sum()
+        )
 
 
 @dataclass(frozen=True, repr=False)

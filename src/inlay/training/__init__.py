@@ -10,6 +10,7 @@ from inlay.training.pet.patterns import Patterns
 from inlay.training.pet.pet import pet
 from inlay.training.pet.recipe import Pet
 from inlay.training.pet.results import Petted
+from inlay.training.preparation import prepare
 from inlay.training.recipes.cross_validation import Validated, cross_validate
 from inlay.training.recipes.ensemble import Voted, vote
 from inlay.training.recipes.recipe import Recipe
@@ -34,6 +35,7 @@ __all__ = [
     "fit_mixture",
     "pet",
     "predict",
+    "prepare",
     "run",
     "tune",
     "vote",

@@ -14,6 +14,7 @@ from inlay.core.method import Sum
 from inlay.data.dataset import Example
 from inlay.errors import TrainingError
 from inlay.handle import Inlay, attach, attached
+from inlay.runtime.install import Prepared
 from inlay.tasks import Task
 from inlay.training.loop import rng
 from inlay.training.loop.full_model import FullModel, thawed
@@ -34,6 +35,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
+    prepared: Prepared | None = None,
     **given: Any,
 ) -> Result:
     """Train the pieces of an inlay, and the base with `base_lr`; other inlays do not learn.
@@ -49,6 +51,8 @@ def fit(
         resume: go on from the folder's checkpoint, if there is one: a run that was killed at any
             instant ends with the same numbers as one that was not. False starts anew.
         console: where progress is shown; None for the error stream.
+        prepared: what the inlay was attached with, if its methods need preparation: a checkpoint
+            of another preparation is refused.
         **given: the fields of `Options`. Without `base_lr` the base is not touched. With it a
             checkpoint holds the base too, up to four times over (the best one, the optimiser's two
             averages), and one goes on from it with the base as it was at first.
@@ -81,6 +85,7 @@ def fit(
             folder=folder,
             resume=resume,
             console=console,
+            prepared=prepared,
             **given,
         )
 
@@ -112,6 +117,7 @@ def train(
     folder: str | Path | None = None,
     resume: bool = True,
     console: Console | None = None,
+    prepared: Prepared | None = None,
     **given: Any,
 ) -> Result:
     """`fit`, for one inlay or several that learn as one; names: of those inlays."""
@@ -137,7 +143,9 @@ def train(
         console = Console(quiet=True)
     place = None if folder is None else Path(folder)
     with rng.kept(), learning(model, names, chosen.dropout):
-        loop = Loop(model, trainable, task, data, dev, chosen, place, accelerator, console)
+        loop = Loop(
+            model, trainable, task, data, dev, chosen, place, accelerator, console, prepared
+        )
         return loop(resume)
 
 

@@ -89,7 +89,9 @@ def test_a_penalty_weighs_one_per_step(gradients, tmp_path, batch_size, accumula
     (line,) = log(tmp_path)
     assert result.loss == line["loss"] == pytest.approx(loss, rel=1e-6)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-6)
-    sizes = [p.square().sum() for name, p in attached(spec)[1].named_tensors().items() if "/s" in name]
+    sizes = [
+        p.square().sum() for name, p in attached(spec)[1].named_tensors().items() if "/s" in name
+    ]
     assert line["penalty"] == pytest.approx(0.7 * float(sum(sizes)), rel=1e-6)
 
 

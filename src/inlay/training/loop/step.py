@@ -1,6 +1,6 @@
 """One step of the optimiser: gradients summed over batches, divided, clipped and applied.
 
-    gradient = (Σ_processes Σ_batches ∇ summed loss) / count + ∇ penalty
+gradient = (Σ_processes Σ_batches ∇ summed loss) / count + ∇ penalty
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
+from inlay.runtime.install import Prepared
 from inlay.tasks import Task
 from inlay.training.loop import checkpoint, rng, schedule
 from inlay.training.loop.batches import shuffled
@@ -53,7 +54,9 @@ class Loop:
         folder: Path | None,
         accelerator: Accelerator,
         console: Console,
+        prepared: Prepared | None = None,
     ):
+        self.prepared = prepared
         self.model, self.handle, self.task = model, handle, task
         self.options, self.folder, self.accelerator = chosen, folder, accelerator
         self.console = console
@@ -221,11 +224,12 @@ class Loop:
             self.handle,
             self.task,
             self.options,
-            self.rates,
-            self.stepper.weight_decays,
-            self.rows,
-            self.dev_rows,
-            world,
+            learning_rates=self.rates,
+            weight_decays=self.stepper.weight_decays,
+            rows=self.rows,
+            dev_rows=self.dev_rows,
+            processes=world,
+            prepared=self.prepared,
         )
         found = checkpoint.read(self.folder)
         if found is None:

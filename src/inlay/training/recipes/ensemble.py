@@ -15,6 +15,7 @@ from inlay.core.method import Spec
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.handle import Inlay, attach, rows
+from inlay.runtime.install import Prepared
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.loop import rng
 from inlay.training.loop.batches import by_length
@@ -85,12 +86,20 @@ def _asked(
     return said, won
 
 
-def member(model: PreTrainedModel, spec: Spec, name: str, seed: int, number: int) -> Inlay:
+def member(
+    model: PreTrainedModel,
+    spec: Spec,
+    name: str,
+    seed: int,
+    number: int,
+    prepared: Prepared | None = None,
+) -> Inlay:
     """Member `number` of an ensemble, attached: it has a seed of its own, and but for the first a
     name of its own."""
     with rng.kept():
         rng.seed(seed + number)
-        return attach(model, spec, name=f"{name}-{number + 1}" if number else name)
+        name = f"{name}-{number + 1}" if number else name
+        return attach(model, spec, name=name, prepared=prepared)
 
 
 def others(
@@ -99,6 +108,7 @@ def others(
     count: int,
     seed: int,
     teach: Callable[[Inlay, int], object],
+    prepared: Prepared | None = None,
 ) -> list[Inlay]:
     """The members beside the first, which has learned, each attached and taught after the last.
 
@@ -106,6 +116,6 @@ def others(
     """
     made = []
     for number in range(1, count):
-        made.append(member(model, first.spec, first.name, seed, number))
+        made.append(member(model, first.spec, first.name, seed, number, prepared))
         teach(made[-1], number)
     return made

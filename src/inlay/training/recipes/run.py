@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from inlay.errors import RecipeError
 from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
 from inlay.hub import load_base
+from inlay.runtime.install import Prepared
 from inlay.tasks import Task
 from inlay.training.fit import fit
 from inlay.training.loop import checkpoint
@@ -29,6 +31,7 @@ from inlay.training.loop.log import Log
 from inlay.training.loop.progress import Shown
 from inlay.training.loop.results import Result
 from inlay.training.loop.trainer import LOG
+from inlay.training.preparation import needs_preparation, prepare
 from inlay.training.recipes.ensemble import Voted, member, others, vote
 from inlay.training.recipes.folds import folds
 from inlay.training.recipes.recipe import Recipe, folder_of
@@ -105,16 +108,17 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     if joint:
         need_fine(model)
     size = sum(p.numel() for p in model.parameters())
-    handle = member(model, spec, recipe.name, recipe.seed, 0)
+    prepared = _prepared(recipe, out, model, tokenizer, spec, task, data["train"], console, resume)
+    handle = member(model, spec, recipe.name, recipe.seed, 0, prepared)
     recipe = _placed(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    course = _Course(recipe, out, model, task, data, console, resume)
+    course = _Course(recipe, out, model, task, data, console, resume, prepared)
     untouched = course.untouched(handle)
     if main and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
     result = course.teach(handle, 0)
     tested = course.score("test")
-    members = [handle, *others(model, handle, recipe.ensemble, recipe.seed, course.teach)]
+    members = [handle, *others(model, handle, recipe.ensemble, recipe.seed, course.teach, prepared)]
     outcome = Outcome(
         recipe=recipe,
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
@@ -145,6 +149,7 @@ class _Course:
     data: Mapping[str, Dataset]
     console: Console
     resume: bool
+    prepared: Prepared
 
     def untouched(self, handle: Inlay) -> dict[str, float] | None:
         """The scores on `dev` before anything has learned; see `run`."""
@@ -180,6 +185,7 @@ class _Course:
                 folder=self.out / f"member-{number + 1}" if number else self.out,
                 resume=self.resume,
                 console=self.console,
+                prepared=self.prepared,
                 seed=self.recipe.seed + number,
                 **self.recipe.training.model_dump(),
             )
@@ -237,6 +243,35 @@ def opened(
             device=processes().device,
             report=lambda line: say(console, line),
         )
+
+
+def _prepared(
+    recipe: Recipe,
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: Spec,
+    task: Task,
+    data: Dataset,
+    console: Console,
+    resume: bool,
+) -> Prepared:
+    """What the methods compute from the training data before they are attached."""
+    if not needs_preparation(model, spec):
+        return {}
+    draft = deepcopy(task)  # the task itself is bound when virtual tokens are in its template
+    draft.bind(model, tokenizer)
+    return prepare(
+        model,
+        spec,
+        draft,
+        data,
+        batch_size=recipe.training.rows or 16,
+        seed=recipe.seed,
+        folder=out,
+        resume=resume,
+        console=console,
+    )
 
 
 def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console) -> Recipe:
