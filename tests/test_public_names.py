@@ -5,7 +5,7 @@ from __future__ import annotations
 import inlay
 
 NAMES = {
-    "METHODS", "ROLES", "Inlay", "InlayError", "Method", "Preset", "Site", "Sum", "Where",
+    "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Preset", "Site", "Sum", "Where",
     "__version__", "attach", "attached", "check", "compile_prompt", "fit", "labels", "load",
     "parse", "rows", "tune", "words",
 }  # fmt: skip

@@ -18,17 +18,19 @@ from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
 if TYPE_CHECKING:
+    from inlay.training.callback import InlayCallback
     from inlay.training.fit import fit, tune
 
 load_entry_points()
 
-FROM_TRAINING = ("fit", "tune")
+FROM_TRAINING = ("InlayCallback", "fit", "tune")
 """Names that are imported when they are first used: accelerate is slow to import."""
 
 __all__ = [
     "METHODS",
     "ROLES",
     "Inlay",
+    "InlayCallback",
     "InlayError",
     "Method",
     "Preset",

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import inlay
 from inlay import LoRA, Prefix, Prompt
+from inlay.errors import TrainingError
 from tests.training import tiny
+from tests.training.methods import Compared, Pruned
 
 SPECS = [LoRA(rank=2, dropout=0.1), LoRA(rank=2) + Prefix(length=2, mlp=5) + Prompt(length=2)]
 
@@ -38,14 +41,20 @@ def base_of(model):
     return {name: p.detach().clone() for name, p in named if not name.startswith("inlays.")}
 
 
-def trainer(model, folder, *, optimizer=None, **given):
-    given = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "seed": 3, **given}
+def trainer(model, folder, *, optimizer=None, callbacks=(), train=None, **given):
+    given = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+        "seed": 3,
+        **given,
+    }
     args = hf.TrainingArguments(
         str(folder),
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
-        per_device_train_batch_size=4,
         remove_unused_columns=False,
         eval_strategy="steps",
         eval_steps=2,
@@ -55,9 +64,10 @@ def trainer(model, folder, *, optimizer=None, **given):
         model,
         args,
         data_collator=collate,
-        train_dataset=rows(),
+        train_dataset=rows() if train is None else train,
         eval_dataset=rows(6),
         optimizers=(optimizer, None),
+        callbacks=[*callbacks],
     )
 
 
@@ -200,3 +210,124 @@ def test_save_pretrained_writes_base_and_pieces(tmp_path):
     handle.detach()
     model.save_pretrained(tmp_path / "bare")
     assert {*load_file(tmp_path / "bare" / "model.safetensors")} == {*base}
+
+
+# -------------------------------------------------------------- methods that ask for more
+
+SCHEDULED = Pruned(noise=0.0, weight=0.3) + LoRA(rank=2)
+
+
+@pytest.mark.parametrize("limit", [1e9, 0.1])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (2, 4)])
+def test_trainer_with_a_callback_is_as_fit(tmp_path, batch_size, accumulate, limit):
+    model, ours, _ = start(SCHEDULED)
+    task, data = tiny.task(model), tiny.examples(8)
+    size = {"batch_size": batch_size, "accumulate": accumulate, "steps": 6, "clip": limit}
+    constant = {"lr": 1e-2, "schedule": "constant", "warmup": 0.0, "console": tiny.quiet()}
+    inlay.fit(model, ours, task, data, **size, **constant)
+    model, theirs, base = start(SCHEDULED)
+    given = {"per_device_train_batch_size": batch_size, "max_grad_norm": limit}
+    given |= {"gradient_accumulation_steps": accumulate, "lr_scheduler_type": "constant"}
+    callback = inlay.InlayCallback(theirs)
+    trainer(model, tmp_path, callbacks=[callback], train=rows(8), **given).train()
+    assert tiny.same(base, base_of(model))
+    masks = 0
+    for name, tensor in tiny.state(theirs).items():
+        torch.testing.assert_close(tensor, tiny.state(ours)[name], rtol=1e-3, atol=1e-5)
+        masks += name.endswith("mask") and not tensor.all()
+        if name.endswith("progress"):
+            assert float(tensor) == 1.0
+    assert masks == 4
+
+
+def test_trainer_goes_on_with_a_schedule(tmp_path):
+    model, whole, _ = start(SCHEDULED)
+    trainer(model, tmp_path, callbacks=[inlay.InlayCallback(whole)]).train()
+    again, handle, _ = start(SCHEDULED)
+    second = trainer(again, tmp_path, callbacks=[inlay.InlayCallback(handle)])
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert tiny.same(tiny.state(handle), tiny.state(whole))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_trainer_without_the_callback_is_noticed(tmp_path, accumulate):
+    model, _, _ = start(SCHEDULED)
+    loop = trainer(model, tmp_path, gradient_accumulation_steps=accumulate)
+    with pytest.raises(TrainingError, match=r"has a penalty, .* an inlay.InlayCallback"):
+        loop.train()
+    assert loop.state.global_step == 2
+
+
+def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True):
+    """A loop of one's own, with an evaluation after every step."""
+    optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-2)
+    for step in range(steps):
+        model.train()
+        for _ in range(accumulate):
+            (model(**collate(rows(4))).loss / accumulate).backward()
+        if penalty:
+            handle.penalty().backward()
+        optimizer.step()
+        if after_step:
+            handle.after_step((step + 1) / steps)
+        optimizer.zero_grad()
+        model.eval()
+        model(**collate(rows(4)))
+        with torch.no_grad():
+            model(**collate(rows(4)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_plain_loop_that_does_it_is_let_alone(accumulate):
+    model, handle, _ = start(SCHEDULED)
+    plain(model, handle, accumulate=accumulate)
+    task, data = tiny.task(model), tiny.examples(8)
+    for _ in range(2):  # and so is `fit`, before and after other loops
+        inlay.fit(model, handle, task, data, steps=3, accumulate=2, console=tiny.quiet())
+        plain(model, handle, accumulate=accumulate)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("left_out", "cure"),
+    [("penalty", "add handle.penalty()"), ("after_step", "call handle.after_step(progress)")],
+)
+def test_a_plain_loop_that_leaves_something_out_is_told(left_out, cure, accumulate):
+    model, handle, _ = start(SCHEDULED)
+    with pytest.raises(TrainingError, match=re.escape(cure)):
+        plain(model, handle, accumulate=accumulate, **{left_out: False})
+    model, handle, _ = start(SCHEDULED)
+    plain(model, handle, steps=2, accumulate=accumulate, **{left_out: False})  # two are let pass
+
+
+def test_what_the_callback_cannot_do_is_refused():
+    _, handle, _ = start(Compared())
+    with pytest.raises(TrainingError, match="several passes .* train it with inlay.fit"):
+        inlay.InlayCallback(handle)
+    _, handle, _ = start(LoRA(rank=2))
+    handle.detach()
+    with pytest.raises(TrainingError, match="is not attached"):
+        inlay.InlayCallback(handle)
+
+
+def test_a_copy_is_watched_by_itself():
+    model, handle, _ = start(SCHEDULED)
+    plain(model, handle, steps=1)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        own = inlay.attached(other)["default"]
+        plain(other, own)
+        with pytest.raises(TrainingError, match="has a penalty"):
+            plain(other, own, penalty=False)
+    plain(model, handle)
+
+
+def test_an_inlay_that_is_not_trained_asks_for_nothing():
+    model, still, _ = start(SCHEDULED)
+    _, handle = tiny.attached(LoRA(rank=2), model=model, name="other")
+    optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-2)
+    model.train()
+    for _ in range(4):
+        model(**collate(rows(4))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert still.penalty() is not None

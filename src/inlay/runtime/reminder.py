@@ -1,12 +1,25 @@
-"""Noticing a training loop that leaves out what a method needs at each step.
+"""Reminder: notices a training loop that leaves out what a method needs at each step.
 
-`fit` and `InlayCallback` add the penalty of an inlay to the loss and call `after_step`. A loop of
-one's own can forget either, and would then train something else, silently. A step of the optimiser
-changes the pieces' parameters in place, which torch counts; so at the beginning of a training pass
-the pass can tell whether a step was made since the last one, and whether `after_step` was called.
+`fit` and `InlayCallback` add the penalty of an inlay to the loss and call `after_step`. Any other
+loop can forget either, and would then silently train something else.
+
+    optimizer.step()          noted, by a hook on all optimisers of torch, if it has our parameters
+    handle.penalty()          noted
+    handle.after_step(…)      noted
+    model(**batch)            after a step: were both called? Then the notes are cleared
+
+The versions that torch counts of each parameter cannot tell that a step was made: fused optimisers
+do not count them up, and loading a state does.
 """
 
 from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from inlay.core.piece_set import PieceSet
 from inlay.errors import TrainingError
@@ -16,16 +29,19 @@ PATIENCE = 2
 
 
 class Reminder:
-    """Watches the steps of one inlay. Raises TrainingError where they are left out."""
+    """Watches the steps of one inlay. Raises TrainingError where they are incomplete."""
 
     def __init__(self, name: str, pieces: PieceSet):
         self.name = name
         self.pieces = pieces
         self.has_penalty = any(method.has_penalty for method in pieces.spec.methods)
         self.has_schedule = any(method.has_schedule for method in pieces.spec.methods)
-        self._version: int | None = None
-        self._penalty_called = self._step_called = True
+        self._hook: RemovableHandle | None = None
+        self._stepped = self._penalty_called = self._step_called = False
         self._without_penalty = self._without_step = 0
+
+    def __getstate__(self) -> dict[str, Any]:  # a copy watches its own parameters
+        return {**self.__dict__, "_hook": None}
 
     def note_penalty(self) -> None:
         """Note that the loop called `penalty`."""
@@ -34,23 +50,18 @@ class Reminder:
     def note_step(self) -> None:
         """Note that the loop called `after_step`."""
         self._step_called = True
-        self._version = self._versions()
 
     def training_pass(self) -> None:
         """Check the calls since the last step, at the beginning of a pass with gradients."""
         if not (self.has_penalty or self.has_schedule):
             return
-        version = self._versions()
-        if self._version is None:
-            self._version = version
-            self._penalty_called = self._step_called = False
-            return
-        stepped = version != self._version or self._step_called
-        if not stepped:
+        if self._hook is None:
+            self._hook = _watch(self)
+        if not (self._stepped or self._step_called):
             return
         self._without_penalty = 0 if self._penalty_called else self._without_penalty + 1
         self._without_step = 0 if self._step_called else self._without_step + 1
-        self._version, self._penalty_called, self._step_called = version, False, False
+        self._stepped = self._penalty_called = self._step_called = False
         if self.has_penalty and self._without_penalty >= PATIENCE:
             raise TrainingError(
                 f"the inlay {self.name!r} has a penalty, and this loop leaves it out; add "
@@ -64,5 +75,22 @@ class Reminder:
                 "inlay.fit, or give transformers.Trainer an inlay.InlayCallback"
             )
 
-    def _versions(self) -> int:
-        return sum(parameter._version for parameter in self.pieces.trained())
+    def optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """Note the step of an optimiser, if it changed parameters of this inlay."""
+        ours = {id(parameter) for parameter in self.pieces.trained()}
+        groups = optimizer.param_groups
+        self._stepped |= any(id(p) in ours for group in groups for p in group["params"])
+
+
+def _watch(reminder: Reminder) -> RemovableHandle:
+    """Tell a reminder of the steps of all optimisers, for as long as it exists."""
+    reference = weakref.ref(reminder)
+
+    def tell(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive.optimizer_stepped(optimizer)
+
+    handle = register_optimizer_step_post_hook(tell)
+    weakref.finalize(reminder, handle.remove)
+    return handle

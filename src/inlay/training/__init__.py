@@ -1,5 +1,6 @@
 """Training: `fit`, and recipes that say what to fit."""
 
+from inlay.training.callback import InlayCallback
 from inlay.training.fit import fit, tune
 from inlay.training.ipt_decoder import fit_decoder
 from inlay.training.loop.evaluation import evaluate, predict
@@ -18,6 +19,7 @@ from inlay.training.recipes.run import Outcome, run
 
 __all__ = [
     "Evaluation",
+    "InlayCallback",
     "Lesson",
     "Options",
     "Outcome",
