@@ -31,7 +31,7 @@ from inlay.data.loading import load, stream
 from inlay.files.atomic import write_whole
 from inlay.tasks import Regress
 from inlay.training import evaluate
-from inlay.training.recipes.run import headed
+from inlay.training.recipes.run import spec_with_head
 
 OUT = Path(__file__).parent / "evaluation.json"
 COUNTS = (1_000, 10_000, 100_000)
@@ -77,7 +77,7 @@ def measure(path: Path, whole: bool) -> dict[str, float]:
     """
     model, tokenizer = base()
     task = Regress()
-    inlay.attach(model, headed(LoRA(rank=2), task))
+    inlay.attach(model, spec_with_head(LoRA(rank=2), task))
     task.bind(model, tokenizer)
     need = task.required_fields
     evaluate(model, task, islice(stream(path, need=need), ROWS), batch_size=BATCH)  # first use

@@ -13,7 +13,7 @@ from inlay.errors import FileError, SpecError, TrainingError
 from inlay.laws.case import far, move
 from inlay.methods.ipt import Decoder
 from inlay.tasks import Classify, Verbalizer
-from inlay.training import Lesson, fit, fit_decoder
+from inlay.training import Subtask, fit, fit_decoder
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
 
@@ -26,7 +26,7 @@ ROWS = examples(
 )
 
 
-def lessons(model, count: int, length: int = 3) -> list[Lesson]:
+def lessons(model, count: int, length: int = 3) -> list[Subtask]:
     made = []
     for number in range(count):
         task = Classify(template="{text} was", by=Verbalizer({"a": "good", "b": "bad"}))
@@ -34,7 +34,7 @@ def lessons(model, count: int, length: int = 3) -> list[Lesson]:
         torch.manual_seed(number)
         handle = inlay.attach(model, inlay.Prompt(length=length), name=f"t{number}")
         move(handle)
-        made.append(Lesson(task, ROWS, (handle,)))
+        made.append(Subtask(task, ROWS, (handle,)))
     return made
 
 
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert load_file(wrong)
 
 
-def lessons_of_another_length(model) -> list[Lesson]:
+def lessons_of_another_length(model) -> list[Subtask]:
     task = Classify(template="{text} was", by=Verbalizer({"a": "good", "b": "bad"}))
     task.bind(model, tokenizer("decoder"))
-    return [Lesson(task, ROWS, (inlay.attach(model, inlay.Prompt(length=2), name="longer"),))]
+    return [Subtask(task, ROWS, (inlay.attach(model, inlay.Prompt(length=2), name="longer"),))]

@@ -236,7 +236,7 @@ def test_members_vote_on_choices():
     voted = vote(base, handles, task, ROWS, batch_size=2)
     for place, handle in enumerate(handles):
         with inlay.rows(base, [handle.name]):
-            assert voted.singles[place] == task.score(predict(base, task, ROWS), ROWS)
+            assert voted.members[place] == task.score(predict(base, task, ROWS), ROWS)
     assert len(voted.predictions) == len(ROWS)
 
 

@@ -15,7 +15,7 @@ from inlay.tasks.outputs import SpanScores
 from inlay.training import evaluate
 from inlay.training.loop.evaluation import predict
 from inlay.training.recipes.ensemble import vote
-from inlay.training.recipes.run import headed
+from inlay.training.recipes.run import spec_with_head
 from tests.tasks.tiny import (
     KINDS,
     WORDS,
@@ -261,7 +261,7 @@ def test_members_are_heard_by_their_mean_logits():
     rows = task.encode_all(data)
     batch, means = task.collate(rows), []
     with torch.no_grad():
-        for handle, scores in zip(handles, voted.singles, strict=True):
+        for handle, scores in zip(handles, voted.members, strict=True):
             with inlay.rows(base, [[handle.name]]):
                 assert evaluate(base, task, data) == scores
                 means.append(task.outputs(base, batch).scores)
@@ -327,7 +327,7 @@ def test_eight_rows_are_learned_by_heart_in_windows(family):
     base = fresh(family)
     task = bound(family, base, max_length=14, stride=3)
     assert len(task.encode_all(data)) > len(data)
-    handle = inlay.attach(base, headed(LoRA(rank=8), task))
+    handle = inlay.attach(base, spec_with_head(LoRA(rank=8), task))
     losses = []
     for _ in range(2):
         run = inlay.fit(base, handle, task, data, steps=60, batch_size=16, lr=2e-2, seed=1)
@@ -391,7 +391,7 @@ def test_round_trip_and_fields():
     task = Extract(stride=16, longest=5, max_length=100, metric="exact_match")
     assert from_spec(task.describe()) == task
     assert task.required_fields == ("context", "question", "answers")
-    assert headed(LoRA(), task) == LoRA() + Head(labels=("start", "end"), pool="each")
+    assert spec_with_head(LoRA(), task) == LoRA() + Head(labels=("start", "end"), pool="each")
     refused(lambda: Extract(stride=8, truncate=True), "exclude each other")
     refused(lambda: Extract(stride=-1), "must not be below 0")
     refused(lambda: Extract(longest=0), "leaves no answers")

@@ -15,7 +15,7 @@ from inlay.tasks import Classify, Tag, TrainedHead, from_spec, metrics, spans
 from inlay.tasks.sentence import NO_TOKEN
 from inlay.training import evaluate
 from inlay.training.recipes.ensemble import vote
-from inlay.training.recipes.run import headed
+from inlay.training.recipes.run import spec_with_head
 from tests.tasks.tiny import KINDS, add_head, add_two_heads, bind, examples, loss_of, refused, words
 from tests.zoo import fresh
 
@@ -260,7 +260,7 @@ def test_members_vote_on_every_word():
         for parameter in handles[-1].parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     voted = vote(base, handles, task, ROWS, batch_size=2)
-    for handle, scores in zip(handles, voted.singles, strict=True):
+    for handle, scores in zip(handles, voted.members, strict=True):
         with inlay.rows(base, [[handle.name]]):
             assert evaluate(base, task, ROWS) == scores
     each = []
@@ -320,7 +320,7 @@ def test_eight_rows_are_learned_by_heart(family):
     task.prepare(data)
     assert task.labels == ("B-a", "B-b", "I-a", "O")
     task.bind(base, words(family))
-    handle = inlay.attach(base, headed(LoRA(rank=4), task))
+    handle = inlay.attach(base, spec_with_head(LoRA(rank=4), task))
     losses = []
     for _ in range(2):
         run = inlay.fit(base, handle, task, data, steps=40, batch_size=8, lr=3e-2, seed=1)
@@ -345,9 +345,9 @@ def test_tags_come_from_the_training_data_sorted():
 
 def test_the_head_that_is_added_is_the_one_that_is_read():
     task = Tag(labels=LABELS)
-    assert headed(LoRA(), task) == LoRA() + Head(labels=LABELS, pool="each")
+    assert spec_with_head(LoRA(), task) == LoRA() + Head(labels=LABELS, pool="each")
     own = LoRA() + Head(labels=LABELS, pool="each")
-    assert headed(own, task) is own
+    assert spec_with_head(own, task) is own
     fresh_task = Tag()
     fresh_task.set_labels(("O", "B-a"))
     assert fresh_task.labels == ("O", "B-a")

@@ -8,8 +8,8 @@ import torch
 import inlay
 from inlay.errors import TrainingError
 from inlay.tasks import Classify, Extract, Generate, Tag, Verbalizer
-from inlay.training import Lesson, fit, fit_mixture
-from inlay.training.multitask import LessonExample, Mixture
+from inlay.training import Subtask, fit, fit_multitask
+from inlay.training.multitask import Multitask, SubtaskExample
 from tests import zoo
 from tests.tasks.tiny import examples, loss_of, tokenizer
 
@@ -33,8 +33,8 @@ def setting():
     write = Generate(generation={"max_new_tokens": 2}, metric="exact_match")
     for task in (judge, write):
         task.bind(model, words)
-    return model, shared, [Lesson(judge, COLOURS, (shared, a), COLOURS),
-                           Lesson(write, TEXTS, (shared, b), TEXTS)]  # fmt: skip
+    return model, shared, [Subtask(judge, COLOURS, (shared, a), COLOURS),
+                           Subtask(write, TEXTS, (shared, b), TEXTS)]  # fmt: skip
 
 
 def losses(model, lessons):
@@ -51,7 +51,7 @@ def test_every_lesson_learns_with_what_is_shared_and_what_is_its_own():
     model, _, lessons = setting()
     before = {h.name: [p.clone() for p in h.parameters()] for h in lessons[0].inlays}
     start = losses(model, lessons)
-    result = fit_mixture(model, lessons, steps=30, batch_size=6, lr=0.1, seed=1)
+    result = fit_multitask(model, lessons, steps=30, batch_size=6, lr=0.1, seed=1)
     assert result.steps == 30
     assert set(result.best.scores) == {"0/accuracy", "1/exact_match", "mean"}
     for old, new in zip(start, losses(model, lessons), strict=True):
@@ -69,9 +69,9 @@ def test_the_gradient_of_a_mixture_is_the_sum_over_its_lessons():
             batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
             loss, _ = loss_of(lesson.task, model, batch)
         apart += torch.autograd.grad(loss, p)[0]
-    mixture = Mixture(lessons=tuple(lessons))
+    mixture = Multitask(lessons=tuple(lessons))
     rows = mixture.encode_all(
-        [LessonExample(e.fields, e.where, n) for n, one in enumerate(lessons) for e in one.data]
+        [SubtaskExample(e.fields, e.where, n) for n, one in enumerate(lessons) for e in one.data]
     )
     total, count = loss_of(mixture, model, mixture.collate(rows[::-1]))
     assert count == sum(len(row.labels) for row in rows)
@@ -80,7 +80,7 @@ def test_the_gradient_of_a_mixture_is_the_sum_over_its_lessons():
 
 def test_one_task_goes_on_alone_and_the_shared_part_holds_still():
     model, shared, lessons = setting()
-    fit_mixture(model, lessons, steps=3, batch_size=6, lr=0.1)
+    fit_multitask(model, lessons, steps=3, batch_size=6, lr=0.1)
     (p,) = shared.parameters()
     held = p.clone()
     lesson, before = lessons[0], losses(model, lessons)[0]
@@ -93,10 +93,10 @@ def test_one_task_goes_on_alone_and_the_shared_part_holds_still():
 def test_a_mixture_resumes_to_the_same_numbers(tmp_path):
     model, shared, lessons = setting()
     told = {"steps": 6, "batch_size": 3, "lr": 0.1, "checkpoint_every": 3}
-    fit_mixture(model, lessons, folder=tmp_path / "a", **told)
+    fit_multitask(model, lessons, folder=tmp_path / "a", **told)
     whole = [p.clone() for p in shared.parameters()]
     model, shared, lessons = setting()
-    fit_mixture(model, lessons, folder=tmp_path / "a", **told)  # goes on where that one ended
+    fit_multitask(model, lessons, folder=tmp_path / "a", **told)  # goes on where that one ended
     for one, other in zip(shared.parameters(), whole, strict=True):
         assert torch.equal(one, other)
 
@@ -104,10 +104,10 @@ def test_a_mixture_resumes_to_the_same_numbers(tmp_path):
 def test_what_is_not_attached_is_refused():
     model, shared, lessons = setting()
     with pytest.raises(TrainingError, match="at least one"):
-        fit_mixture(model, [], steps=1)
+        fit_multitask(model, [], steps=1)
     shared.detach()
     with pytest.raises(TrainingError, match="shared"):
-        fit_mixture(model, lessons, steps=1)
+        fit_multitask(model, lessons, steps=1)
 
 
 ASKED = examples(
@@ -133,15 +133,15 @@ def test_words_and_windows_are_lessons_too():
     for task, data in ((tag, TAGGED), (extract, ASKED)):
         task.bind(model, tokenizer("encoder"))
         handle = inlay.attach(model, inlay.LoRA(rank=4) + task.head(), name=task.name)
-        lessons.append(Lesson(task, data, (handle,), data))
-    result = fit_mixture(model, lessons, steps=60, batch_size=16, lr=2e-2, seed=1)
+        lessons.append(Subtask(task, data, (handle,), data))
+    result = fit_multitask(model, lessons, steps=60, batch_size=16, lr=2e-2, seed=1)
     assert result.best.scores["0/f1"] == result.best.scores["1/f1"] == 1
     both = [
-        *(LessonExample(one.fields, one.where, 1) for one in ASKED[:2]),
-        *(LessonExample(one.fields, one.where, 0) for one in TAGGED),
-        LessonExample(ASKED[2].fields, "last", 1),
+        *(SubtaskExample(one.fields, one.where, 1) for one in ASKED[:2]),
+        *(SubtaskExample(one.fields, one.where, 0) for one in TAGGED),
+        SubtaskExample(ASKED[2].fields, "last", 1),
     ]
-    mixture = Mixture(lessons=tuple(lessons))
+    mixture = Multitask(lessons=tuple(lessons))
     rows = mixture.encode_all(both)
     assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
     said = mixture.predict(model, mixture.collate(rows))

@@ -17,12 +17,12 @@ from inlay.handle import Inlay, attach, attached
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
 from inlay.training.loop import rng
-from inlay.training.loop.full_model import FullModel, thawed
-from inlay.training.loop.launch import accelerator_for
-from inlay.training.loop.options import options
+from inlay.training.loop.full_model import FullModel, base_trainable
+from inlay.training.loop.launch import create_accelerator
+from inlay.training.loop.options import make_options
 from inlay.training.loop.results import Result
 from inlay.training.loop.trainable import Trainable
-from inlay.training.loop.trainer import Loop
+from inlay.training.loop.trainer import TrainingLoop
 
 
 def fit(
@@ -36,9 +36,9 @@ def fit(
     resume: bool = True,
     console: Console | None = None,
     prepared: Prepared | None = None,
-    **given: Any,
+    **options: Any,
 ) -> Result:
-    """Train the pieces of an inlay, and the base with `base_lr`; other inlays do not learn.
+    """Train the pieces of an inlay, and the base with `base_lr`; other inlays are not trained.
 
     Args:
         model: the base, on its device. Under `accelerate launch` or `torchrun` every process has
@@ -48,14 +48,14 @@ def fit(
         data: the training examples.
         dev: examples to evaluate on.
         folder: where the log (`log.jsonl`) and the checkpoint are kept; None keeps neither.
-        resume: go on from the folder's checkpoint, if there is one: a run that was killed at any
-            instant ends with the same numbers as one that was not. False starts anew.
+        resume: resume from the folder's checkpoint, if there is one: a run that was killed at any
+            instant ends with the same weights as one that was not. False starts anew.
         console: where progress is shown; None for the error stream.
-        prepared: what the inlay was attached with, if its methods need preparation: a checkpoint
-            of another preparation is refused.
-        **given: the fields of `Options`. Without `base_lr` the base is not touched. With it a
+        prepared: what the inlay was attached with, where its methods need preparation; a
+            checkpoint of another preparation is refused.
+        **options: the fields of `Options`. Without `base_lr` the base is frozen. With it a
             checkpoint holds the base too, up to four times over (the best one, the optimiser's two
-            averages), and one goes on from it with the base as it was at first.
+            moments), and a run resumes with the base as it was at first.
 
     Ctrl-C ends the step, writes a checkpoint where there is a folder, and raises
     KeyboardInterrupt. The mode of the model and the random generators are afterwards as they were
@@ -73,8 +73,8 @@ def fit(
             f"the task's template has {task.virtual_tokens} virtual tokens ({{p}}) and the inlay "
             f"{handle.virtual_tokens}; they must be as many"
         )
-    base_lr = options(given).base_lr
-    with nullcontext() if base_lr is None else thawed(model):
+    base_lr = make_options(options).base_lr
+    with nullcontext() if base_lr is None else base_trainable(model):
         return train(
             model,
             handle if base_lr is None else FullModel(handle, base_lr),
@@ -86,24 +86,29 @@ def fit(
             resume=resume,
             console=console,
             prepared=prepared,
-            **given,
+            **options,
         )
 
 
 def tune(
-    model: PreTrainedModel, task: Task, data: Sequence[Example], *, base_lr: float, **given: Any
+    model: PreTrainedModel, task: Task, data: Sequence[Example], *, base_lr: float, **options: Any
 ) -> Result:
-    """Train the whole base and set nothing in: full fine-tuning, which methods are measured by.
+    """Train the whole base without any inlay: full fine-tuning, the baseline of every method.
 
-    given: what `fit` takes by name. A task that reads a trained head is for `fit`, with that head.
+    Args:
+        model: the base.
+        task: bound to it. One that reads a trained head is for `fit`, with an inlay of that head.
+        data: the training examples.
+        base_lr: the highest learning rate.
+        **options: what `fit` takes by name.
 
     Raises TrainingError as `fit` does.
     """
-    nothing = attach(model, Sum(()), name="tune")
+    empty = attach(model, Sum(()), name="tune")
     try:
-        return fit(model, nothing, task, data, base_lr=base_lr, **given)
+        return fit(model, empty, task, data, base_lr=base_lr, **options)
     finally:
-        nothing.detach()
+        empty.detach()
 
 
 def train(
@@ -118,55 +123,70 @@ def train(
     resume: bool = True,
     console: Console | None = None,
     prepared: Prepared | None = None,
-    **given: Any,
+    **options: Any,
 ) -> Result:
-    """`fit`, for one inlay or several that learn as one; names: of those inlays."""
-    chosen = options(given)
+    """`fit` for any `Trainable`; names: of its inlays."""
+    checked = make_options(options)
     if not len(data) or (dev is not None and not len(dev)):
         raise TrainingError("there are no examples to train or to evaluate on")
-    for rows in (data, dev or data):
-        if not isinstance(rows[0], Example):
+    for examples in (data, dev or data):
+        if not isinstance(examples[0], Example):
             raise TrainingError(
-                f"the rows are examples, as inlay.data.load(rows) makes them, not {rows[0]!r:.60}"
+                "the rows must be examples, as inlay.data.load(rows) returns them, not "
+                f"{examples[0]!r:.60}"
             )
-    for name in ("eval_every", "patience"):
-        if dev is None and getattr(chosen, name) is not None:
-            raise TrainingError(f"{name} needs examples to evaluate on; give dev")
-    if folder is None and chosen.checkpoint_every is not None:
+    if dev is None and checked.eval_every is not None:
+        raise TrainingError("eval_every needs examples to evaluate on; give dev")
+    if dev is None and checked.patience is not None:
+        raise TrainingError("patience needs examples to evaluate on; give dev")
+    if folder is None and checked.checkpoint_every is not None:
         raise TrainingError("checkpoint_every needs a folder to write to; give folder")
-    accelerator = accelerator_for(
-        chosen.trackers, folder, {**chosen.model_dump(mode="json"), "method": repr(trainable.spec)}
-    )
+    config = {**checked.model_dump(mode="json"), "method": repr(trainable.spec)}
+    accelerator = create_accelerator(checked.trackers, folder, config)
     if console is None:
         console = Console(stderr=True)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    place = None if folder is None else Path(folder)
-    with rng.kept(), learning(model, names, chosen.dropout):
-        loop = Loop(
-            model, trainable, task, data, dev, chosen, place, accelerator, console, prepared
+    with rng.preserved(), training_modes(model, names, checked.dropout):
+        loop = TrainingLoop(
+            model,
+            trainable,
+            task,
+            data,
+            dev,
+            options=checked,
+            folder=None if folder is None else Path(folder),
+            accelerator=accelerator,
+            console=console,
+            prepared=prepared,
         )
-        return loop(resume)
+        return loop.run(resume)
 
 
 @contextmanager
-def learning(model: PreTrainedModel, names: Sequence[str], dropout: bool) -> Iterator[None]:
-    """Inside, these inlays train and all others hold still; afterwards all modes are as before."""
-    modes = {part: part.training for part in model.modules()}
-    present = attached(model)
-    others = [one for name, one in present.items() if name not in names]
-    held = [p for one in others for p in one.parameters() if p.requires_grad]
+def training_modes(model: PreTrainedModel, names: Sequence[str], dropout: bool) -> Iterator[None]:
+    """Set the modes for training inside the `with` block; afterwards all are as before.
+
+    Args:
+        model: the base.
+        names: the inlays that are trained; all others are in evaluation mode and frozen.
+        dropout: whether the base is in training mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    inlays = attached(model)
+    others = [handle for name, handle in inlays.items() if name not in names]
+    frozen = [p for handle in others for p in handle.parameters() if p.requires_grad]
     model.train(dropout)
-    for one in others:
-        one.eval()
+    for handle in others:
+        handle.eval()
     for name in names:
-        present[name].train()
-    for parameter in held:
+        inlays[name].train()
+    for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
-        for parameter in held:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter in frozen:
             parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Several tasks at once: inlays that tasks share, and inlays of their own.
+"""fit_multitask: train several tasks at once, with inlays that they share and inlays of their own.
 
 Every batch holds rows of all tasks, drawn from all of their data alike; each row is served by the
 inlays of its own task.
@@ -27,11 +27,13 @@ from inlay.training.loop.results import Result
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One task of a mixture.
+class Subtask:
+    """One of several tasks that are trained together.
 
-    task: bound to the model. data: its training examples. inlays: what serves its rows, in order;
-    an inlay that several lessons name is shared by them. dev: examples to evaluate on.
+    task: bound to the model.
+    data: its training examples.
+    inlays: those that serve its rows, in order; an inlay that several subtasks name is shared.
+    dev: examples to evaluate on.
     """
 
     task: Task
@@ -40,38 +42,42 @@ class Lesson:
     dev: Sequence[Example] = ()
 
 
-def fit_mixture(model: PreTrainedModel, lessons: Sequence[Lesson], **given: Any) -> Result:
+def fit_multitask(model: PreTrainedModel, subtasks: Sequence[Subtask], **options: Any) -> Result:
     """Train all inlays of several tasks together. To go on with one task, `fit` its own inlay.
 
-    given: what `fit` takes by name, except `dev`, which every lesson brings. The score is the mean
-    of the tasks' own metrics.
+    Args:
+        model: the base.
+        subtasks: the tasks, with their data and inlays.
+        **options: what `fit` takes by name, except `dev`, which every subtask has. The score is
+            the mean of the tasks' own metrics.
 
-    Raises TrainingError as `fit` does, for `base_lr`, and where the lessons' inlays are not of this
-    model.
+    Raises TrainingError as `fit` does, for `base_lr`, and where the inlays are not of this model.
     """
-    if given.get("base_lr") is not None:
-        raise TrainingError("a mixture leaves the base frozen; leave base_lr out, or fit one task")
-    handles = tuple(dict.fromkeys(one for lesson in lessons for one in lesson.inlays))
-    if not lessons or not all(lesson.inlays for lesson in lessons):
-        raise TrainingError("a mixture needs at least one lesson, and each at least one inlay")
+    if options.get("base_lr") is not None:
+        raise TrainingError(
+            "training several tasks leaves the base frozen; leave base_lr out, or fit one task"
+        )
+    if not subtasks or not all(subtask.inlays for subtask in subtasks):
+        raise TrainingError("give at least one subtask, and each at least one inlay")
+    handles = tuple(dict.fromkeys(handle for subtask in subtasks for handle in subtask.inlays))
     for handle in handles:
         if not handle.attached or handle.model is not model:
             raise TrainingError(f"the inlay {handle.name!r} is not attached to this model")
     data, dev = (
         [
-            LessonExample(example.fields, example.where, number)
-            for number, lesson in enumerate(lessons)
-            for example in (lesson.data if part == "data" else lesson.dev)
+            SubtaskExample(example.fields, example.where, number)
+            for number, examples in enumerate(parts)
+            for example in examples
         ]
-        for part in ("data", "dev")
+        for parts in ([s.data for s in subtasks], [s.dev for s in subtasks])
     )
-    mixture = Mixture(lessons=tuple(lessons))
+    task = Multitask(subtasks=tuple(subtasks))
     names = [handle.name for handle in handles]
-    return train(model, JointInlays(handles), names, mixture, data, dev=dev or None, **given)
+    return train(model, JointInlays(handles), names, task, data, dev=dev or None, **options)
 
 
 class JointInlays:
-    """Several inlays as one that learns."""
+    """Several inlays as one `Trainable`."""
 
     def __init__(self, handles: Sequence[Inlay]):
         self.handles = {handle.name: handle for handle in handles}
@@ -80,27 +86,27 @@ class JointInlays:
 
     @property
     def spec(self) -> Spec:
-        """All specs, one after the other."""
+        """The methods of all inlays, one after the other."""
         return sum_of([m for handle in self.handles.values() for m in handle.spec.methods])
 
     def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
-        """See `Inlay`."""
+        """The groups of all inlays; learning_rate: one for all methods instead of their own."""
         handles = self.handles.values()
         return [group for handle in handles for group in handle.parameter_groups(learning_rate)]
 
     def penalty(self) -> Tensor | None:
-        """The sum of all inlays' penalties."""
+        """The sum of all inlays' penalties; None where none has one."""
         penalties = [handle.penalty() for handle in self.handles.values()]
         terms = [penalty for penalty in penalties if penalty is not None]
         return torch.stack(terms).sum() if terms else None
 
     def after_step(self, progress: float) -> None:
-        """Hand the end of a step on to every inlay."""
+        """Let the methods of every inlay act after a step."""
         for handle in self.handles.values():
             handle.after_step(progress)
 
     def training_state(self) -> dict[str, Tensor]:
-        """See `Inlay`; names begin with that of the inlay."""
+        """The tensors of all inlays, named `<inlay>/…`."""
         return {
             f"{name}/{key}": tensor
             for name, handle in self.handles.items()
@@ -108,178 +114,190 @@ class JointInlays:
         }
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """See `Inlay`."""
+        """Restore what `training_state` returned."""
         for name, handle in self.handles.items():
-            own = {
-                k.removeprefix(f"{name}/"): t for k, t in state.items() if k.startswith(f"{name}/")
-            }
-            handle.load_training_state(own)
+            prefix = f"{name}/"
+            handle.load_training_state(
+                {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+            )
 
 
 @dataclass(frozen=True)
-class LessonExample(Example):
-    """An example that knows which lesson it belongs to."""
+class SubtaskExample(Example):
+    """An example with the number of its subtask."""
 
-    lesson: int = 0
+    subtask: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class LessonRow(Row):
-    """A row that knows which lesson it belongs to, and what it is there."""
+class SubtaskRow(Row):
+    """A row with the number of its subtask, and the row that the subtask made."""
 
-    lesson: int = 0
-    own: Row | None = None
+    subtask: int = 0
+    original: Row | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class MixtureBatch(Batch):
-    """The batches of several lessons.
+class MultitaskBatch(Batch):
+    """The batches of several subtasks.
 
-    lessons: by the number of the lesson. places: which rows of the whole each holds.
+    subtasks: by the number of the subtask.
+    positions: which rows of the whole batch each holds.
     """
 
-    lessons: dict[int, Batch]
-    places: dict[int, list[int]]
+    subtasks: dict[int, Batch]
+    positions: dict[int, list[int]]
 
     @override
     def __len__(self) -> int:
-        return sum(map(len, self.places.values()))
+        return sum(map(len, self.positions.values()))
 
 
 @dataclass(frozen=True, eq=False)
-class MixtureOutputs(Outputs):
-    """What each lesson's inlays give for its rows.
+class MultitaskOutputs(Outputs):
+    """The outputs of each subtask, computed with its inlays.
 
-    names: of the inlays, by the number of the lesson. lessons: its outputs.
+    model: the base.
+    names: of the inlays, by the number of the subtask.
+    subtasks: the outputs, by the number of the subtask.
     """
 
     model: PreTrainedModel
     names: dict[int, list[str]]
-    lessons: dict[int, Outputs]
+    subtasks: dict[int, Outputs]
 
     @override
     def divergence(self, other: Self) -> Tensor:
         sums = []
-        for number, outputs in self.lessons.items():
+        for number, outputs in self.subtasks.items():
             with inlay_rows(self.model, [self.names[number]]):
-                sums.append(outputs.divergence(other.lessons[number]))
+                sums.append(outputs.divergence(other.subtasks[number]))
         return torch.stack(sums).sum()
 
 
 @dataclass(kw_only=True)
-class Mixture(Task[MixtureBatch, MixtureOutputs], listed=False):
-    """The task of doing several tasks: each row as its own lesson says, with its own inlays."""
+class Multitask(Task[MultitaskBatch, MultitaskOutputs], listed=False):
+    """Several tasks as one: each row by its own task, served by its task's inlays."""
 
-    name: ClassVar[str] = "mixture"
+    name: ClassVar[str] = "multitask"
 
     metric: str = "mean"
-    lessons: tuple[Any, ...] = ()
+    subtasks: tuple[Any, ...] = ()
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """See `Task`: what each lesson does, and by which inlays."""
-        told = [
-            {**one.task.describe(), "inlays": [inlay.name for inlay in one.inlays]}
-            for one in self.lessons
+        descriptions = [
+            {**subtask.task.describe(), "inlays": [handle.name for handle in subtask.inlays]}
+            for subtask in self.subtasks
         ]
-        return {"task": self.name, "lessons": told}
+        return {"task": self.name, "subtasks": descriptions}
 
     @property
+    @override
     def required_fields(self) -> tuple[str, ...]:
-        """See `Task`: each lesson's data was loaded for its own task."""
+        """None: each subtask's data was loaded for its own task."""
         return ()
 
+    @override
     def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
-        """See `Task`: every lesson's task is bound by itself."""
+        """Do nothing: every subtask's task is bound by itself."""
 
     @override
     def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
-        made: list[Row] = []
-        for number, places in self._apart(examples).items():
-            for row in self.lessons[number].task.encode_all([examples[place] for place in places]):
-                facts = {field.name: getattr(row, field.name) for field in fields(Row)}
-                facts["index"] = first_index + places[row.index]
-                made.append(LessonRow(**facts, lesson=number, own=row))
-        return sorted(made, key=lambda row: row.index)
+        rows: list[Row] = []
+        for number, positions in _by_subtask(examples).items():
+            part = [examples[position] for position in positions]
+            for row in self.subtasks[number].task.encode_all(part):
+                values = {field.name: getattr(row, field.name) for field in fields(Row)}
+                values["index"] = first_index + positions[row.index]
+                rows.append(SubtaskRow(**values, subtask=number, original=row))
+        return sorted(rows, key=lambda row: row.index)
 
-    def collate(self, rows: Sequence[Row]) -> MixtureBatch:
-        """See `Task`: the batches of all lessons, and the places of their rows."""
-        places = self._apart(rows)
-        lessons = {
-            number: self.lessons[number].task.collate([_own(rows[place]) for place in own])
-            for number, own in places.items()
+    @override
+    def collate(self, rows: Sequence[Row]) -> MultitaskBatch:
+        positions = _by_subtask(rows)
+        batches = {
+            number: self.subtasks[number].task.collate([_original(rows[p]) for p in part])
+            for number, part in positions.items()
         }
-        return MixtureBatch({}, lessons, places)
+        return MultitaskBatch({}, batches, positions)
 
-    def outputs(self, model: PreTrainedModel, batch: MixtureBatch) -> MixtureOutputs:
-        """See `Task`: each lesson's rows are served by its own inlays."""
-        names = {number: self._names(number) for number in batch.lessons}
+    @override
+    def outputs(self, model: PreTrainedModel, batch: MultitaskBatch) -> MultitaskOutputs:
+        names = {number: self._inlay_names(number) for number in batch.subtasks}
         outputs = {}
-        for number, part in batch.lessons.items():
+        for number, part in batch.subtasks.items():
             with inlay_rows(model, [names[number]]):
-                outputs[number] = self.lessons[number].task.outputs(model, part)
-        return MixtureOutputs(model, names, outputs)
+                outputs[number] = self.subtasks[number].task.outputs(model, part)
+        return MultitaskOutputs(model, names, outputs)
 
-    def loss(self, outputs: MixtureOutputs, batch: MixtureBatch) -> tuple[Tensor, int]:
-        """See `Task`: what counts in any lesson counts once."""
-        losses, count = [], 0
-        for number, part in batch.lessons.items():
+    @override
+    def loss(self, outputs: MultitaskOutputs, batch: MultitaskBatch) -> tuple[Tensor, int]:
+        """The sum over all subtasks: whatever counts in one of them weighs the same."""
+        losses, total = [], 0
+        for number, part in batch.subtasks.items():
             with inlay_rows(outputs.model, [outputs.names[number]]):
-                task = self.lessons[number].task
-                loss, counted = task.loss(outputs.lessons[number], part)
+                task = self.subtasks[number].task
+                loss, count = task.loss(outputs.subtasks[number], part)
             losses.append(loss)
-            count += counted
-        return torch.stack(losses).sum(), count
+            total += count
+        return torch.stack(losses).sum(), total
 
-    def predict(self, model: PreTrainedModel, batch: MixtureBatch) -> list[Any]:
-        """See `Task`."""
-        made: dict[int, Any] = {}
-        for number, part in batch.lessons.items():
-            with inlay_rows(model, [self._names(number)]):
-                said = self.lessons[number].task.predict(model, part)
-            made |= dict(zip(batch.places[number], said, strict=True))
-        return [made[place] for place in range(len(made))]
+    @override
+    def predict(self, model: PreTrainedModel, batch: MultitaskBatch) -> list[Any]:
+        predictions: dict[int, Any] = {}
+        for number, part in batch.subtasks.items():
+            with inlay_rows(model, [self._inlay_names(number)]):
+                results = self.subtasks[number].task.predict(model, part)
+            predictions |= dict(zip(batch.positions[number], results, strict=True))
+        return [predictions[position] for position in range(len(predictions))]
 
+    @override
     def merge_windows(
-        self, rows: Sequence[Row], said: Sequence[Any], examples: Sequence[Example]
+        self, rows: Sequence[Row], predictions: Sequence[Any], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """See `Task`: each lesson's task makes its own."""
-        made: dict[int, Prediction] = {}
-        mine = self._apart(rows)
-        for number, places in self._apart(examples).items():
-            at = {place: index for index, place in enumerate(places)}
-            parts = [(rows[p], said[p]) for p in mine[number]]
-            own = [replace(_own(row), index=at[row.index]) for row, _ in parts]
-            task, data = self.lessons[number].task, [examples[place] for place in places]
-            made |= dict(
-                zip(places, task.merge_windows(own, [one for _, one in parts], data), strict=True)
+        merged: dict[int, Prediction] = {}
+        rows_of = _by_subtask(rows)
+        for number, positions in _by_subtask(examples).items():
+            index = {position: local for local, position in enumerate(positions)}
+            part = [rows[p] for p in rows_of[number]]
+            results = self.subtasks[number].task.merge_windows(
+                [replace(_original(row), index=index[row.index]) for row in part],
+                [predictions[p] for p in rows_of[number]],
+                [examples[position] for position in positions],
             )
-        return [made[place] for place in range(len(examples))]
+            merged |= dict(zip(positions, results, strict=True))
+        return [merged[position] for position in range(len(examples))]
 
+    @override
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """See `Task`: each lesson's own metric, and their mean."""
+        """Each subtask's primary metric as `<number>/<metric>`, and their mean."""
         scores: dict[str, float] = {}
-        for number, places in self._apart(examples).items():
-            task = self.lessons[number].task
-            own = task.score([predictions[p] for p in places], [examples[p] for p in places])
-            scores[f"{number}/{task.metric}"] = own[task.metric]
+        for number, positions in _by_subtask(examples).items():
+            task = self.subtasks[number].task
+            metrics = task.score(
+                [predictions[p] for p in positions], [examples[p] for p in positions]
+            )
+            scores[f"{number}/{task.metric}"] = metrics[task.metric]
         return {**scores, "mean": sum(scores.values()) / len(scores)}
 
-    def _apart(self, parts: Sequence[Any]) -> dict[int, list[int]]:
-        """The places of each lesson's examples or rows."""
-        found: dict[int, list[int]] = {}
-        for place, part in enumerate(parts):
-            found.setdefault(part.lesson, []).append(place)
-        return dict(sorted(found.items()))
-
-    def _names(self, number: int) -> list[str]:
-        """The names of a lesson's inlays, in order."""
-        return [inlay.name for inlay in self.lessons[number].inlays]
+    def _inlay_names(self, number: int) -> list[str]:
+        """The names of a subtask's inlays, in order."""
+        return [handle.name for handle in self.subtasks[number].inlays]
 
 
-def _own(row: Row) -> Row:
-    """The row as its lesson's task made it."""
-    assert isinstance(row, LessonRow)
-    assert row.own is not None
-    return row.own
+def _by_subtask(parts: Sequence[Any]) -> dict[int, list[int]]:
+    """The positions of each subtask's examples or rows."""
+    positions: dict[int, list[int]] = {}
+    for position, part in enumerate(parts):
+        positions.setdefault(part.subtask, []).append(position)
+    return dict(sorted(positions.items()))
+
+
+def _original(row: Row) -> Row:
+    """The row as its subtask's task made it."""
+    assert isinstance(row, SubtaskRow)
+    assert row.original is not None
+    return row.original

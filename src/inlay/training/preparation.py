@@ -35,12 +35,13 @@ from inlay.handle import rows as inlay_rows
 from inlay.runtime.install import Prepared, sites_of
 from inlay.tasks import Row, Task
 from inlay.training.loop import rng
-from inlay.training.loop.batches import shuffled
+from inlay.training.loop.batches import shuffled_batches
 from inlay.training.loop.identity import describe_base, describe_method, describe_rows
 from inlay.training.loop.launch import processes
+from inlay.training.loop.progress import print_line
 
 SCRATCH = "inlay-preparation"
-"""The name of the inlay that holds the heads of the task meanwhile."""
+"""The name of the inlay that holds the task's heads during the preparation."""
 
 FILE = "prepared.safetensors"
 """The file, in the folder of a run, with what was prepared."""
@@ -105,7 +106,7 @@ def prepare(
         return prepared
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     heads = [m for m in expanded.methods if m.has_head and not m.needs_preparation]
-    with _unchanged(model), rng.kept():
+    with _unchanged(model), rng.preserved():
         rng.seed(seed)
         scratch = attach(model, sum_of(heads), name=SCRATCH)
         try:
@@ -146,7 +147,7 @@ def _unchanged(model: PreTrainedModel) -> Iterator[None]:
 def _draw(rows: Sequence[Row], batch_size: int, batches: int | None, seed: int) -> list[list[Row]]:
     """The batches that are looked at."""
     costs = [len(row) for row in rows]
-    numbers = shuffled(costs, rows=batch_size, tokens=None, seed=seed, epoch=0)[:batches]
+    numbers = shuffled_batches(costs, rows=batch_size, tokens=None, seed=seed, epoch=0)[:batches]
     return [[rows[number] for number in batch] for batch in numbers]
 
 
@@ -183,7 +184,7 @@ def _prepare(
             tensors = method.prepare(model, sites, losses)
         prepared[index] = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
         summary = _summary(method, prepared[index], len(losses), time.monotonic() - begun)
-        console.print(summary, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, summary)
     return prepared
 
 

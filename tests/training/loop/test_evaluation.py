@@ -13,7 +13,7 @@ from inlay.errors import DataError
 from inlay.tasks import Choose, Extract, Generate, Regress, Tag
 from inlay.tasks.base import TASKS, Row
 from inlay.training import Recipe, evaluate, predict
-from inlay.training.loop.evaluation import Answers, predict_each
+from inlay.training.loop.evaluation import PredictionCollector, predict_each
 from tests.training import tiny
 
 
@@ -85,8 +85,8 @@ def test_examples_are_let_go(small):
             most = max(most, sum(ref() is not None for ref in kept))
             yield Example(made, f"row {number}")
 
-    answers = Answers(task)
-    for _ in answers.taking(predict_each(model, task, given(), batch_size=4)):
+    answers = PredictionCollector(task)
+    for _ in answers.collect(predict_each(model, task, given(), batch_size=4)):
         pass
     assert most <= 10 + 2
     assert [one.fields for one in answers.gold] == [{"label": n % 3} for n in range(60)]
@@ -105,9 +105,9 @@ def test_chunks_change_no_prediction(monkeypatch):
 
 def test_equal_numbers_of_other_types_stay_apart():
     model = tiny.base()
-    answers = Answers(counted(model))
+    answers = PredictionCollector(counted(model))
     labels = [1, True, 1.0, "1", 1]
-    for _ in answers.taking((Example({"label": one}, "x"), "") for one in labels):
+    for _ in answers.collect((Example({"label": one}, "x"), "") for one in labels):
         pass
     assert [type(one.fields["label"]) for one in answers.gold] == [int, bool, float, str, int]
 
@@ -139,8 +139,8 @@ ROWS = {
 @pytest.mark.parametrize(("task", "fields", "said"), ROWS.values(), ids=ROWS)
 def test_a_task_is_scored_by_its_gold_fields_alone(task, fields, said):
     rows = [Example({**fields, "text_pair": "x"}, "rows#1")]
-    answers = Answers(task)
-    for _ in answers.taking((row, said) for row in rows):
+    answers = PredictionCollector(task)
+    for _ in answers.collect((row, said) for row in rows):
         pass
     assert set(answers.gold[0].fields) == set(task.gold_fields) < {*fields, "text_pair"}
     assert answers.score() == task.score([said], rows)

@@ -11,7 +11,7 @@ import inlay
 from inlay import LoRA, Prefix, Prompt, PTuning
 from inlay.errors import TrainingError
 from inlay.tasks import Classify, Generate, Verbalizer
-from inlay.training import Lesson, fit, fit_mixture, tune
+from inlay.training import Subtask, fit, fit_multitask, tune
 from inlay.training.loop.full_model import base_parameters, save_base
 from tests import zoo
 from tests.tasks.tiny import examples, loss_of, tokenizer
@@ -219,9 +219,9 @@ def test_a_base_in_half_precision_is_refused():
 
 def test_a_mixture_refuses():
     model, handle = tiny.attached()
-    lesson = Lesson(tiny.task(model), tiny.examples(4), (handle,))
+    lesson = Subtask(tiny.task(model), tiny.examples(4), (handle,))
     with pytest.raises(TrainingError, match="leave base_lr out"):
-        fit_mixture(model, [lesson], steps=1, base_lr=1e-5)
+        fit_multitask(model, [lesson], steps=1, base_lr=1e-5)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "decoder"), ("gpt2", "decoder"),

@@ -12,9 +12,9 @@ import inlay
 from inlay import LoRA
 from inlay.errors import TrainingError
 from inlay.tasks.outputs import TokenStates
-from inlay.training import fit, fit_mixture, tune
+from inlay.training import fit, fit_multitask, tune
 from inlay.training.loop.objective import batch_loss, consistency
-from inlay.training.multitask import Lesson
+from inlay.training.multitask import Subtask
 from tests.training import tiny
 from tests.training.loop.test_checkpoint import Stopping, log
 from tests.training.methods import Compared, Grouped, Penalised, Pruned
@@ -118,10 +118,10 @@ def test_penalties_of_inlays_that_learn_together_add_up(gradients):
     reference = copy.deepcopy(model)
     tasks = [tiny.task(model) for _ in range(2)]
     lessons = [
-        Lesson(tasks[0], tiny.examples(4), (shared,)),
-        Lesson(tasks[1], tiny.examples(4, seed=1), (shared, own)),
+        Subtask(tasks[0], tiny.examples(4), (shared,)),
+        Subtask(tasks[1], tiny.examples(4, seed=1), (shared, own)),
     ]
-    fit_mixture(model, lessons, **{**PLAIN, "clip": None, "console": tiny.quiet()})
+    fit_multitask(model, lessons, **{**PLAIN, "clip": None, "console": tiny.quiet()})
     total, count = 0, 0
     copies = inlay.attached(reference)
     reference.train()
@@ -205,10 +205,10 @@ def test_the_loss_of_several_passes_is_that_by_hand(gradients, checkpointing):
 
 def order_of(task):
     """The rows in the order in which the loop takes them."""
-    from inlay.training.loop.batches import shuffled
+    from inlay.training.loop.batches import shuffled_batches
 
     rows = task.encode_all(tiny.examples(8))
-    (batch,) = shuffled([len(row) for row in rows], rows=8, tokens=None, seed=5, epoch=0)
+    (batch,) = shuffled_batches([len(row) for row in rows], rows=8, tokens=None, seed=5, epoch=0)
     return [rows[number] for number in batch]
 
 

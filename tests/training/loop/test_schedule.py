@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 
-from inlay.training.loop.schedule import factor
+from inlay.training.loop.schedule import lr_factor
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_rises_to_one_and_falls_to_nothing(schedule):
-    made = [factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
+    made = [lr_factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
     top = made.index(max(made))
     assert top in (99, 100)
     assert max(made) == pytest.approx(1, abs=0.01)
@@ -21,12 +21,12 @@ def test_rises_to_one_and_falls_to_nothing(schedule):
 
 
 def test_constant_stays():
-    assert factor("constant", 0.5, 0.25) == 0.5
-    assert factor("constant", 0.0, 1.0) == 1
+    assert lr_factor("constant", 0.5, 0.25) == 0.5
+    assert lr_factor("constant", 0.0, 1.0) == 1
 
 
 def test_shapes():
-    assert factor("linear", 0, 0.25) == 0.75
-    assert factor("cosine", 0, 0.5) == pytest.approx(0.5)
-    assert factor("cosine", 0, 0.25) == pytest.approx(0.85355, abs=1e-5)
-    assert factor("linear", 0.1, 1.01) == 0
+    assert lr_factor("linear", 0, 0.25) == 0.75
+    assert lr_factor("cosine", 0, 0.5) == pytest.approx(0.5)
+    assert lr_factor("cosine", 0, 0.25) == pytest.approx(0.85355, abs=1e-5)
+    assert lr_factor("linear", 0.1, 1.01) == 0

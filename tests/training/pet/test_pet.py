@@ -17,7 +17,7 @@ from inlay.training.pet.distillation import ensemble, scores, softly
 from inlay.training.pet.generations import committee, picked, wanted
 from inlay.training.pet.patterns import Patterns
 from inlay.training.pet.pet import pet
-from inlay.training.pet.recipe import Pet
+from inlay.training.pet.recipe import PetRecipe
 from inlay.training.recipes.recipe import Recipe
 from tests import zoo
 from tests.tasks.tiny import KINDS, examples, loss_of, refused, sentinels, tokenizer
@@ -81,7 +81,7 @@ def recipe(places, tmp_path):
             written = written.replace(part.upper(), str(places / f"{part}.jsonl"))
         path = tmp_path / "pet.yaml"
         path.write_text(written.replace("PATTERNS", str(places / "patterns.yaml")))
-        return Pet.load(path, {name: json.dumps(value) for name, value in changes.items()})
+        return PetRecipe.load(path, {name: json.dumps(value) for name, value in changes.items()})
 
     return make
 
@@ -201,7 +201,7 @@ def test_a_run_from_patterns_to_a_classifier(places, recipe, family):
     assert set(found.spread) == {"untouched", "trained"}
     stored = json.loads((out / "result.json").read_text())
     assert stored["test"] == found.test
-    assert Pet.load(out / "pet.yaml") == made
+    assert PetRecipe.load(out / "pet.yaml") == made
     model, read = load_base(str(places / family))
     for number in (1, 2, 3):
         inlay.load(model, out / f"pattern-{number}.safetensors", tokenizer=read)

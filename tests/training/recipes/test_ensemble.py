@@ -12,7 +12,7 @@ from inlay.laws.case import move
 from inlay.tasks import Classify, Generate, Verbalizer
 from inlay.tasks.outputs import Scores
 from inlay.training import predict, vote
-from inlay.training.recipes.ensemble import member, others
+from inlay.training.recipes.ensemble import attach_member, train_further_members
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
 
@@ -48,27 +48,27 @@ def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
     for handle in handles:
         with inlay.rows(model, [handle.name]):
             alone.append(predict(model, task, ROWS))
-    assert voted.singles == [task.score(said, ROWS) for said in alone]
+    assert voted.members == [task.score(said, ROWS) for said in alone]
     for place, said in enumerate(zip(*alone, strict=True)):
         counts = {label: said.count(label) for label in said}
         assert counts[voted.predictions[place]] == max(counts.values())
-    mean = sum(one["accuracy"] for one in voted.singles) / 3
+    mean = sum(one["accuracy"] for one in voted.members) / 3
     assert voted.mean["accuracy"] == mean
-    assert voted.ensemble == task.score(voted.predictions, ROWS)
+    assert voted.vote == task.score(voted.predictions, ROWS)
 
 
 def test_each_member_starts_from_a_seed_of_its_own():
     model = zoo.fresh("llama")
     taught = []
-    first = member(model, inlay.Prompt(length=2), "one", 5, 0)
-    handles = [first, *others(model, first, 3, 5, lambda *one: taught.append(one))]
+    first = attach_member(model, inlay.Prompt(length=2), "one", 5, 0)
+    handles = [first, *train_further_members(model, first, 3, 5, lambda *one: taught.append(one))]
     assert [handle.name for handle in handles] == ["one", "one-2", "one-3"]
     assert taught == [(handles[1], 1), (handles[2], 2)]
     starts = [next(handle.parameters()).detach().clone() for handle in handles]
     assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
-    again = member(model, inlay.Prompt(length=2), "again", 6, 1)
+    again = attach_member(model, inlay.Prompt(length=2), "again", 6, 1)
     assert not torch.equal(next(again.parameters()), starts[1])
-    again = member(model, inlay.Prompt(length=2), "anew", 6, 0)
+    again = attach_member(model, inlay.Prompt(length=2), "anew", 6, 0)
     assert torch.equal(next(again.parameters()), starts[1])
 
 
@@ -78,7 +78,7 @@ def test_a_vote_of_one_is_its_own():
     (handle,) = members(model, 1)
     voted = vote(model, [handle], task, ROWS)
     assert voted.predictions == predict(model, task, ROWS)
-    assert voted.ensemble == voted.singles[0] == voted.mean
+    assert voted.vote == voted.members[0] == voted.mean
 
 
 def test_ties_go_to_the_highest_mean_logit(monkeypatch):
@@ -103,4 +103,4 @@ def test_texts_are_voted_on_too():
     voted = vote(model, handles, task, rows)
     assert len(voted.predictions) == 2
     with inlay.rows(model, ["m1"]):
-        assert voted.singles[1] == task.score(predict(model, task, rows), rows)
+        assert voted.members[1] == task.score(predict(model, task, rows), rows)

@@ -13,7 +13,7 @@ from inlay.errors import DataError, RecipeError, TrainingError
 from inlay.files.format import read
 from inlay.tasks import BinaryCrossEntropy, Classify, Regress
 from inlay.training import Recipe, cross_validate, run
-from inlay.training.recipes.folds import folds
+from inlay.training.recipes.folds import split_folds
 from tests.tasks import tiny as words
 from tests.training import tiny
 
@@ -27,7 +27,7 @@ def rows(labels=LABELS):
 @pytest.mark.parametrize("task", [Classify(), Regress(), Classify(objective=BinaryCrossEntropy())])
 def test_every_row_is_held_out_once(task):
     data = load([{**row, "label": n} if task.name == "regress" else {**row, "labels": ["a"]} for n, row in enumerate(rows())])  # fmt: skip
-    parts = folds(data, task, 4, seed=3)
+    parts = split_folds(data, task, 4, seed=3)
     held = [example for _, out in parts for example in out]
     assert sorted(held, key=lambda one: int(one.where.split("#")[1])) == list(data)
     for train, out in parts:
@@ -36,13 +36,13 @@ def test_every_row_is_held_out_once(task):
         assert len(out) in (8, 9)
         places = [int(one.where.split("#")[1]) for one in train]
         assert places == sorted(places)
-    assert parts == folds(data, task, 4, seed=3)
-    assert parts != folds(data, task, 4, seed=4)
+    assert parts == split_folds(data, task, 4, seed=3)
+    assert parts != split_folds(data, task, 4, seed=4)
 
 
 def test_folds_have_alike_shares_of_each_label():
     task = Classify(label_names={"maybe": "perhaps", "no": "no", "yes": "yes"})
-    for _, out in folds(load(rows()), task, 4, seed=0):
+    for _, out in split_folds(load(rows()), task, 4, seed=0):
         found = [str(one.fields["label"]) for one in out]
         assert found.count("maybe") == 1
         assert found.count("yes") == 5
@@ -51,12 +51,12 @@ def test_folds_have_alike_shares_of_each_label():
 
 def test_folds_that_cannot_be_made(monkeypatch):
     with pytest.raises(DataError, match=r"has 4 of label 'maybe', fewer than folds=5"):
-        folds(load(rows()), Classify(), 5, seed=0)
+        split_folds(load(rows()), Classify(), 5, seed=0)
     with pytest.raises(DataError, match=r"has 3 rows, fewer than folds=5"):
-        folds(load(rows()[:3]), Regress(), 5, seed=0)
+        split_folds(load(rows()[:3]), Regress(), 5, seed=0)
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     with pytest.raises(TrainingError, match=r"cross-validation needs scikit-learn: pip install"):
-        folds(load(rows()), Classify(), 2, seed=0)
+        split_folds(load(rows()), Classify(), 2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,9 @@ def test_a_recipe_is_trained_once_a_fold(recipe, tmp_path):
 def test_nothing_is_learned_from_rows_held_out(recipe, tmp_path, monkeypatch):
     module = sys.modules["inlay.training.recipes.run"]
     prepared, split = [], []
-    monkeypatch.setattr(module, "folds", lambda *a: split.append(folds(*a)) or split[-1])
+    monkeypatch.setattr(
+        module, "split_folds", lambda *a: split.append(split_folds(*a)) or split[-1]
+    )
     real = Classify.prepare
     monkeypatch.setattr(
         Classify, "prepare", lambda self, rows: prepared.append((self, list(rows))) or real(self, rows)

@@ -229,7 +229,7 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
     handle = inlay.load(model, outcome.path, tokenizer=tokenizer)
     assert evaluate(model, task, dev) == outcome.dev == outcome.test
     assert outcome.dev["accuracy"] > outcome.untouched["accuracy"]
-    assert outcome.of == sum(p.numel() for p in handle.detach().parameters())
+    assert outcome.base_parameters == sum(p.numel() for p in handle.detach().parameters())
     assert outcome.parameters == handle.count()
 
     again = run(recipe, tiny.quiet())
@@ -255,20 +255,20 @@ def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
     files = [out / f"{name}.safetensors" for name in ("default", "default-2", "default-3")]
     assert all(file.is_file() for file in files)
     assert len({file.read_bytes() for file in files}) == 3
-    voted = outcome.voted
-    assert len(voted.singles) == 3
-    assert voted.singles[0] == outcome.test
+    voted = outcome.ensemble
+    assert len(voted.members) == 3
+    assert voted.members[0] == outcome.test
     told = json.loads((out / "result.json").read_text())["voted"]
-    assert told["ensemble"] == voted.ensemble
+    assert told["ensemble"] == voted.vote
     model, tokenizer = load_base(recipe.base)
     task = recipe.make_task()
     task.bind(model, tokenizer)
     handle = inlay.load(model, files[2], tokenizer=tokenizer)
     assert handle.name == "default-3"
-    assert evaluate(model, task, recipe.data.test.load(task)) == voted.singles[2]
+    assert evaluate(model, task, recipe.data.test.load(task)) == voted.members[2]
     alone = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
                 tiny.quiet())  # fmt: skip
-    assert alone.test == voted.singles[0]
+    assert alone.test == voted.members[0]
     assert alone.voted is None
 
 

@@ -1,7 +1,7 @@
-"""Predictions over a data set, in batches of like length, and their score.
+"""Predictions over a data set, in batches of similar lengths, and their scores.
 
-Examples are taken in chunks: only one chunk's rows are encoded at a time, and of an example that
-has its prediction only what the score needs is kept.
+Examples are taken in chunks: only the rows of one chunk are encoded at a time, and of an example
+that has its prediction only what the score needs is kept.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from transformers import PreTrainedModel
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.tasks import Prediction, Row, Task
-from inlay.training.loop.batches import by_length
+from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
-from inlay.training.loop.progress import Shown
+from inlay.training.loop.progress import ProgressDisplay
 
-Predicted = tuple[int, Any]
-"""The number of a row, and what is said to it."""
+RowPrediction = tuple[int, Any]
+"""The number of a row, and its prediction."""
 
 CHUNK = 1000
-"""How many examples are encoded at once. Rows of like length are found within a chunk."""
+"""How many examples are encoded at once. Rows of similar lengths are found within a chunk."""
 
-LABELS = 1000
-"""Of how many different answers those that are equal are kept as one object."""
+MAX_INTERNED = 1000
+"""Up to so many different gold examples are kept as one object where they are equal."""
 
 
 def predict(
@@ -41,15 +41,23 @@ def predict(
     console: Console | None = None,
     what: str = "rows",
 ) -> list[Prediction]:
-    """One prediction for every example, in their order, from a bound task.
+    """Predict every example of a data set.
 
-    data: a data set, or anything that yields examples. batch_size: rows a batch; or None and
-    `tokens`: the most tokens in one. console: where progress is shown; None for nowhere. what: the
-    name of the data there. Several processes share the work, and each returns everything.
+    Args:
+        model: the base, on its device.
+        task: bound to it.
+        data: a data set, or anything that yields examples.
+        batch_size: rows in a batch; None where `tokens` decides.
+        tokens: the most tokens in a batch, padding included.
+        console: where progress is shown; None for nowhere.
+        what: the name of the data in the progress.
+
+    Returns one prediction for every example, in their order. Several processes share the work, and
+    each returns everything.
     """
     sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
     pairs = predict_each(model, task, data, **sizes, console=console, what=what)
-    return [said for _, said in pairs]
+    return [prediction for _, prediction in pairs]
 
 
 def evaluate(
@@ -64,15 +72,15 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics of the model's predictions; arguments as in `predict`.
 
-    Its memory does not grow with the data, but for the predictions and what they are scored
-    against, where `data` is not held in memory itself, such as a `Stream`.
+    Where `data` is not in memory itself, such as a `Stream`, only the predictions and what they are
+    scored against are kept.
     """
-    answers = Answers(task)
+    collector = PredictionCollector(task)
     sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
     pairs = predict_each(model, task, data, **sizes, console=console, what=what)
-    for _ in answers.taking(pairs):
+    for _ in collector.collect(pairs):
         pass
-    return answers.score()
+    return collector.score()
 
 
 def predict_each(
@@ -85,111 +93,121 @@ def predict_each(
     console: Console | None = None,
     what: str = "rows",
 ) -> Iterator[tuple[Example, Prediction]]:
-    """Every example and its prediction, in order, a chunk at a time; arguments as in `predict`.
+    """Yield every example with its prediction, in order, chunk by chunk; arguments as in `predict`.
 
-    The model is in evaluation mode until the last one is taken.
+    The model is in evaluation mode until the last pair is taken.
     """
     total = len(data) if isinstance(data, Sized) else None
     with (
-        Shown(console or Console(quiet=True)) as shown,
+        ProgressDisplay(console or Console(quiet=True)) as display,
         evaluating(model),
-        shown.counting(f"evaluating {what}", total) as advance,
+        display.counting(f"evaluating {what}", total) as advance,
     ):
         for chunk in chunks(data):
             rows = task.encode_all(chunk)
-            found: list[Predicted] = []
-            over = 0
-            for part in predictions(model, task, rows, batch_size, tokens):
-                found += part
-                done = len(found) * processes().num_processes * len(chunk) // len(rows)
+            results: list[RowPrediction] = []
+            done = 0
+            for part in predict_rows(model, task, rows, batch_size, tokens):
+                results += part
+                count = len(results) * processes().num_processes * len(chunk) // len(rows)
                 if total is not None:
-                    advance(done - over)
-                over = done
-            said = merged(task, rows, found, chunk)
-            del rows, found
-            yield from zip(chunk, said, strict=True)
-            del chunk, said
+                    advance(count - done)
+                done = count
+            predictions = merge_predictions(task, rows, results, chunk)
+            del rows, results
+            yield from zip(chunk, predictions, strict=True)
+            del chunk, predictions
 
 
 def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:
-    """The examples, so many at once as are encoded at once."""
-    rest = iter(data)
+    """Split data into lists of the examples that are encoded at once."""
+    remaining = iter(data)
     while True:
-        if not (chunk := list(islice(rest, CHUNK))):
+        if not (chunk := list(islice(remaining, CHUNK))):
             return
         yield chunk
         del chunk  # before the next ones are read
 
 
-class Answers:
-    """Predictions and what they are scored against: all that is kept of an evaluation.
+class PredictionCollector:
+    """Keeps predictions and what they are scored against: all that an evaluation needs.
 
-    task: scores them. predictions: one an example. gold: the examples, each with the fields that
-    the task names as `gold_fields` alone; equal ones are mostly one object.
+    task: scores them.
+    predictions: one for each example.
+    gold: the examples, with only the fields that the task names as `gold_fields`; equal ones are
+        mostly one object.
     """
 
     def __init__(self, task: Task):
         self.task = task
         self.predictions: list[Prediction] = []
         self.gold: list[Example] = []
-        self._known: dict[Any, Example] = {}
+        self._interned: dict[Any, Example] = {}
 
-    def taking(
+    def collect(
         self, pairs: Iterable[tuple[Example, Prediction]]
     ) -> Iterator[tuple[Example, Prediction]]:
-        """Keep what is needed of the pairs, and hand them on."""
-        for example, said in pairs:
-            self.predictions.append(said)
+        """Keep what is needed of the pairs, and yield them."""
+        for example, prediction in pairs:
+            self.predictions.append(prediction)
             self.gold.append(self._gold(example))
-            yield example, said
+            yield example, prediction
 
     def score(self) -> dict[str, float]:
-        """The task's metrics of all that was taken."""
+        """The task's metrics of everything collected."""
         return self.task.score(self.predictions, self.gold)
 
     def confusion(self) -> dict[str, dict[str, int]]:
-        """The task's table of confusions of all that was taken."""
+        """The task's confusion matrix of everything collected."""
         return self.task.confusion(self.predictions, self.gold)
 
     def _gold(self, example: Example) -> Example:
+        """The example with its gold fields only."""
         names = self.task.gold_fields
         if names is None:
             return example
-        kept = {name: example.fields[name] for name in names if name in example.fields}
-        if any(isinstance(value, list) for value in kept.values()):
-            return Example(kept, example.where)
+        fields = {name: example.fields[name] for name in names if name in example.fields}
+        if any(isinstance(value, list) for value in fields.values()):
+            return Example(fields, example.where)
         # 1, 1.0 and True are equal, and three labels.
-        key = tuple((name, type(value), value) for name, value in kept.items())
-        if key in self._known or len(self._known) < LABELS:
-            return self._known.setdefault(key, Example(kept, example.where))
-        return Example(kept, example.where)
+        key = tuple((name, type(value), value) for name, value in fields.items())
+        if key in self._interned or len(self._interned) < MAX_INTERNED:
+            return self._interned.setdefault(key, Example(fields, example.where))
+        return Example(fields, example.where)
 
 
-def encoded(task: Task, data: Sequence[Example], what: str, shown: Shown) -> list[Row]:
-    """All examples as rows; shows how far it is."""
-    with shown.counting(f"encoding {what}", len(data)) as advance:
+def encode_rows(
+    task: Task, data: Sequence[Example], what: str, display: ProgressDisplay
+) -> list[Row]:
+    """All examples as rows, with progress; what: the name of the data there."""
+    with display.counting(f"encoding {what}", len(data)) as advance:
         return task.encode_all(data, advance)
 
 
-def predictions(
-    model: PreTrainedModel, task: Task, rows: Sequence[Row], batch: int | None, tokens: int | None
-) -> Iterator[list[Predicted]]:
-    """This process's share of the predictions, batch by batch. The model is in evaluation mode."""
+def predict_rows(
+    model: PreTrainedModel,
+    task: Task,
+    rows: Sequence[Row],
+    batch_size: int | None,
+    tokens: int | None,
+) -> Iterator[list[RowPrediction]]:
+    """Yield this process's share of the predictions, batch by batch.
+
+    The model must be in evaluation mode.
+    """
     state = processes()
     costs = [len(row) for row in rows]
-    device = model.device
-    for numbers in by_length(costs, rows=batch, tokens=tokens)[
-        state.process_index :: state.num_processes
-    ]:
-        batch = task.collate([rows[number] for number in numbers]).to(device)
-        said = task.predict(model, batch)
-        yield list(zip(numbers, said, strict=True))
+    batches = batches_by_length(costs, rows=batch_size, tokens=tokens)
+    for numbers in batches[state.process_index :: state.num_processes]:
+        batch = task.collate([rows[number] for number in numbers]).to(model.device)
+        predictions = task.predict(model, batch)
+        yield list(zip(numbers, predictions, strict=True))
 
 
-def merged(
-    task: Task, rows: Sequence[Row], own: list[Predicted], data: Sequence[Example]
+def merge_predictions(
+    task: Task, rows: Sequence[Row], results: list[RowPrediction], data: Sequence[Example]
 ) -> list[Prediction]:
-    """One prediction for every example, in order, from the predictions of all processes."""
-    everything = gather_object(own) if processes().num_processes > 1 else own
-    said = [one for _, one in sorted(everything, key=lambda pair: pair[0])]
-    return task.merge_windows(rows, said, data)
+    """One prediction for every example, in order, from the row predictions of all processes."""
+    gathered = gather_object(results) if processes().num_processes > 1 else results
+    predictions = [prediction for _, prediction in sorted(gathered, key=lambda pair: pair[0])]
+    return task.merge_windows(rows, predictions, data)

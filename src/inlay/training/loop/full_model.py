@@ -1,7 +1,7 @@
-"""The base learns along with an inlay: one trainable, whose state is every number of both.
+"""FullModel: an inlay and its base, trained together.
 
 Liu et al., 2021 (GPT Understands, Too) train P-tuning so, and Schick & Schütze, EACL 2021, PET.
-With an inlay that sets nothing in it is full fine-tuning, which every method is measured by.
+With an inlay of no methods it is full fine-tuning, the baseline of every method.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from inlay.handle import Inlay
 from inlay.runtime.container import CHILD
 
 BASE = "base"
-"""The folder, in that of a run, of a base that has learned."""
+"""The folder, in that of a run, of a trained base."""
 
-FINE = (torch.float32, torch.float64)
+FULL_PRECISION = (torch.float32, torch.float64)
 
 
 class FullModel:
-    """An inlay and the base that it is set into, as one that learns."""
+    """An inlay and the base that it is attached to, as one `Trainable`.
 
-    def __init__(self, handle: Inlay, base_learning_rate: float):
+    handle: the inlay. base_lr: the highest learning rate of the base's parameters.
+    """
+
+    def __init__(self, handle: Inlay, base_lr: float):
         self.handle = handle
-        self.base_learning_rate = base_learning_rate
+        self.base_lr = base_lr
         self.name = handle.name
         self.model = handle.model
 
@@ -41,30 +44,30 @@ class FullModel:
         """Of the inlay."""
         return self.handle.spec
 
+    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
+        """The groups of the inlay, and last that of the base."""
+        base = tuple(base_parameters(self.model).values())
+        groups = self.handle.parameter_groups(learning_rate)
+        return [*groups, ParameterGroup(base, self.base_lr)]
+
     def penalty(self) -> Tensor | None:
         """That of the inlay."""
         return self.handle.penalty()
 
     def after_step(self, progress: float) -> None:
-        """Hand the end of a step on to the inlay."""
+        """Let the methods of the inlay act after a step."""
         self.handle.after_step(progress)
 
-    def parameter_groups(self, learning_rate: float | None = None) -> list[ParameterGroup]:
-        """See `Inlay`; the base comes last."""
-        base = tuple(base_parameters(self.model).values())
-        groups = self.handle.parameter_groups(learning_rate)
-        return [*groups, ParameterGroup(base, self.base_learning_rate)]
-
     def training_state(self) -> dict[str, Tensor]:
-        """See `Inlay`; names begin with `inlay/` or `base/`. Tied numbers are there once."""
-        own = {f"inlay/{name}": t for name, t in self.handle.training_state().items()}
+        """The tensors of both, named `inlay/…` and `base/…`. Tied weights are there once."""
+        inlay = {f"inlay/{name}": t for name, t in self.handle.training_state().items()}
         base = {f"base/{name}": p.detach() for name, p in base_parameters(self.model).items()}
-        return own | base
+        return inlay | base
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """See `Inlay`."""
-        own = {k.removeprefix("inlay/"): t for k, t in state.items() if k.startswith("inlay/")}
-        self.handle.load_training_state(own)
+        """Restore what `training_state` returned."""
+        inlay = {k.removeprefix("inlay/"): t for k, t in state.items() if k.startswith("inlay/")}
+        self.handle.load_training_state(inlay)
         with torch.no_grad():
             for name, parameter in base_parameters(self.model).items():
                 parameter.copy_(state[f"base/{name}"])
@@ -79,55 +82,55 @@ def base_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
-def need_fine(model: PreTrainedModel) -> None:
-    """Raise TrainingError for a base whose numbers are too coarse to learn."""
+def require_full_precision(model: PreTrainedModel) -> None:
+    """Raise TrainingError for a base in half precision, which cannot be trained."""
     for name, parameter in base_parameters(model).items():
-        if parameter.dtype not in FINE:
-            kind = str(parameter.dtype).removeprefix("torch.")
+        if parameter.dtype not in FULL_PRECISION:
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise TrainingError(
-                f"base_lr: the base's {name} is {kind}, whose rounding is coarser than the steps "
+                f"base_lr: the base's {name} is {dtype}, whose rounding is coarser than the steps "
                 "of training; load the base with dtype float32"
             )
 
 
 @contextmanager
-def thawed(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the base's own parameters learn; afterwards each is as it was before.
+def base_trainable(model: PreTrainedModel) -> Iterator[None]:
+    """Let the base's own parameters require gradients inside the `with` block.
 
-    Raises TrainingError as `need_fine` does.
+    Raises TrainingError as `require_full_precision` does.
     """
-    need_fine(model)
+    require_full_precision(model)
     before = {p: p.requires_grad for p in base_parameters(model).values()}
     for parameter in before:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter, learned in before.items():
-            parameter.requires_grad_(learned)
+        for parameter, requires_grad in before.items():
+            parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
-def restored(model: PreTrainedModel) -> Iterator[None]:
-    """Afterwards the base's own numbers are what they were before; a copy of them is kept."""
+def base_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Put the base's own parameters back at the end of the `with` block, from a copy in memory."""
     before = {p: p.detach().clone() for p in base_parameters(model).values()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, numbers in before.items():
-                parameter.copy_(numbers)
+            for parameter, values in before.items():
+                parameter.copy_(values)
 
 
 def save_base(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
     """Write the base without its inlays, and its tokenizer, as a folder that transformers loads.
 
-    The folder replaces its predecessor, and is there whole or not at all. Raises FileError.
+    The folder replaces an older one, whole or not at all. Raises FileError.
     """
-    own = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{CHILD}.")}
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith(f"{CHILD}.")}
 
-    def fill(new: Path) -> None:
-        model.save_pretrained(new, state_dict=own)
-        tokenizer.save_pretrained(new)
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
 
     return write_folder(folder, fill)

@@ -1,4 +1,4 @@
-"""The processes, devices and trackers of a run, as accelerate knows them."""
+"""The processes, devices and trackers of a run, as accelerate reports them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SHARDED = {
 
 
 def processes() -> PartialState:
-    """What accelerate says of this process and its fellows. The first call joins them.
+    """This process and those that run beside it. The first call joins them.
 
-    `PartialState()` alone joins no processes on CPUs: each would take itself for the only one.
+    `PartialState()` alone joins no processes on CPUs: each would run as if it were the only one.
 
     Raises TrainingError where a launcher started several and they were not joined.
     """
@@ -33,42 +33,44 @@ def processes() -> PartialState:
     if launched != state.num_processes:
         raise TrainingError(
             f"{launched} processes were launched, and accelerate knows of {state.num_processes}; "
-            "call inlay before anything else makes a PartialState or an Accelerator"
+            "call inlay before anything else creates a PartialState or an Accelerator"
         )
     return state
 
 
-def accelerator_for(
+def create_accelerator(
     trackers: Sequence[str], folder: str | Path | None, config: dict[str, object]
 ) -> Accelerator:
-    """What accelerate says of this process, with its trackers started.
+    """The accelerator of this process, with its trackers started.
 
-    folder: where trackers that write files put them; None for the current one. config: what they
-    are told of the run.
+    Args:
+        trackers: their names.
+        folder: where trackers write their files; None for the current folder.
+        config: the description of the run that trackers store.
 
-    Raises TrainingError for a tracker that is unknown or not installed, for fp16 (its gradients
-    need scaling, bf16 ones do not), where processes are not joined, and where the model is cut over
-    them.
+    Raises TrainingError for a tracker that is unknown or not installed, for fp16 (whose gradients
+    need scaling; those of bf16 do not), where processes are not joined, and where the model is
+    sharded over them.
     """
     processes()
-    present = {kind.value for kind in get_available_trackers()}
+    installed = {kind.value for kind in get_available_trackers()}
     for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise TrainingError(
                 f"no tracker is called {name!r}{nearest(name, LOGGER_TYPE_TO_CLASS)}"
             )
-        if name not in present:
+        if name not in installed:
             raise TrainingError(f"the tracker {name!r} is not installed; pip install it")
     accelerator = Accelerator(log_with=list(trackers) or None, project_dir=folder or ".")
     if accelerator.distributed_type in SHARDED:
         raise TrainingError(
-            f"fit runs whole models side by side, not {accelerator.distributed_type.value}; train "
-            "the inlay with transformers.Trainer there"
+            f"fit runs a whole model in each process, not {accelerator.distributed_type.value}; "
+            "train the inlay with transformers.Trainer there"
         )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise TrainingError(
-            f"fit knows no mixed precision {accelerator.mixed_precision!r}; use bf16, or a base "
-            "in bf16 and none"
+            f"fit has no mixed precision {accelerator.mixed_precision!r}; use bf16, or load the "
+            "base in bf16 and use none"
         )
     if trackers:
         plain = {k: v if isinstance(v, int | float) else str(v) for k, v in config.items()}

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, and none of them twice after a resume."""
+"""The log of a run: one JSON object a line, and no line twice after a resume."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from inlay.errors import TrainingError
 
 
 class Log:
-    """Appends lines to a file, or nowhere.
+    """Appends lines to a file.
 
-    path: the file; None keeps no log. length: how much of it counts, in bytes; what lies behind
-    was written after the checkpoint from which the run goes on, and is cut off.
+    Args:
+        path: the file; None keeps no log.
+        length: how many bytes of it to keep. What follows was written after the checkpoint from
+            which the run resumes, and is cut off.
 
-    Raises TrainingError where the file is shorter than that or cannot be written.
+    Raises TrainingError where the file is shorter than `length` or cannot be written.
     """
 
     def __init__(self, path: Path | None, length: int = 0):
@@ -43,13 +45,13 @@ class Log:
             self._file.flush()
 
     def sync(self) -> int:
-        """Have the disk hold everything written so far; returns how many bytes that is."""
+        """Flush the file to the disk; returns its length in bytes."""
         if self._file is None:
             return 0
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()

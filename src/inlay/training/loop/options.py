@@ -1,4 +1,4 @@
-"""Options: every number and choice of a training run."""
+"""Options: every setting of a training run."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from inlay.errors import TrainingError, nearest
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Training(BaseModel):
     """How pieces are trained. Give `epochs`, `steps`, `minutes` or several: the first one ends it.
 
-    lr: the highest learning rate, for all methods; None for each method's own (`Method.rate`).
-    base_lr: the highest rate of all of the base's own numbers, which then learn too; None leaves
-        the base frozen. The whole base is then what is saved.
-    schedule: how the rate falls to 0 at the end, or "constant". warmup: the share of the run in
-        which it rises from 0.
-    epochs: passes over the data, 3 where no end is given. steps: of the optimiser. minutes: of
-        wall-clock time, evaluations included.
-    batch_size: rows a batch, 16 where no size is given. tokens: instead, the most tokens a batch
-        may hold, padding included (a longer row stands alone).
-    accumulate: batches a step: the same as one batch as large as all of them.
+    lr: the highest learning rate, for all methods; None for each method's own.
+    base_lr: the highest learning rate of the base's own parameters, which are then trained too;
+        None leaves the base frozen. A trained base is saved whole.
+    schedule: how the learning rate falls to 0 at the end, or "constant".
+    warmup: the share of the run in which the learning rate rises from 0.
+    epochs: passes over the data, 3 where no end is given.
+    steps: steps of the optimiser.
+    minutes: of wall-clock time, evaluations included.
+    batch_size: rows in a batch, 16 where no size is given.
+    tokens: instead, the most tokens in a batch, padding included (a longer row is alone).
+    accumulate: batches in a step: the same as one batch as large as all of them.
     clip: the largest norm of the gradient; None for no limit.
     weight_decay, betas: of AdamW.
     dropout: whether the dropout of the base is on. Dropout of the pieces always is.
@@ -41,24 +42,24 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lr: Positive | None = None
-    base_lr: Positive | None = None
+    lr: PositiveFloat | None = None
+    base_lr: PositiveFloat | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Share = 0.06
-    epochs: Positive | None = None
-    steps: Whole | None = None
-    minutes: Positive | None = None
-    batch_size: Whole | None = None
-    tokens: Whole | None = None
-    accumulate: Whole = 1
-    clip: Positive | None = 1.0
+    warmup: Fraction = 0.06
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    batch_size: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    accumulate: PositiveInt = 1
+    clip: PositiveFloat | None = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     dropout: bool = True
-    eval_every: Whole | None = None
-    patience: Whole | None = None
+    eval_every: PositiveInt | None = None
+    patience: PositiveInt | None = None
     keep_best: bool = True
-    checkpoint_every: Whole | None = None
+    checkpoint_every: PositiveInt | None = None
     trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -68,38 +69,39 @@ class Training(BaseModel):
         return self
 
     @property
-    def passes(self) -> float | None:
-        """How many epochs at most."""
+    def max_epochs(self) -> float | None:
+        """How many epochs at most; None where only steps or minutes end the run."""
         endless = self.epochs is None and self.steps is None and self.minutes is None
         return 3.0 if endless else self.epochs
 
     @property
     def rows(self) -> int | None:
-        """Rows a batch, or None where `tokens` decides."""
+        """Rows in a batch, or None where `tokens` decides."""
         return 16 if self.batch_size is None and self.tokens is None else self.batch_size
 
 
 class Options(Training):
-    """`Training`, and the seed of everything that is drawn: order of the rows, dropout."""
+    """`Training`, and the seed of all that is random: the order of the rows, dropout."""
 
     seed: Seed = 0
 
 
-def options(given: Mapping[str, Any]) -> Options:
-    """Options by name. Raises TrainingError with the nearest right name."""
+def make_options(fields: Mapping[str, Any]) -> Options:
+    """Options from fields by name. Raises TrainingError, with the nearest existing name."""
     try:
-        return Options(**given)
+        return Options(**fields)
     except ValidationError as error:
         raise TrainingError(explain(error, Options)) from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in one sentence: path of the field, cause, and the nearest right name.
+    """The first problem in one sentence: path of the field, cause, and the nearest existing name.
 
-    A field that does not exist comes before one that is missing: it is often that one, misspelt.
+    A field that does not exist is reported before one that is missing: it is often that field,
+    misspelt.
     """
     problems = error.errors()
-    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path, inner = _path(first["loc"], model)
     at = ".".join(path)
     match first["type"]:
@@ -114,8 +116,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         case "tuple_type" | "list_type":
             return f"{at}: write a list, in brackets, not {first['input']!r:.80}"
         case "model_type" | "model_attributes_type":
-            one = next(iter(inner.model_fields))
-            return f"{at}: write its fields, such as {{{one}: …}}, not {first['input']!r:.80}"
+            name = next(iter(inner.model_fields))
+            return f"{at}: write its fields, such as {{{name}: …}}, not {first['input']!r:.80}"
         case "value_error":
             reason = str(first["ctx"]["error"])
             return f"{at}: {reason}" if at else reason
@@ -128,17 +130,18 @@ def _path(
 ) -> tuple[list[str], type[BaseModel]]:
     """The names of the fields that lead to a problem, and the model that the last one is in.
 
-    What pydantic adds behind them (which branch of a union, which entry) no user has written.
+    What pydantic appends to them (the branch of a union, the entry of a list) is left out: no user
+    has written it.
     """
     path: list[str] = []
     for step in map(str, steps):
         if step not in model.model_fields:
             break
         path.append(step)
-        kind = model.model_fields[step].annotation
-        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type)]
-        inner = [k for k in inner if issubclass(k, BaseModel)]
-        if not inner:
+        annotation = model.model_fields[step].annotation
+        types = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type)]
+        models = [t for t in types if issubclass(t, BaseModel)]
+        if not models:
             break
-        model = inner[0]
+        model = models[0]
     return path, model

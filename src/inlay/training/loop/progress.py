@@ -1,4 +1,4 @@
-"""What is shown while something goes on: bars in a terminal, plain lines now and then in a pipe."""
+"""Progress on the console: bars in a terminal, a plain line now and then in a pipe."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-SOON = 2.0
+FIRST_LINE_AFTER = 2.0
 """Seconds before the first plain line."""
 
-EVERY = 30.0
+LINE_EVERY = 30.0
 """Seconds between plain lines."""
 
-SMOOTH = 0.95
-"""How much of the shown loss is from before."""
+SMOOTHING = 0.95
+"""The weight of earlier steps in the displayed loss."""
 
 
-class Shown:
-    """Progress on one console; rich decides whether that is a terminal.
+class ProgressDisplay:
+    """Shows progress on a console; rich decides whether that is a terminal.
 
-    done: the share of a training run that was over before; None where nothing is trained. The bars
-    are gone at the end; what `say` printed stays.
+    The bars disappear at the end of the `with` block; lines that were printed stay.
+
+    Args:
+        console: where to show it.
+        progress: how much of a training run is done, from 0 to 1; None where nothing is trained.
     """
 
-    def __init__(self, console: Console, done: float | None = None):
+    def __init__(self, console: Console, progress: float | None = None):
         self.console = console
         self.loss: float | None = None
         self.tokens = 0
-        self.done = self._first = done or 0.0
+        self.progress = self._first_progress = progress or 0.0
         self._bars: Progress | None = None
-        self._training: TaskID | None = None
+        self._training_bar: TaskID | None = None
         if (console.is_terminal or console.is_jupyter) and not console.quiet:
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -44,18 +47,18 @@ class Shown:
                 transient=True,
                 refresh_per_second=4,
             )
-            if done is not None:
-                self._training = self._bars.add_task("training", total=1.0, facts="")
-        self._begin()
+            if progress is not None:
+                self._training_bar = self._bars.add_task("training", total=1.0, facts="")
+        self._start_clock()
 
-    def _begin(self) -> None:
+    def _start_clock(self) -> None:
         self._start = time.monotonic()
-        self._next = self._start + SOON
+        self._next_line = self._start + FIRST_LINE_AFTER
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> ProgressDisplay:
         if self._bars is not None:
             self._bars.start()
-        self._begin()
+        self._start_clock()
         return self
 
     def __exit__(
@@ -67,38 +70,52 @@ class Shown:
         if self._bars is not None:
             self._bars.stop()
 
-    def step(self, number: int, loss: float, tokens: int, done: float) -> None:
-        """A step is over; `done` is the share of the run."""
-        self.loss = loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * loss
+    def step(self, step: int, loss: float, tokens: int, progress: float) -> None:
+        """Show that a training step was made.
+
+        Args:
+            step: its number.
+            loss: of this step.
+            tokens: in its batches.
+            progress: how much of the run is done, from 0 to 1.
+        """
+        self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
         self.tokens += tokens
-        self.done = done
-        if self._bars is not None and self._training is not None:
+        self.progress = progress
+        if self._bars is not None and self._training_bar is not None:
             self._bars.update(
-                self._training, completed=done, description=f"step {number}", facts=self._facts()
+                self._training_bar,
+                completed=progress,
+                description=f"step {step}",
+                facts=self._facts(),
             )
-        elif self._due():
-            self.say(f"step {number}  {done:.0%}  {self._facts()}")
+        elif self._line_is_due():
+            self.print(f"step {step}  {progress:.0%}  {self._facts()}")
 
     @contextmanager
-    def counting(self, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Show `what` as long as it goes on.
+    def counting(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Show a bar with this label inside the `with` block.
 
-        total: the rows it is about. What this yields is told how many more of them are over. None
-        where it cannot be known: then only a terminal shows it.
+        Args:
+            label: what is done.
+            total: how many rows there are; None where that is unknown: then only a terminal shows
+                the label.
+
+        Yields a function that takes how many more rows are done.
         """
-        bars, begun, over = self._bars, time.monotonic(), 0
-        bar = None if bars is None else bars.add_task(what, total=total, facts="")
+        bars, start, done = self._bars, time.monotonic(), 0
+        bar = None if bars is None else bars.add_task(label, total=total, facts="")
 
         def advance(rows: int) -> None:
-            nonlocal over
+            nonlocal done
             assert total is not None
-            over = min(total, over + rows)
-            left = (time.monotonic() - begun) * (total - over) / max(1, over)
-            facts = f"{over:,} of {total:,} rows  {clock(left)} left"
+            done = min(total, done + rows)
+            remaining = (time.monotonic() - start) * (total - done) / max(1, done)
+            facts = f"{done:,} of {total:,} rows  {format_seconds(remaining)} left"
             if bars is not None and bar is not None:
-                bars.update(bar, completed=over, facts=facts)
-            elif over < total and self._due():
-                self.say(f"{what}  {over / total:.0%}  {facts}")
+                bars.update(bar, completed=done, facts=facts)
+            elif done < total and self._line_is_due():
+                self.print(f"{label}  {done / total:.0%}  {facts}")
 
         try:
             yield advance
@@ -106,30 +123,36 @@ class Shown:
             if bars is not None and bar is not None:
                 bars.remove_task(bar)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print one line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, text)
 
-    def _due(self) -> bool:
-        """Whether it is time for a plain line; the caller then says one."""
+    def _line_is_due(self) -> bool:
+        """Whether it is time for a plain line, which the caller then prints."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next_line:
             return False
-        self._next = now + EVERY
+        self._next_line = now + LINE_EVERY
         return True
 
     def _facts(self) -> str:
+        """The loss, the speed and the time left, as text."""
         seconds = time.monotonic() - self._start
-        rate = self.tokens / max(seconds, 1e-9)
-        facts = f"loss {self.loss:.4f}  {rate:,.0f} tokens/s"
-        if self.done > self._first:
-            left = seconds * (1 - self.done) / (self.done - self._first)
-            facts += f"  {clock(left)} left"
+        speed = self.tokens / max(seconds, 1e-9)
+        facts = f"loss {self.loss:.4f}  {speed:,.0f} tokens/s"
+        if self.progress > self._first_progress:
+            done = self.progress - self._first_progress
+            facts += f"  {format_seconds(seconds * (1 - self.progress) / done)} left"
         return facts
 
 
-def clock(seconds: float) -> str:
+def print_line(console: Console, text: str) -> None:
+    """Print one line of plain text."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def format_seconds(seconds: float) -> str:
     """Seconds as `1:02` or `3:04:05`."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    total = max(0, round(seconds))
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

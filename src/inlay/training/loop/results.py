@@ -1,4 +1,4 @@
-"""What is counted while a run goes on, and what is told when it is over."""
+"""The counters of a run in progress, and the result of a finished one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at `dev`. step, epoch, seconds: when. score: of the task's metric."""
+    """One evaluation on `dev`.
+
+    step, epoch, seconds: when it was made.
+    score: by the task's primary metric.
+    scores: all metrics by name.
+    """
 
     step: int
     epoch: float
@@ -19,12 +24,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run.
+    """What a training run led to.
 
-    stopped: why it ended: "epochs", "steps", "minutes" or "patience". steps, epochs, tokens: how
-    far it came. seconds: of wall-clock time, in all parts of the run. loss: of the last step. lr:
-    the highest rate. evaluations: all of them. best: the one whose pieces the inlay now has, or
-    the last one where `keep_best` is off; None without `dev`.
+    stopped: why it ended: "epochs", "steps", "minutes" or "patience".
+    steps, epochs, tokens: how much was trained.
+    seconds: wall-clock time, over all parts of a resumed run.
+    loss: of the last step.
+    lr: the highest learning rate.
+    evaluations: all evaluations on `dev`.
+    best: the evaluation whose pieces the inlay now has, or the last one where `keep_best` is off;
+        None without `dev`.
     """
 
     stopped: str
@@ -40,10 +49,11 @@ class Result:
 
 @dataclass
 class Counters:
-    """Where a run stands: what changes from step to step, and is not a tensor.
+    """Where a run stands: everything that changes from step to step and is not a tensor.
 
-    position: steps done in this epoch. best: the number of the best evaluation. waited: how many
-    evaluations have passed since.
+    position: steps made in this epoch.
+    best: the index of the best evaluation.
+    without_improvement: how many evaluations were made since the best one.
     """
 
     step: int = 0
@@ -53,11 +63,11 @@ class Counters:
     seconds: float = 0.0
     loss: float = 0.0
     best: int | None = None
-    waited: int = 0
+    without_improvement: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Counters:
-        """What `dataclasses.asdict` made of one."""
-        seen = [Evaluation(**one) for one in values["evaluations"]]
-        return Counters(**{**values, "evaluations": seen})
+        """The counters that `dataclasses.asdict` wrote."""
+        evaluations = [Evaluation(**evaluation) for evaluation in values["evaluations"]]
+        return Counters(**{**values, "evaluations": evaluations})

@@ -4,56 +4,49 @@ from __future__ import annotations
 
 import base64
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 
 def seed(number: int) -> None:
-    """Start every generator anew."""
+    """Seed every generator."""
     random.seed(number)
     torch.manual_seed(number)  # of every device
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(number)
+    numpy.random.seed(number)
 
 
 def capture() -> dict[str, Any]:
-    """The states of torch (CPU and CUDA), Python and, where it is imported, numpy."""
+    """The states of the generators of torch (CPU and CUDA), Python and numpy."""
     version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": _text(torch.get_rng_state()),
-        "cuda": [_text(one) for one in _cuda()],
+    numpy_state: Any = numpy.random.get_state()
+    kind, keys, position, has_gauss, cached = numpy_state
+    return {
+        "torch": _to_text(torch.get_rng_state()),
+        "cuda": [_to_text(state) for state in _cuda_states()],
         "python": [version, list(words), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
     }
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        kind, keys, place, has, cached = numpy.random.get_state()
-        state["numpy"] = [kind, keys.tolist(), place, has, cached]
-    return state
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Go on from what `capture` returned."""
-    torch.set_rng_state(_tensor(state["torch"]))
+    """Set the generators to the states that `capture` returned."""
+    torch.set_rng_state(_from_text(state["torch"]))
     if state["cuda"]:
-        torch.cuda.set_rng_state_all([_tensor(one) for one in state["cuda"]])
+        torch.cuda.set_rng_state_all([_from_text(text) for text in state["cuda"]])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    if "numpy" in state:
-        import numpy
-
-        kind, keys, *rest = state["numpy"]
-        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Whatever is drawn inside, outside the generators go on as if nothing had been."""
+def preserved() -> Iterator[None]:
+    """Put the generators' states back at the end of the `with` block."""
     before = capture()
     try:
         yield
@@ -61,14 +54,14 @@ def kept() -> Iterator[None]:
         restore(before)
 
 
-def _cuda() -> list[Tensor]:
-    """The states of all GPUs; none where nothing has used one yet."""
+def _cuda_states() -> list[Tensor]:
+    """The states of all GPUs; none where no GPU was used yet."""
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def _text(state: Tensor) -> str:
+def _to_text(state: Tensor) -> str:
     return base64.b64encode(bytes(state.tolist())).decode()
 
 
-def _tensor(text: str) -> Tensor:
+def _from_text(text: str) -> Tensor:
     return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

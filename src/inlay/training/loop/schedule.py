@@ -1,4 +1,4 @@
-"""The learning rate over a run: a rise, then a fall to 0, as a function of the share done."""
+"""The learning rate over a run: a warm-up, then a decay to 0."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import math
 from typing import Literal
 
 
-def factor(schedule: Literal["linear", "cosine", "constant"], warmup: float, done: float) -> float:
-    """What the highest rate is multiplied by when the share `done` of the run is over.
+def lr_factor(
+    schedule: Literal["linear", "cosine", "constant"], warmup: float, progress: float
+) -> float:
+    """What the highest learning rate is multiplied by.
 
-    A step is asked about in its middle, so that none has the rate 0.
+    Args:
+        schedule: the form of the decay.
+        warmup: the share of the run in which the learning rate rises, from 0 to below 1.
+        progress: how much of the run is done, from 0 to 1. The loop gives that of the middle of a
+            step, so that no step has the learning rate 0.
     """
-    if done < warmup:
-        return done / warmup
-    left = max(0.0, (1 - done) / (1 - warmup))
+    if progress < warmup:
+        return progress / warmup
+    remaining = max(0.0, (1 - progress) / (1 - warmup))
     if schedule == "linear":
-        return left
+        return remaining
     if schedule == "cosine":
-        return (1 - math.cos(math.pi * left)) / 2
+        return (1 - math.cos(math.pi * remaining)) / 2
     return 1.0

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the first is noted, so that a step ends whole; the second is obeyed."""
+"""Ctrl-C during training: the first lets the step end, the second stops at once."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Interrupts:
-    """Inside a `with`, the first Ctrl-C sets `noted`; a second raises KeyboardInterrupt at once.
+class SignalHandler:
+    """In its `with` block the first Ctrl-C sets `stop_requested`; the second raises.
 
-    In a thread other than the main one nothing is changed: signals never arrive there.
+    In a thread other than the main one it changes nothing: signals never arrive there.
     """
 
     def __init__(self) -> None:
-        self.noted = False
-        self._before: Any = None
-        self._here = threading.current_thread() is threading.main_thread()
+        self.stop_requested = False
+        self._previous_handler: Any = None
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> Interrupts:
-        if self._here:
-            self._before = signal.signal(signal.SIGINT, self._note)
+    def __enter__(self) -> SignalHandler:
+        if self._in_main_thread:
+            self._previous_handler = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(
@@ -30,10 +30,10 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._here:
-            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
+        if self._in_main_thread:
+            signal.signal(signal.SIGINT, self._previous_handler or signal.SIG_DFL)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.noted:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
             raise KeyboardInterrupt
-        self.noted = True
+        self.stop_requested = True

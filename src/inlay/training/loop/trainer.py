@@ -1,4 +1,4 @@
-"""The loop: steps, evaluations and checkpoints, from the first step or from a checkpoint."""
+"""The training loop: steps, evaluations and checkpoints, from the first step or a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
-from inlay.training.loop import checkpoint, rng, schedule
-from inlay.training.loop.batches import shuffled
+from inlay.training.loop import checkpoint, rng
 from inlay.training.loop.checkpoint import Checkpoint
-from inlay.training.loop.evaluation import encoded, merged, predictions
+from inlay.training.loop.evaluation import (
+    RowPrediction,
+    encode_rows,
+    merge_predictions,
+    predict_rows,
+)
 from inlay.training.loop.identity import identity
 from inlay.training.loop.log import Log
 from inlay.training.loop.options import Options
-from inlay.training.loop.progress import Shown
+from inlay.training.loop.position import Position
+from inlay.training.loop.progress import ProgressDisplay
 from inlay.training.loop.results import Counters, Evaluation, Result
-from inlay.training.loop.signals import Interrupts
-from inlay.training.loop.step import Stepper
+from inlay.training.loop.schedule import lr_factor
+from inlay.training.loop.signals import SignalHandler
+from inlay.training.loop.step import Stepper, StepResult
 from inlay.training.loop.trainable import Trainable
 
 LOG = "log.jsonl"
@@ -40,209 +46,221 @@ clock: Callable[[], float] = time.monotonic
 """Seconds; a benchmark that shares its machine counts the processor's instead."""
 
 
-class Loop:
-    """One training run, from its first step or from a checkpoint to its end."""
+class TrainingLoop:
+    """One training run, from its first step or from a checkpoint to its end.
+
+    Args:
+        model: the base.
+        trainable: what is trained.
+        task: bound to the base.
+        data: training examples.
+        dev: examples to evaluate on.
+        options: of the run.
+        folder: of the log and the checkpoint; None keeps neither.
+        accelerator: of this process.
+        console: where progress is shown.
+        prepared: what the inlay was attached with; part of the run's identity.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        handle: Trainable,
+        trainable: Trainable,
         task: Task,
         data: Sequence[Example],
         dev: Sequence[Example] | None,
-        chosen: Options,
+        *,
+        options: Options,
         folder: Path | None,
         accelerator: Accelerator,
         console: Console,
         prepared: Prepared | None = None,
     ):
-        self.prepared = prepared
-        self.model, self.handle, self.task = model, handle, task
-        self.options, self.folder, self.accelerator = chosen, folder, accelerator
+        self.model = model
+        self.trainable = trainable
+        self.task = task
+        self.options = options
+        self.folder = folder
+        self.accelerator = accelerator
         self.console = console
+        self.prepared = prepared
         self.dev = dev
-        with Shown(console) as shown:
-            self.rows = encoded(task, data, "train", shown)
-            self.dev_rows = [] if dev is None else encoded(task, dev, "dev", shown)
-        self.costs = [len(row) for row in self.rows]
-        self.stepper = Stepper(model, handle, task, chosen, accelerator)
-        self.rates = self.stepper.learning_rates
-        self.at = Counters()
-        self.best: dict[str, Tensor] = {}
-        self.saved = 0
-        self.interrupts = Interrupts()
-        self._planned: tuple[int, list[list[list[int]]]] = (-1, [])
+        with ProgressDisplay(console) as display:
+            self.rows = encode_rows(task, data, "train", display)
+            self.dev_rows = [] if dev is None else encode_rows(task, dev, "dev", display)
+        self.stepper = Stepper(model, trainable, task, options, accelerator)
+        costs = [len(row) for row in self.rows]
+        self.position = Position(options, costs, accelerator.num_processes)
+        self.best_state: dict[str, Tensor] = {}
+        self.saved_step = 0
+        self.signals = SignalHandler()
 
-    def __call__(self, resume: bool) -> Result:
-        """Run to the end."""
-        length = self._start(resume)
-        main = self.accelerator.is_main_process
+    @property
+    def counters(self) -> Counters:
+        """Where the run stands."""
+        return self.position.counters
+
+    def run(self, resume: bool) -> Result:
+        """Train to the end; resume: from the folder's checkpoint, where there is one."""
+        log_length = self._start(resume)
         with ExitStack() as stack:
-            path = self.folder / LOG if self.folder is not None and main else None
-            self.log = Log(path, length)
+            self.log = Log(self._log_path(), log_length)
             stack.callback(self.log.close)
             stack.callback(self.stepper.drop_gradients)
             for tracker in self.accelerator.trackers:
                 stack.callback(tracker.finish)
-            self.shown = stack.enter_context(Shown(self.console, self._done(0)))
-            stack.enter_context(self.interrupts)
-            self._begun = clock() - self.at.seconds
-            stopped = self._loop()
-            self.at.seconds = self._clock()
+            display = ProgressDisplay(self.console, self.position.progress())
+            self.display = stack.enter_context(display)
+            stack.enter_context(self.signals)
+            self._clock_start = clock() - self.counters.seconds
+            stopped = self._train()
+            self.counters.seconds = self._seconds()
             self._save()
             if stopped is None:
-                self._stop()
-        if self.best:
-            self.handle.load_training_state(self.best)
+                self._raise_interrupt()
+        if self.best_state:
+            self.trainable.load_training_state(self.best_state)
         return self._result(stopped)
+
+    def _log_path(self) -> Path | None:
+        if self.folder is None or not self.accelerator.is_main_process:
+            return None
+        return self.folder / LOG
 
     # ------------------------------------------------------------------------------- the loop
 
-    def _loop(self) -> str | None:
+    def _train(self) -> str | None:
         """Train until something ends the run; returns what, or None for Ctrl-C."""
         every = self.options.checkpoint_every or CHECKPOINT_EVERY
-        while not self._interrupt():
-            over = self._over()
-            if self._due(over is not None):
-                if not self._evaluate():
+        while not self._stop_requested():
+            reason = self.position.stop_reason()
+            if self.dev is not None and self.position.evaluation_is_due(reason is not None):
+                if not self._evaluate(self.dev):
                     break
-                over = self._over()
-            if over is not None:
-                return over
-            if self.at.step % every == 0 and self.at.step > self.saved:
+                reason = self.position.stop_reason()
+            if reason is not None:
+                return reason
+            if self.counters.step % every == 0 and self.counters.step > self.saved_step:
                 self._save()
-            self._train()
+            self._step()
         return None
 
-    def _interrupt(self) -> bool:
-        """Whether to stop here. All processes come to the same answer, and to the same time."""
-        seconds, asked = self._clock(), self.interrupts.noted
+    def _stop_requested(self) -> bool:
+        """Whether Ctrl-C was pressed. All processes agree on the answer, and on the time."""
+        seconds, requested = self._seconds(), self.signals.stop_requested
         if self.accelerator.num_processes > 1:
-            both = torch.tensor([seconds, float(asked)], device=self.accelerator.device)
-            seconds, noted = reduce(both, reduction="mean").tolist()
-            asked = noted > 0
-        self.at.seconds = seconds
-        return asked
+            both = torch.tensor([seconds, float(requested)], device=self.accelerator.device)
+            seconds, share = reduce(both, reduction="mean").tolist()
+            requested = share > 0
+        self.counters.seconds = seconds
+        return requested
 
-    def _clock(self) -> float:
-        """Seconds of this run so far, to the millisecond, in all its parts."""
-        return round(clock() - self._begun, 3)
+    def _seconds(self) -> float:
+        """Seconds of this run so far, to the millisecond, over all its parts."""
+        return round(clock() - self._clock_start, 3)
 
-    def _over(self) -> str | None:
-        """What ends the run here, if anything does."""
-        at, o = self.at, self.options
-        ends = {
-            "patience": o.patience is not None and at.waited >= o.patience,
-            "steps": o.steps is not None and at.step >= o.steps,
-            "minutes": o.minutes is not None and at.seconds >= 60 * o.minutes,
-            "epochs": o.passes is not None and self._epochs(0) >= o.passes,
-        }
-        return next((name for name, ends_it in ends.items() if ends_it), None)
+    def _step(self) -> None:
+        """Make one step, and write its line into the log."""
+        counters, world, o = self.counters, self.accelerator.num_processes, self.options
+        numbers = self.position.steps_of_epoch()[counters.position]
+        batches = [[self.rows[number] for number in batch] for batch in numbers]
+        factor = lr_factor(o.schedule, o.warmup, self.position.progress(0.5))
+        local = batches[self.accelerator.process_index :: world]
+        result = self.stepper(counters.step + 1, local, factor, self.position.progress(1))
+        tokens = sum(len(row) for batch in batches for row in batch)
+        self.position.advance(tokens, result.loss)
+        facts = self._facts(result, factor, tokens)
+        self.log.write(step=counters.step, **facts, seconds=self._seconds())
+        self.accelerator.log(facts, step=counters.step)
+        self.display.step(counters.step, result.loss, tokens, self.position.progress())
 
-    def _due(self, over: bool) -> bool:
-        at, every = self.at, self.options.eval_every
-        if self.dev is None or not at.step:
-            return False
-        if at.evaluations and at.evaluations[-1].step == at.step:
-            return False
-        return over or (at.position == 0 if every is None else at.step % every == 0)
-
-    def _train(self) -> None:
-        """One step, and its line in the log."""
-        at, world = self.at, self.accelerator.num_processes
-        steps = self._steps()
-        group = [[self.rows[number] for number in batch] for batch in steps[at.position]]
-        o = self.options
-        share = schedule.factor(o.schedule, o.warmup, self._done(0.5))
-        batches = group[self.accelerator.process_index :: world]
-        result = self.stepper(at.step + 1, batches, share, self._done(1))
-        tokens = sum(len(row) for batch in group for row in batch)
-        at.step += 1
-        at.position += 1
-        if at.position == len(steps):
-            at.epoch, at.position = at.epoch + 1, 0
-        at.tokens += tokens
-        at.loss = result.loss
+    def _facts(self, result: StepResult, factor: float, tokens: int) -> dict[str, Any]:
+        """What the log says of a step."""
+        rates = self.stepper.learning_rates
         facts: dict[str, Any] = {
             "loss": result.loss,
-            "lr": share * max(self.rates),
+            "lr": factor * max(rates),
             "tokens": tokens,
             "grad_norm": result.gradient_norm,
         }
         if result.penalty is not None:
             facts["penalty"] = result.penalty
-        if len({*self.rates}) > 1:
-            facts |= {f"lr/{i}": share * rate for i, rate in enumerate(self.rates)}
-        self.log.write(step=at.step, **facts, seconds=self._clock())
-        self.accelerator.log(facts, step=at.step)
-        self.shown.step(at.step, result.loss, tokens, self._done(0))
+        if len({*rates}) > 1:
+            facts |= {f"lr/{group}": factor * rate for group, rate in enumerate(rates)}
+        return facts
 
-    def _evaluate(self) -> bool:
-        """Score the pieces on `dev`. False where Ctrl-C came in between."""
-        at, o, found = self.at, self.options, []
+    def _evaluate(self, dev: Sequence[Example]) -> bool:
+        """Score the pieces on `dev`. Returns False where Ctrl-C was pressed meanwhile."""
+        counters, o = self.counters, self.options
+        results: list[RowPrediction] = []
         world = self.accelerator.num_processes
-        assert self.dev is not None
-        showing = self.shown.counting("evaluating dev", len(self.dev_rows))
-        with evaluating(self.model), showing as advance:
-            for part in predictions(self.model, self.task, self.dev_rows, o.rows, o.tokens):
-                found += part
+        counting = self.display.counting("evaluating dev", len(self.dev_rows))
+        with evaluating(self.model), counting as advance:
+            for part in predict_rows(self.model, self.task, self.dev_rows, o.rows, o.tokens):
+                results += part
                 advance(len(part) * world)
-                if world == 1 and self.interrupts.noted:
+                if world == 1 and self.signals.stop_requested:
                     return False
-        said = merged(self.task, self.dev_rows, found, self.dev)
-        scores = {k: float(v) for k, v in self.task.score(said, self.dev).items()}
+        predictions = merge_predictions(self.task, self.dev_rows, results, dev)
+        scores = {k: float(v) for k, v in self.task.score(predictions, dev).items()}
         score = scores[self.task.metric]
-        seen = Evaluation(at.step, self._epochs(0), self._clock(), score, scores)
-        at.evaluations.append(seen)
-        if at.best is None or score > at.evaluations[at.best].score:
-            at.best, at.waited = len(at.evaluations) - 1, 0
+        evaluation = Evaluation(
+            counters.step, self.position.epochs(), self._seconds(), score, scores
+        )
+        counters.evaluations.append(evaluation)
+        if counters.best is None or score > counters.evaluations[counters.best].score:
+            counters.best = len(counters.evaluations) - 1
+            counters.without_improvement = 0
             if o.keep_best:
-                self.best = {k: t.clone() for k, t in self.handle.training_state().items()}
+                state = self.trainable.training_state()
+                self.best_state = {name: tensor.clone() for name, tensor in state.items()}
         else:
-            at.waited += 1
-        self.log.write(step=at.step, epoch=seen.epoch, scores=scores, seconds=seen.seconds)
-        self.accelerator.log({f"dev/{k}": v for k, v in scores.items()}, step=at.step)
-        mark = "  (best)" if at.waited == 0 else ""
-        self.shown.say(f"step {at.step}: {self.task.metric} {score:.4f} on dev{mark}")
+            counters.without_improvement += 1
+        self.log.write(
+            step=counters.step, epoch=evaluation.epoch, scores=scores, seconds=evaluation.seconds
+        )
+        self.accelerator.log({f"dev/{k}": v for k, v in scores.items()}, step=counters.step)
+        mark = "  (best)" if counters.without_improvement == 0 else ""
+        self.display.print(f"step {counters.step}: {self.task.metric} {score:.4f} on dev{mark}")
         return True
 
     # ------------------------------------------------------------------------------ checkpoints
 
     def _start(self, resume: bool) -> int:
-        """Get ready: anew, or from the folder's checkpoint. Returns how much of the log counts."""
-        me, world = self.accelerator.process_index, self.accelerator.num_processes
+        """Start anew or from the folder's checkpoint; returns how many bytes of the log to keep."""
+        index, world = self.accelerator.process_index, self.accelerator.num_processes
         if world > 1:
-            for tensor in self.handle.training_state().values():
+            for tensor in self.trainable.training_state().values():
                 tensor.copy_(broadcast(tensor))
-        rng.seed(self.options.seed + me)
+        rng.seed(self.options.seed + index)
         if self.folder is None:
             return 0
         if self.accelerator.is_main_process:
-            checkpoint.sweep(self.folder, everything=not resume)
+            checkpoint.clean_up(self.folder, everything=not resume)
         self.accelerator.wait_for_everyone()
         self.identity = identity(
-            self.handle,
+            self.trainable,
             self.task,
             self.options,
-            learning_rates=self.rates,
+            learning_rates=self.stepper.learning_rates,
             weight_decays=self.stepper.weight_decays,
             rows=self.rows,
             dev_rows=self.dev_rows,
             processes=world,
             prepared=self.prepared,
         )
-        found = checkpoint.read(self.folder)
-        if found is None:
+        stored = checkpoint.read(self.folder)
+        if stored is None:
             return 0
-        checkpoint.compare(self.folder / checkpoint.NAME, found.identity, self.identity)
-        self.at = Counters.from_json(found.counters)
-        self.handle.load_training_state(found.pieces)
-        self.best = found.best
-        checkpoint.load_optimizer_state(self.stepper.optimizer, found.optimizer)
-        rng.restore(found.generators[me])
-        self.saved = self.at.step
-        self.console.print(f"going on after step {self.at.step}", highlight=False)
-        return found.log
+        checkpoint.check_identity(self.folder / checkpoint.NAME, stored.identity, self.identity)
+        self.position.counters = Counters.from_json(stored.counters)
+        self.trainable.load_training_state(stored.pieces)
+        self.best_state = stored.best
+        checkpoint.load_optimizer_state(self.stepper.optimizer, stored.optimizer)
+        rng.restore(stored.generators[index])
+        self.saved_step = self.counters.step
+        self.console.print(f"resuming after step {self.counters.step}", highlight=False)
+        return stored.log
 
     def _save(self) -> None:
         """Write the checkpoint, where there is a folder."""
@@ -251,67 +269,42 @@ class Loop:
         generators = [rng.capture()]
         if self.accelerator.num_processes > 1:
             generators = gather_object(generators)
-        self.saved = self.at.step
+        self.saved_step = self.counters.step
         if self.accelerator.is_main_process:
-            made = Checkpoint(
+            state = Checkpoint(
                 identity=self.identity,
-                counters=asdict(self.at),
+                counters=asdict(self.counters),
                 generators=generators,
                 log=self.log.sync(),
-                pieces=self.handle.training_state(),
-                best=self.best,
+                pieces=self.trainable.training_state(),
+                best=self.best_state,
                 optimizer=checkpoint.optimizer_state(self.stepper.optimizer),
             )
-            checkpoint.write(self.folder, made)
+            checkpoint.write(self.folder, state)
 
-    def _stop(self) -> NoReturn:
-        """Say how to go on, and hand Ctrl-C on."""
+    def _raise_interrupt(self) -> NoReturn:
+        """Print how to resume, and raise KeyboardInterrupt."""
         if self.folder is None:
-            how = "nothing was kept on disk; give a folder to be able to go on"
+            cure = "nothing was kept on disk; give a folder to be able to resume"
         else:
-            how = f"the checkpoint is in {self.folder}; start the same run again to go on"
-        said = f"stopped after step {self.at.step}: {how}"
-        self.shown.say(said)
-        raise KeyboardInterrupt(said)
-
-    # ------------------------------------------------------------------------- where it stands
-
-    def _steps(self) -> list[list[list[int]]]:
-        """The steps of this epoch: each is a list of batches, over all processes."""
-        epoch, o = self.at.epoch, self.options
-        if self._planned[0] != epoch:
-            batches = shuffled(self.costs, rows=o.rows, tokens=o.tokens, seed=o.seed, epoch=epoch)
-            size = o.accumulate * self.accelerator.num_processes
-            groups = [batches[i : i + size] for i in range(0, len(batches), size)]
-            self._planned = (epoch, groups)
-        return self._planned[1]
-
-    def _epochs(self, ahead: float) -> float:
-        return self.at.epoch + (self.at.position + ahead) / len(self._steps())
-
-    def _done(self, ahead: float) -> float:
-        """The share of the run that is over `ahead` steps from here, by what ends it first."""
-        o = self.options
-        shares = [0.0]
-        if o.steps is not None:
-            shares.append((self.at.step + ahead) / o.steps)
-        if o.passes is not None:
-            shares.append(self._epochs(ahead) / o.passes)
-        if o.minutes is not None:
-            shares.append(self.at.seconds / (60 * o.minutes))
-        return min(1.0, max(shares))
+            cure = f"the checkpoint is in {self.folder}; start the same run again to resume"
+        message = f"stopped after step {self.counters.step}: {cure}"
+        self.display.print(message)
+        raise KeyboardInterrupt(message)
 
     def _result(self, stopped: str) -> Result:
-        at = self.at
-        chosen = at.best if self.options.keep_best else len(at.evaluations) - 1
+        counters = self.counters
+        last = len(counters.evaluations) - 1
+        index = counters.best if self.options.keep_best else last
+        has_best = index is not None and counters.evaluations
         return Result(
             stopped=stopped,
-            steps=at.step,
-            epochs=self._epochs(0),
-            tokens=at.tokens,
-            seconds=at.seconds,
-            loss=at.loss,
-            lr=max(self.rates),
-            evaluations=tuple(at.evaluations),
-            best=at.evaluations[chosen] if chosen is not None and at.evaluations else None,
+            steps=counters.step,
+            epochs=self.position.epochs(),
+            tokens=counters.tokens,
+            seconds=counters.seconds,
+            loss=counters.loss,
+            lr=max(self.stepper.learning_rates),
+            evaluations=tuple(counters.evaluations),
+            best=counters.evaluations[index] if has_best and index is not None else None,
         )

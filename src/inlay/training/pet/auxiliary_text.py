@@ -1,10 +1,10 @@
-"""Texts beside a task: while the base learns to answer, it goes on being asked to read.
+"""AuxiliaryText: a task with a language-model loss on unlabelled texts.
 
     loss = (1 - a) · task + a · Σ_texts mean over the text's tokens of -log p(token)
 
-Every row of the task comes with one text without a label, written in the same template: "auxiliary
-language modeling" of PET (Schick & Schütze, EACL 2021). There a = 1e-4, and its released code reads
-as many texts as rows.
+Every row of the task is paired with one unlabelled text in the same template: "auxiliary language
+modeling" of PET (Schick & Schütze, EACL 2021). There a = 1e-4, and its released code reads as many
+texts as rows.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from inlay.tasks.scorer import ClassifyBatch
 
 
 @dataclass(frozen=True, eq=False)
-class BesideBatch(Batch):
-    """Rows of a task, and the texts beside them."""
+class PairedBatch(Batch):
+    """The batch of the task's rows, and that of the texts paired with them."""
 
     task: ClassifyBatch
     texts: ClassifyBatch
 
 
 @dataclass(frozen=True, eq=False)
-class BesideOutputs(Outputs):
-    """A run over the rows of a task, and one over the texts beside them."""
+class PairedOutputs(Outputs):
+    """The outputs for the task's rows, and the states for the texts paired with them."""
 
     task: Scores
     text: TextStates
@@ -48,101 +48,111 @@ class BesideOutputs(Outputs):
 
 
 @dataclass(frozen=True)
-class ExampleBeside(Example):
-    """An example, and the text that is read beside it."""
+class PairedExample(Example):
+    """An example with the unlabelled text that is read along with it."""
 
     text: Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowBeside(Row):
-    """A row and the text's, each by itself; as a row it has the tokens of both."""
+class PairedRow(Row):
+    """The row of an example and that of its text; as a row it has the tokens of both."""
 
-    own: Row
+    original: Row
     text: Row
 
 
-def beside(data: Sequence[Example], texts: Sequence[Example], seed: int) -> list[Example]:
-    """Each example with a text; of the shorter list every one comes again and again.
+def pair_with_texts(data: Sequence[Example], texts: Sequence[Example], seed: int) -> list[Example]:
+    """Pair each example with a text; the shorter list is repeated.
 
-    texts: in an order drawn from the seed.
+    Args:
+        data: the examples.
+        texts: without labels; their order is drawn.
+        seed: of the draw.
     """
     order = list(texts)
     random.Random(seed).shuffle(order)
     pairs = zip(cycle(data), cycle(order), strict=True)
     return [
-        ExampleBeside(example.fields, example.where, text)
+        PairedExample(example.fields, example.where, text)
         for example, text in islice(pairs, max(len(data), len(order)))
     ]
 
 
 @dataclass(kw_only=True)
-class Beside(Task[BesideBatch, BesideOutputs], listed=False):
-    """A bound task with a verbalizer, and a text beside each of its rows. share: a."""
+class AuxiliaryText(Task[PairedBatch, PairedOutputs], listed=False):
+    """A task with a language-model loss on the texts that are paired with its rows.
 
-    name: ClassVar[str] = "beside"
+    task: a bound `Classify` task with a verbalizer.
+    weight: a, of the language-model loss.
+    """
+
+    name: ClassVar[str] = "auxiliary_text"
 
     metric: str = ""
     task: Any
-    share: float
+    weight: float
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """See `Task`."""
-        return {"task": self.name, "share": self.share, "of": self._of.describe()}
+        description = self._classify.describe()
+        return {"task": self.name, "weight": self.weight, "classify": description}
 
     @property
-    def _of(self) -> Classify:
+    def _classify(self) -> Classify:
         return self.task
 
     @property
+    @override
     def virtual_tokens(self) -> int:
-        """See `Task`."""
-        return self._of.virtual_tokens
+        return self._classify.virtual_tokens
 
     @property
+    @override
     def required_fields(self) -> tuple[str, ...]:
-        """See `Task`."""
-        return self._of.required_fields
+        return self._classify.required_fields
 
+    @override
     def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
-        """See `Task`: its task is bound by itself."""
+        """Do nothing: the task is bound by itself."""
 
     @override
     def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
-        texts = [example.text for example in examples if isinstance(example, ExampleBeside)]
-        pairs = zip(self._of.encode_all(examples), self._of.encode_all(texts), strict=True)
-        made: list[Row] = []
-        for own, text in pairs:
-            facts = {field.name: getattr(own, field.name) for field in fields(Row)}
-            facts["input_ids"] = own.input_ids + text.input_ids
-            facts["cost"] = own.cost + text.cost
-            facts["index"] = first_index + own.index
-            made.append(RowBeside(**facts, own=own, text=text))
-        return made
+        texts = [example.text for example in examples if isinstance(example, PairedExample)]
+        originals = self._classify.encode_all(examples)
+        rows: list[Row] = []
+        for original, text in zip(originals, self._classify.encode_all(texts), strict=True):
+            values = {field.name: getattr(original, field.name) for field in fields(Row)}
+            values["input_ids"] = original.input_ids + text.input_ids
+            values["cost"] = original.cost + text.cost
+            values["index"] = first_index + original.index
+            rows.append(PairedRow(**values, original=original, text=text))
+        return rows
 
-    def collate(self, rows: Sequence[Row]) -> BesideBatch:
-        """See `Task`: the task's batch, and that of the texts."""
-        both = [row for row in rows if isinstance(row, RowBeside)]
-        texts = self._of.collate([row.text for row in both])
-        batch = self._of.collate([row.own for row in both])
-        return BesideBatch(batch.inputs, batch, texts)
+    @override
+    def collate(self, rows: Sequence[Row]) -> PairedBatch:
+        pairs = [row for row in rows if isinstance(row, PairedRow)]
+        texts = self._classify.collate([row.text for row in pairs])
+        batch = self._classify.collate([row.original for row in pairs])
+        return PairedBatch(batch.inputs, batch, texts)
 
-    def outputs(self, model: PreTrainedModel, batch: BesideBatch) -> BesideOutputs:
-        """See `Task`: the rows and the texts are read one after the other."""
-        scores = self._of.outputs(model, batch.task)
-        return BesideOutputs(scores, self._of.text_states(model, batch.texts))
+    @override
+    def outputs(self, model: PreTrainedModel, batch: PairedBatch) -> PairedOutputs:
+        scores = self._classify.outputs(model, batch.task)
+        return PairedOutputs(scores, self._classify.text_states(model, batch.texts))
 
-    def loss(self, outputs: BesideOutputs, batch: BesideBatch) -> tuple[Tensor, int]:
-        """See `Task`: what counts is what counts in the task."""
-        loss, count = self._of.loss(outputs.task, batch.task)
-        return mixed(self.share, loss, outputs.text), count
+    @override
+    def loss(self, outputs: PairedOutputs, batch: PairedBatch) -> tuple[Tensor, int]:
+        """Both losses; the count is that of the task."""
+        loss, count = self._classify.loss(outputs.task, batch.task)
+        return mixed(self.weight, loss, outputs.text), count
 
-    def predict(self, model: PreTrainedModel, batch: BesideBatch) -> list[Any]:
-        """See `Task`: of the task's rows."""
-        return self._of.predict(model, batch.task)
+    @override
+    def predict(self, model: PreTrainedModel, batch: PairedBatch) -> list[Any]:
+        return self._classify.predict(model, batch.task)
 
+    @override
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """See `Task`."""
-        return self._of.score(predictions, examples)
+        return self._classify.score(predictions, examples)

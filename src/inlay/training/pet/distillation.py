@@ -1,4 +1,4 @@
-"""Soft labels: what several models that ask in their own ways think of every text.
+"""Soft labels: the ensemble's scores of unlabelled texts.
 
     s(y | x) = Σ_m w_m s_m(y | x) / Σ_m w_m        Schick & Schütze, EACL 2021, section 3.3
 
@@ -19,12 +19,12 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.handle import rows as inlay_rows
 from inlay.tasks import Classify
-from inlay.training.loop.batches import by_length
-from inlay.training.loop.progress import Shown
+from inlay.training.loop.batches import batches_by_length
+from inlay.training.loop.progress import ProgressDisplay
 
 
 @torch.no_grad()
-def scores(
+def score_examples(
     model: PreTrainedModel,
     tasks: Sequence[Classify],
     names: Sequence[str] | None,
@@ -35,37 +35,41 @@ def scores(
     console: Console | None = None,
     what: str = "rows",
 ) -> Tensor:
-    """What each of M models says to each of N examples: `[M, N, C]`, fp32, on the CPU.
+    """The scores that each of M models gives each of N examples: `[M, N, C]`, fp32, on the CPU.
 
-    tasks: one a model, bound to the base, alike but for their templates. names: of the inlay that
-    goes with each, whose rows share batches; None for the base as it stands. The rest as in
-    `predict`.
+    Args:
+        model: the base.
+        tasks: one for each model, bound to the base, equal except for their templates.
+        names: the inlay of each model, whose rows share batches; None for the base alone.
+        data: the examples.
+        batch_size, tokens, console, what: as in `predict`.
     """
-    read = [row for task in tasks for row in task.encode_all(data)]
-    made = torch.empty(len(read), len(tasks[0].labels))
+    rows = [row for task in tasks for row in task.encode_all(data)]
+    scores = torch.empty(len(rows), len(tasks[0].labels))
+    costs = [len(row) for row in rows]
     with (
-        Shown(console or Console(quiet=True)) as shown,
+        ProgressDisplay(console or Console(quiet=True)) as display,
         evaluating(model),
-        shown.counting(f"scoring {what}", len(read)) as advance,
+        display.counting(f"scoring {what}", len(rows)) as advance,
     ):
-        for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=tokens):
-            batch = tasks[0].collate([read[number] for number in numbers]).to(model.device)
-            asked = None if names is None else [names[n // len(data)] for n in numbers]
-            with nullcontext() if asked is None else inlay_rows(model, asked):
-                made[numbers] = tasks[0].outputs(model, batch).scores.cpu()
+        for numbers in batches_by_length(costs, rows=batch_size, tokens=tokens):
+            batch = tasks[0].collate([rows[number] for number in numbers]).to(model.device)
+            serving = None if names is None else [names[n // len(data)] for n in numbers]
+            with nullcontext() if serving is None else inlay_rows(model, serving):
+                scores[numbers] = tasks[0].outputs(model, batch).scores.cpu()
             advance(len(numbers))
-    return made.unflatten(0, (len(tasks), len(data)))
+    return scores.unflatten(0, (len(tasks), len(data)))
 
 
-def ensemble(scores: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean `[N, C]` of scores `[M, N, C]`; weights `[M]`, which may all be 0."""
+def weighted_mean(scores: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean `[N, C]` of scores `[M, N, C]`; weights `[M]`, uniform if all are 0."""
     weights = weights if weights.any() else torch.ones_like(weights)
     return torch.einsum("m,mnc->nc", weights, scores) / weights.sum()
 
 
-def softly(data: Sequence[Example], scores: Tensor) -> list[Example]:
-    """The examples with scores `[N, C]` to learn from."""
+def with_scores(data: Sequence[Example], scores: Tensor) -> list[Example]:
+    """The examples with scores `[N, C]` as their soft labels."""
     return [
-        Example({**example.fields, "scores": own}, example.where)
-        for example, own in zip(data, scores.tolist(), strict=True)
+        Example({**example.fields, "scores": row}, example.where)
+        for example, row in zip(data, scores.tolist(), strict=True)
     ]

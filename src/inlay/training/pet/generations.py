@@ -1,4 +1,4 @@
-"""Generations: each model learns from what some of the others make of unlabelled text.
+"""Generations of iPET: each model is trained on texts that some of the others labelled.
 
 |T_g| = d^g |T_0|,   of every label alike        Schick & Schütze, EACL 2021, section 3.4
 """
@@ -12,44 +12,62 @@ import torch
 from torch import Tensor
 
 
-def committee(model: int, models: int, share: float, draw: random.Random) -> list[int]:
-    """The numbers of those that label for a model: a share of all others, and one at least."""
+def labelling_models(model: int, models: int, share: float, generator: random.Random) -> list[int]:
+    """The numbers of the models that label texts for a model: a share of the others, at least one.
+
+    Args:
+        model: the number of the model.
+        models: how many there are.
+        share: of the other models, above 0.
+        generator: draws them.
+    """
     others = [number for number in range(models) if number != model]
-    return sorted(draw.sample(others, max(1, round(share * len(others)))))
+    return sorted(generator.sample(others, max(1, round(share * len(others)))))
 
 
-def wanted(counts: Sequence[int], growth: int, generation: int, kept: bool) -> list[int]:
-    """How many texts of each label a model is given, beside those labelled by hand.
+def texts_per_label(
+    counts: Sequence[int], growth: int, generation: int, first_set_labelled: bool
+) -> list[int]:
+    """How many unlabelled texts of each label a model is trained on.
 
-    counts: how many of each label the first set has. generation: from 0 on. kept: whether the
-    first set is labelled by hand, and so part of every set.
+    Args:
+        counts: how many rows of each label the first set has.
+        growth: how many times as large the set of each generation is.
+        generation: from 0.
+        first_set_labelled: whether the first set is labelled by hand, and so part of every set.
     """
-    return [count * growth**generation - (count if kept else 0) for count in counts]
+    return [count * growth**generation - (count if first_set_labelled else 0) for count in counts]
 
 
-def picked(
-    scores: Tensor, counts: Sequence[int], draw: torch.Generator | None
+def select_texts(
+    scores: Tensor, counts: Sequence[int], generator: torch.Generator | None
 ) -> list[tuple[int, int]]:
-    """Texts for each label, none twice: (number of the text, number of its label).
+    """Select texts for each label, none twice.
 
-    scores `[N, C]`, N at least the sum of the counts. draw: draws among the texts that a label
-    wins, the likelier ones rather; None takes the most likely. Where a label wins too few, the
-    likeliest of the others are taken.
+    Args:
+        scores: `[N, C]`; N is at least the sum of the counts.
+        counts: how many texts of each label.
+        generator: draws, by their probability, among the texts of which a label is the most
+            probable. None takes the most probable ones. Where there are too few, the most probable
+            of the others are taken.
+
+    Returns pairs of the number of a text and the number of its label.
     """
-    sure = scores.softmax(-1)
-    free = torch.ones(len(sure), dtype=torch.bool)
-    found: list[list[int]] = [[] for _ in counts]
-    if draw is not None:
+    probabilities = scores.softmax(-1)
+    available = torch.ones(len(scores), dtype=torch.bool)
+    selected: list[list[int]] = [[] for _ in counts]
+    if generator is not None:
         for label, count in enumerate(counts):
-            won = (sure.argmax(-1) == label).nonzero().squeeze(1)
-            count = min(count, len(won))
+            candidates = (probabilities.argmax(-1) == label).nonzero().squeeze(1)
+            count = min(count, len(candidates))
             if count:
-                chosen = won[torch.multinomial(sure[won, label], count, generator=draw)]
-                free[chosen] = False
-                found[label] = chosen.tolist()
+                weights = probabilities[candidates, label]
+                drawn = candidates[torch.multinomial(weights, count, generator=generator)]
+                available[drawn] = False
+                selected[label] = drawn.tolist()
     for label, count in enumerate(counts):
-        order = sure[:, label].masked_fill(~free, -1.0)
-        chosen = order.topk(count - len(found[label])).indices
-        free[chosen] = False
-        found[label] += chosen.tolist()
-    return [(place, label) for label, places in enumerate(found) for place in sorted(places)]
+        order = probabilities[:, label].masked_fill(~available, -1.0)
+        best = order.topk(count - len(selected[label])).indices
+        available[best] = False
+        selected[label] += best.tolist()
+    return [(text, label) for label, texts in enumerate(selected) for text in sorted(texts)]

@@ -1,4 +1,4 @@
-"""Patterns: the ways to ask about one data set, as a small text file.
+"""Patterns: several templates for one data set, as a small YAML file.
 
 patterns:
   - "{text} All in all, it was {mask}"
@@ -23,10 +23,11 @@ from inlay.training.recipes.recipe import STRICT
 
 
 class Patterns(BaseModel):
-    """Templates with one `{mask}` each, and the words that may stand there.
+    """Templates with one `{mask}` each, and the words that are scored there.
 
     patterns: with the columns of the rows in braces; a decoder takes those that end in `{mask}`.
-    verbalizer: label -> its word or words. label_names: see `Classify`.
+    verbalizer: label -> its word or words.
+    label_names: as in `Classify`.
     """
 
     model_config = STRICT
@@ -37,22 +38,22 @@ class Patterns(BaseModel):
 
     @field_validator("patterns")
     @classmethod
-    def _asking(cls, value: list[str]) -> list[str]:
-        for one in value:
+    def _have_one_mask(cls, value: list[str]) -> list[str]:
+        for pattern in value:
             try:
-                count = count_masks(one)
+                count = count_masks(pattern)
             except InlayError as error:
                 raise ValueError(str(error)) from None
             if count != 1:
                 raise ValueError(
-                    f"pattern {one!r} has {count or 'no'} {MASK}; it needs one, where the word "
-                    "stands"
+                    f"pattern {pattern!r} has {count or 'no'} {MASK}; put exactly one where the "
+                    "word belongs"
                 )
         return value
 
     @staticmethod
     def load(path: str | Path) -> Patterns:
-        """The patterns in a file. Raises RecipeError, one sentence, for what is wrong with it."""
+        """Read patterns from a file. Raises RecipeError for whatever is wrong with it."""
         try:
             values = yaml.read(Path(path).read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -66,25 +67,28 @@ class Patterns(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the patterns read of a row, each once."""
-        names = (name for one in self.patterns for name in Template(one).names)
+        """The columns that the patterns read, each once."""
+        names = (name for pattern in self.patterns for name in Template(pattern).names)
         return tuple(dict.fromkeys(name for name in names if name != "mask"))
 
     def tasks(self, **fields: Any) -> list[Classify]:
         """A task for each pattern; fields: further ones of `Classify`. Raises TaskError."""
         return [
             Classify(
-                template=one,
+                template=pattern,
                 by=Verbalizer(dict(self.verbalizer)),
                 label_names=self.label_names,
                 **fields,
             )
-            for one in self.patterns
+            for pattern in self.patterns
         ]
 
-    def headed(self, **fields: Any) -> Classify:
-        """The task of a trained head on what the patterns read, without their words."""
-        pair = set(self.columns) == {"text", "text_pair"}  # which tokenizers join in their own way
+    def head_task(self, **fields: Any) -> Classify:
+        """The same task by a trained head, on the columns of the patterns without their words.
+
+        fields: further ones of `Classify`.
+        """
+        pair = set(self.columns) == {"text", "text_pair"}  # joined by the tokenizer itself
         return Classify(
             by=TrainedHead(tuple(self.verbalizer)),
             label_names=self.label_names,

@@ -1,4 +1,4 @@
-"""Pet: a run of pattern-exploiting training as one small YAML file.
+"""PetRecipe: a run of pattern-exploiting training as one small YAML file.
 
 base: smollm2
 method: LoRA(rank=8)
@@ -23,13 +23,13 @@ from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
 from inlay.errors import RecipeError
 from inlay.tasks.metrics import ClassificationMetric
-from inlay.training.loop.options import Positive, Seed, Share, Training, Whole
+from inlay.training.loop.options import Fraction, PositiveFloat, PositiveInt, Seed, Training
 from inlay.training.recipes import yaml
-from inlay.training.recipes.recipe import STRICT, Source, read, sound
+from inlay.training.recipes.recipe import STRICT, Source, read, validate
 
 
-class Few(BaseModel):
-    """Rows with a label, None where there are none; texts, whose labels are not read; tests."""
+class PetData(BaseModel):
+    """Labelled rows (`train`, which may be missing), unlabelled texts, and rows to test on."""
 
     model_config = STRICT
 
@@ -38,27 +38,28 @@ class Few(BaseModel):
     test: Source | None = None
 
 
-class Pet(BaseModel):
-    """What `pet` does. Paths are relative to where it is run; `Recipe` has the other fields.
+class PetRecipe(BaseModel):
+    """What `pet` does. Paths are relative to the current folder; other fields are as in `Recipe`.
 
-    method: what to set in for each pattern, and for the classifier; None for nothing, where the
-        base learns (`training.base_lr`), as in the paper.
-    patterns: the file of the patterns. seeds: models a pattern, whose seeds go from `seed` on.
+    method: what to attach for each pattern, and for the classifier; None for nothing, where the
+        base itself is trained (`training.base_lr`), as in the paper.
+    patterns: the file of the patterns.
+    seeds: models for each pattern, whose seeds count up from `seed`.
     data: `train`, `unlabelled`, `test`. Without `train` the untouched base labels the first rows.
-    training: of the patterns' models. distil: of the classifier, by `training` where None; its
-        batches are also those in which texts are scored.
+    training: of the patterns' models.
+    distil: training of the classifier; None for that of `training`. Its batch size is also that in
+        which texts are scored.
     classifier: a trained "head", or the "words" of the first pattern.
     weights: of the models in their ensemble: the "accuracy" of their pattern on `train` before
         training, or "uniform".
-    auxiliary: the share of the language model's own loss in `training`, 1e-4 in the paper: beside
-        every labelled row an unlabelled text is read. A pass over the data is then one over all of
-        these texts.
+    auxiliary: the weight of the language model's own loss in `training`, 1e-4 in the paper: with
+        every labelled row an unlabelled text is read. An epoch is then a pass over these texts.
     temperature: of the distillation.
-    generations: how often all patterns learn; above 1 it is iPET, in the paper 3.
-    growth: how many times as many rows each generation learns from.
-    share: of the other models, how many label for a model, and one at least.
-    first: without `train`, how many texts of each label begin.
-    metric, truncate, max_length: see `Classify`.
+    generations: how often all patterns' models are trained; above 1 it is iPET, in the paper 3.
+    growth: how many times as many rows each generation is trained on.
+    share: of the other models, how many label texts for a model; at least one does.
+    first: without `train`, how many texts of each label the first set has.
+    metric, truncate, max_length: as in `Classify`.
     """
 
     model_config = STRICT
@@ -67,21 +68,21 @@ class Pet(BaseModel):
     dtype: Literal["float32", "bfloat16"] | None = None
     method: str | None = None
     patterns: str
-    seeds: Whole = 1
-    data: Few
+    seeds: PositiveInt = 1
+    data: PetData
     training: Training = Training()
     distil: Training | None = None
     classifier: Literal["head", "words"] = "head"
     weights: Literal["accuracy", "uniform"] = "accuracy"
-    auxiliary: Share = 0.0
-    temperature: Positive = 2.0
-    generations: Whole = 1
+    auxiliary: Fraction = 0.0
+    temperature: PositiveFloat = 2.0
+    generations: PositiveInt = 1
     growth: Annotated[int, Field(ge=2)] = 5
     share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    first: Whole = 10
+    first: PositiveInt = 10
     metric: ClassificationMetric = "accuracy"
     truncate: bool | Literal["end", "start"] = False
-    max_length: Whole | None = None
+    max_length: PositiveInt | None = None
     out: str
     seed: Seed = 0
 
@@ -89,59 +90,63 @@ class Pet(BaseModel):
     @classmethod
     def _method(cls, value: str | None) -> str | None:
         if value is not None:
-            sound(parse, value)
+            validate(parse, value)
             if any(method.has_head for method in parse(value).methods):
-                raise ValueError("words judge in a pattern; leave the trained head out")
+                raise ValueError(
+                    "a pattern is scored by words, without a trained head; leave the head out"
+                )
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> Pet:
+    def _fields_agree(self) -> PetRecipe:
         if self.method is None and self.training.base_lr is None:
             raise ValueError(
-                "nothing would learn; give a method, such as LoRA, or training.base_lr, at which "
-                "the base itself learns"
+                "nothing would be trained; give a method, such as LoRA, or training.base_lr to "
+                "train the base itself"
             )
         if (self.training.base_lr is None) != (self.distilling.base_lr is None):
             raise ValueError("training and distil must both have base_lr, or neither")
-        for part, own in {"training": self.training, "distil": self.distilling}.items():
-            for name in ("eval_every", "patience"):
-                if getattr(own, name) is not None:
-                    raise ValueError(f"there are no rows to choose by; leave {part}.{name} out")
+        for part, training in {"training": self.training, "distil": self.distilling}.items():
+            options = {"eval_every": training.eval_every, "patience": training.patience}
+            for name, value in options.items():
+                if value is not None:
+                    raise ValueError(
+                        f"there is no dev data to evaluate on; leave {part}.{name} out"
+                    )
         if self.data.train is None and self.weights == "accuracy":
             raise ValueError("without data.train there is no accuracy; give weights: uniform")
         return self
 
     @staticmethod
-    def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Pet:
-        """The recipe in a file, with some fields set anew; see `Recipe.load`."""
-        return read(Pet, path, overrides)
+    def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> PetRecipe:
+        """Read a recipe from a file; arguments as in `Recipe.load`."""
+        return read(PetRecipe, path, overrides)
 
     def dump(self) -> str:
-        """The recipe as YAML, with every default; `load` reads it back as it was."""
+        """The recipe as YAML, with every default; `load` reads it back."""
         return yaml.write(self.model_dump(mode="json"))
 
     def check(self, patterns: int) -> None:
-        """Raise RecipeError where so many patterns are too few for models that label others' rows.
+        """Raise RecipeError where there are too few models to label texts for each other.
 
-        Of the untouched base there is one model a pattern.
+        patterns: how many there are. Of the untouched base there is one model for each.
         """
         models = patterns if self.data.train is None else patterns * self.seeds
         if models < 2 and (self.generations > 1 or self.data.train is None):
             raise RecipeError(
-                "no model labels rows for itself, so there must be two at least; give more "
+                "no model labels texts for itself, so there must be at least two; give more "
                 "patterns" + ("" if self.data.train is None else ", or seeds")
             )
 
     @property
     def distilling(self) -> Training:
-        """How the classifier is trained."""
+        """The training of the classifier."""
         return self.training if self.distil is None else self.distil
 
     def make_spec(self) -> Spec:
-        """What to set in; an empty sum for nothing."""
+        """What to attach; an empty sum for nothing."""
         return Sum(()) if self.method is None else parse(self.method)
 
-    def reading(self) -> dict[str, Any]:
+    def task_fields(self) -> dict[str, Any]:
         """The fields of `Classify` that patterns and classifier share."""
-        names = ("metric", "truncate", "max_length")
-        return {name: getattr(self, name) for name in names}
+        return self.model_dump(include={"metric", "truncate", "max_length"})

@@ -1,4 +1,4 @@
-"""cross_validate: train a recipe once a fold, and see how its scores spread."""
+"""cross_validate: train a recipe once per fold, and report how its scores vary."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from rich.console import Console
 from inlay.errors import RecipeError
 from inlay.files.atomic import write_whole
 from inlay.training.loop.launch import processes
-from inlay.training.recipes.recipe import Recipe, folder_of
+from inlay.training.loop.progress import print_line
+from inlay.training.recipes.recipe import Recipe, output_folder
 from inlay.training.recipes.run import run
 
 NAME = "folds.json"
 
 
 @dataclass(frozen=True)
-class Validated:
-    """What cross-validation found out.
+class CrossValidation:
+    """The scores of a cross-validation.
 
-    path: the file that says it too. metric: the task's own. scores: of each fold's inlay on the
-    rows held out, by metric. mean, sd: over the folds; sd is the sample standard deviation, with
-    k − 1.
+    path: the file that holds them too.
+    metric: the task's primary metric.
+    scores: of each fold's inlay on its held-out rows, by metric.
+    mean: over the folds, by metric.
+    sd: the sample standard deviation over the folds (divided by k − 1), by metric.
     """
 
     path: Path
@@ -36,30 +39,35 @@ class Validated:
 
 def cross_validate(
     recipe: Recipe, console: Console | None = None, *, resume: bool = True
-) -> Validated:
+) -> CrossValidation:
     """Run every fold of a recipe with `folds`, each in a folder `fold-1`, `fold-2`, … of `out`.
 
-    Each is what `run` makes of the recipe with that `fold`. Rows held out decide nothing in
-    training; early stopping and the choice of the best pieces go by `dev`, where there is one.
+    Each is what `run` does with that `fold`. The held-out rows decide nothing in training; early
+    stopping and the choice of the best pieces use `dev`, where there is one.
+
+    Args:
+        recipe: with `folds`, and without `fold`.
+        console: where progress is shown; None for the error stream.
+        resume: resume folds from their checkpoints.
 
     Raises RecipeError where the recipe has no folds or names one, and what `run` raises.
     """
     if recipe.folds is None or recipe.fold is not None:
         raise RecipeError("cross-validation takes a recipe with folds, and without fold")
     console = console or Console(stderr=True)
-    main, out = processes().is_main_process, folder_of(recipe.out)
+    main, out = processes().is_main_process, output_folder(recipe.out)
     scores: list[dict[str, float]] = []
     metric = ""
-    for number in range(1, recipe.folds + 1):
+    for fold in range(1, recipe.folds + 1):
         if main:
-            console.print(f"fold {number} of {recipe.folds}", highlight=False)
-        one = {"fold": number, "out": str(out / f"fold-{number}")}
-        outcome = run(recipe.model_copy(update=one), console, resume=resume)
+            print_line(console, f"fold {fold} of {recipe.folds}")
+        changes = {"fold": fold, "out": str(out / f"fold-{fold}")}
+        outcome = run(recipe.model_copy(update=changes), console, resume=resume)
         assert outcome.test is not None
         scores.append(outcome.test)
         metric = outcome.metric
-    columns = {name: [one[name] for one in scores] for name in scores[0]}
-    validated = Validated(
+    columns = {name: [fold_scores[name] for fold_scores in scores] for name in scores[0]}
+    result = CrossValidation(
         path=out / NAME,
         metric=metric,
         scores=scores,
@@ -67,7 +75,12 @@ def cross_validate(
         sd={name: stdev(values) for name, values in columns.items()},
     )
     if main:
-        told = {"metric": metric, "folds": scores, "mean": validated.mean, "sd": validated.sd}
-        facts = {"recipe": recipe.model_dump(mode="json"), **told}
-        write_whole(validated.path, json.dumps(facts, indent=2).encode())
-    return validated
+        content = {
+            "recipe": recipe.model_dump(mode="json"),
+            "metric": metric,
+            "folds": scores,
+            "mean": result.mean,
+            "sd": result.sd,
+        }
+        write_whole(result.path, json.dumps(content, indent=2).encode())
+    return result

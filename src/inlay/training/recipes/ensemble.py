@@ -1,6 +1,6 @@
-"""Several inlays that learned the same task, asked at once: one forward pass, and a vote.
+"""Ensembles of inlays that were trained on the same task: one forward pass, and a vote.
 
-Lester et al., EMNLP 2021, section 6: every example stands in the batch once for each member.
+Lester et al., EMNLP 2021, section 6: every example is in the batch once for each member.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from inlay.handle import Inlay, attach, rows
 from inlay.runtime.install import Prepared
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.loop import rng
-from inlay.training.loop.batches import by_length
+from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.evaluation import chunks
 
 
 @dataclass(frozen=True)
-class Voted:
-    """What members and their vote scored.
+class EnsembleResult:
+    """The scores of the members of an ensemble and of their vote.
 
-    singles: each member's scores. mean: their means. ensemble: the scores of the vote.
-    predictions: what was voted for, one an example.
+    members: each member's scores, by metric.
+    mean: the mean over the members, by metric.
+    vote: the scores of the majority vote, by metric.
+    predictions: the winner of the vote, one for each example.
     """
 
-    singles: list[dict[str, float]]
+    members: list[dict[str, float]]
     mean: dict[str, float]
-    ensemble: dict[str, float]
+    vote: dict[str, float]
     predictions: list[Prediction]
 
 
@@ -43,50 +45,56 @@ def vote(
     data: Sequence[Example],
     *,
     batch_size: int = 16,
-) -> Voted:
-    """Ask all members about every example and let the majority decide.
+) -> EnsembleResult:
+    """Predict every example with all members and take the majority.
 
-    members: inlays attached to the model. task: bound to it. batch_size: examples a batch, each of
-    which the model sees once a member. Ties are the task's to break: by the mean logit where it
-    has one, else for the member that comes first.
+    Args:
+        model: the base.
+        members: inlays attached to it.
+        task: bound to it. It breaks ties: by the mean logit where it has one, else for the member
+            that comes first.
+        data: the examples.
+        batch_size: examples in a batch, each of which the model reads once for each member.
     """
-    said: list[list[Prediction]] = [[] for _ in members]
-    won: list[Prediction] = []
+    predictions: list[list[Prediction]] = [[] for _ in members]
+    winners: list[Prediction] = []
     with evaluating(model):
         for chunk in chunks(data):
-            read = task.encode_all(chunk)
-            ballots, voted = _asked(model, members, task, read, batch_size)
-            for place, own in enumerate(said):
-                own += task.merge_windows(read, [ballot[place] for ballot in ballots], chunk)
-            won += task.merge_windows(read, voted, chunk)
-    singles = [task.score(own, data) for own in said]
-    mean = {name: sum(one[name] for one in singles) / len(singles) for name in singles[0]}
-    return Voted(singles, mean, task.score(won, data), won)
+            encoded = task.encode_all(chunk)
+            votes, chunk_winners = _vote_on_rows(model, members, task, encoded, batch_size)
+            for number, results in enumerate(predictions):
+                member_votes = [row_votes[number] for row_votes in votes]
+                results += task.merge_windows(encoded, member_votes, chunk)
+            winners += task.merge_windows(encoded, chunk_winners, chunk)
+    scores = [task.score(results, data) for results in predictions]
+    mean = {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+    return EnsembleResult(scores, mean, task.score(winners, data), winners)
 
 
-def _asked(
+def _vote_on_rows(
     model: PreTrainedModel,
     members: Sequence[Inlay],
     task: Task,
-    read: Sequence[Row],
+    encoded: Sequence[Row],
     batch_size: int,
 ) -> tuple[list[list[Any]], list[Any]]:
-    """What the members say to each row, and what was voted for."""
-    said: list[list[Any]] = [[] for _ in read]
-    won: list[Any] = ["" for _ in read]
-    names = [member.name for member in members]
-    for numbers in by_length([len(row) for row in read], rows=batch_size, tokens=None):
-        batch = task.collate([read[number] for number in numbers for _ in members])
-        batch = batch.to(model.device)
+    """The members' predictions for each row, and the winner of each row."""
+    votes: list[list[Any]] = [[] for _ in encoded]
+    winners: list[Any] = ["" for _ in encoded]
+    names = [handle.name for handle in members]
+    costs = [len(row) for row in encoded]
+    for numbers in batches_by_length(costs, rows=batch_size, tokens=None):
+        batch = task.collate([encoded[number] for number in numbers for _ in members])
         with rows(model, names * len(numbers)):
-            each, voted = task.vote(model, batch, len(members))
-        for place, number in enumerate(numbers):
-            said[number] = each[place * len(members) : (place + 1) * len(members)]
-            won[number] = voted[place]
-    return said, won
+            batch_votes, batch_winners = task.vote(model, batch.to(model.device), len(members))
+        for position, number in enumerate(numbers):
+            start = position * len(members)
+            votes[number] = batch_votes[start : start + len(members)]
+            winners[number] = batch_winners[position]
+    return votes, winners
 
 
-def member(
+def attach_member(
     model: PreTrainedModel,
     spec: Spec,
     name: str,
@@ -94,28 +102,43 @@ def member(
     number: int,
     prepared: Prepared | None = None,
 ) -> Inlay:
-    """Member `number` of an ensemble, attached: it has a seed of its own, and but for the first a
-    name of its own."""
-    with rng.kept():
+    """Attach member `number` of an ensemble, with starting values drawn from its own seed.
+
+    Args:
+        model: the base.
+        spec: of all members.
+        name: of the first member; the others are `<name>-2` and so on.
+        seed: of the first member; the others count up from it.
+        number: from 0.
+        prepared: what `prepare` returned for the spec.
+    """
+    with rng.preserved():
         rng.seed(seed + number)
-        name = f"{name}-{number + 1}" if number else name
-        return attach(model, spec, name=name, prepared=prepared)
+        member_name = f"{name}-{number + 1}" if number else name
+        return attach(model, spec, name=member_name, prepared=prepared)
 
 
-def others(
+def train_further_members(
     model: PreTrainedModel,
     first: Inlay,
     count: int,
     seed: int,
-    teach: Callable[[Inlay, int], object],
+    train: Callable[[Inlay, int], object],
     prepared: Prepared | None = None,
 ) -> list[Inlay]:
-    """The members beside the first, which has learned, each attached and taught after the last.
+    """Attach and train the members after the first, one after the other.
 
-    count: members in all. teach: given a member and its number, from 1.
+    Args:
+        model: the base.
+        first: the first member, which is trained.
+        count: how many members the ensemble has with it.
+        seed: of the first member.
+        train: called with each member and its number, from 1.
+        prepared: what `prepare` returned for their spec.
     """
-    made = []
+    members = []
     for number in range(1, count):
-        made.append(member(model, first.spec, first.name, seed, number, prepared))
-        teach(made[-1], number)
-    return made
+        handle = attach_member(model, first.spec, first.name, seed, number, prepared)
+        train(handle, number)
+        members.append(handle)
+    return members

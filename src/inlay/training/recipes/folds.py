@@ -1,4 +1,4 @@
-"""Shares of a data set for cross-validation, with alike shares of each label."""
+"""Folds of a data set for cross-validation, with equal shares of each label."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from inlay.tasks import Task
 from inlay.tasks.metrics import INSTALL
 
 
-def folds(data: Dataset, task: Task, count: int, seed: int) -> list[tuple[Dataset, Dataset]]:
-    """For every fold the rows to train on and the rows held out, both in their order.
+def split_folds(data: Dataset, task: Task, count: int, seed: int) -> list[tuple[Dataset, Dataset]]:
+    """For every fold the rows to train on and the held-out rows, both in their order.
 
     Each row is held out once. Where the task has a `stratum`, a fold has as many rows of each as
     any other, give or take one. The same seed draws the same folds.
 
+    Args:
+        data: all rows.
+        task: says which stratum a row is of.
+        count: how many folds.
+        seed: of the draw.
+
     Raises DataError where there are fewer rows, or fewer of a stratum, than folds; TrainingError
     without scikit-learn.
     """
-    try:
+    try:  # an optional dependency
         from sklearn.model_selection import KFold, StratifiedKFold
     except ImportError:
         raise TrainingError(f"cross-validation needs scikit-learn: {INSTALL}") from None
@@ -33,14 +39,14 @@ def folds(data: Dataset, task: Task, count: int, seed: int) -> list[tuple[Datase
                 raise DataError(
                     f"{data.source} has {rows} of label {stratum!r}, fewer than folds={count}"
                 )
-        parts = StratifiedKFold(count, shuffle=True, random_state=seed).split(strata, strata)
+        splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(strata, strata)
     else:
-        parts = KFold(count, shuffle=True, random_state=seed).split(strata)
+        splits = KFold(count, shuffle=True, random_state=seed).split(strata)
 
-    def those(places: Sequence[int]) -> Dataset:
-        return Dataset(data.source, tuple(data[place] for place in places))
+    def subset(numbers: Sequence[int]) -> Dataset:
+        return Dataset(data.source, tuple(data[number] for number in numbers))
 
     return [
-        (Dataset(data.source, those(train).examples, data.skipped), those(held))
-        for train, held in parts
+        (Dataset(data.source, subset(train).examples, data.skipped), subset(held_out))
+        for train, held_out in splits
     ]

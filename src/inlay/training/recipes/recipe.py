@@ -1,4 +1,4 @@
-"""Recipe: a whole run as one small YAML file.
+"""Recipe: a whole training run as one small YAML file.
 
 base: smollm2
 method: LoRA(rank=8) + Prefix(length=10)
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,11 +28,11 @@ from inlay.data.loading import load, stream
 from inlay.data.template import Template
 from inlay.errors import InlayError, RecipeError, nearest
 from inlay.tasks import Task, from_spec
-from inlay.training.loop.options import Seed, Training, Whole, explain
+from inlay.training.loop.options import PositiveInt, Seed, Training, explain
 from inlay.training.recipes import yaml
 
-WRITTEN = ("template", "demonstrations")
-"""The fields of a task that preparing it may change, and its rows show."""
+FIELDS_FROM_DATA = ("template", "demonstrations")
+"""The fields of a task that its method and its training data may change."""
 
 STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
@@ -48,14 +48,14 @@ class Source(BaseModel):
     split: str | None = None
     columns: dict[str, str] | None = None
     template: str | dict[str, str] | None = None
-    limit: Whole | None = None
-    shots: Whole | None = None
+    limit: PositiveInt | None = None
+    shots: PositiveInt | None = None
     skip_bad: bool = False
     seed: Seed = 0
 
     @field_validator("columns", "template")
     @classmethod
-    def _known(cls, value: Any) -> Any:
+    def _known_columns(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
             if name not in FIELDS:
                 raise ValueError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
@@ -63,9 +63,10 @@ class Source(BaseModel):
 
     @field_validator("template")
     @classmethod
-    def _written(cls, value: Any) -> Any:
-        for one in value.values() if isinstance(value, dict) else [value] if value else []:
-            sound(Template, one)
+    def _valid_template(cls, value: Any) -> Any:
+        templates = [] if value is None else [value]
+        for template in value.values() if isinstance(value, dict) else templates:
+            validate(Template, template)
         return value
 
     def load(self, task: Task) -> Dataset:
@@ -81,7 +82,7 @@ class Source(BaseModel):
 
 
 class Data(BaseModel):
-    """The rows to train on, to choose by, and to report on."""
+    """The rows to train on (`train`), to choose the best pieces by (`dev`), and to test on."""
 
     model_config = STRICT
 
@@ -91,20 +92,22 @@ class Data(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What `run` does. Paths are relative to where it is run.
+    """What `run` does. Paths are relative to the current folder.
 
-    base: a bundled name, a folder, or what `from_pretrained` takes. dtype: of its weights; None
-        keeps the one they are stored in.
-    method: what to set in, written as in Python; None for nothing, where the base learns
-        (`training.base_lr`). name: of the inlay.
+    base: a bundled name, a folder, or what `from_pretrained` takes.
+    dtype: of its weights; None keeps that of the files.
+    method: what to attach, written as in Python; None for nothing, where the base itself is
+        trained (`training.base_lr`).
+    name: of the inlay.
     task: its `kind` and fields.
     data: `train`, `dev`, `test`.
     training: the fields of `Training`.
     out: the folder for the inlay, the log, the checkpoint and the results.
-    seed: of everything that is drawn.
-    ensemble: how many inlays are trained, with seeds from `seed` on, whose majority then decides.
+    seed: of everything that is random.
+    ensemble: how many inlays are trained, with seeds that count up from `seed`, and then vote.
     folds: for cross-validation, how many times to train, each time tested on another share of
-        `train` and trained on the rest. fold: which one of these alone, from 1 on; None for all.
+        `train` and trained on the rest.
+    fold: which one of these alone, from 1; None for all.
     """
 
     model_config = STRICT
@@ -120,13 +123,13 @@ class Recipe(BaseModel):
     seed: Seed = 0
     ensemble: Annotated[int, Field(ge=1, le=100)] = 1
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
-    fold: Whole | None = None
+    fold: PositiveInt | None = None
 
     @field_validator("method")
     @classmethod
     def _method(cls, value: str | None) -> str | None:
         if value is not None:
-            sound(parse, value)
+            validate(parse, value)
         return value
 
     @field_validator("name")
@@ -140,7 +143,7 @@ class Recipe(BaseModel):
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(  # noqa: TRY004  # pydantic tells of no TypeError
+            raise ValueError(  # noqa: TRY004  # pydantic reports no TypeError
                 f"write its fields, such as {{kind: classify}}, not {value!r:.80}"
             )
         return value
@@ -150,15 +153,15 @@ class Recipe(BaseModel):
     def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "kind" not in value:
             raise ValueError("the kind of task is missing, as in {kind: generate}")
-        sound(_task_of, value)
+        validate(_task_of, value)
         return value
 
     @model_validator(mode="after")
-    def _something_learns(self) -> Recipe:
+    def _something_is_trained(self) -> Recipe:
         if self.method is None and self.training.base_lr is None:
             raise ValueError(
-                "nothing would learn; give a method, such as LoRA, or training.base_lr, at which "
-                "the base itself learns"
+                "nothing would be trained; give a method, such as LoRA, or training.base_lr to "
+                "train the base itself"
             )
         if self.ensemble > 1 and self.training.base_lr is not None:
             raise ValueError(
@@ -172,40 +175,44 @@ class Recipe(BaseModel):
             raise ValueError("folds are tested on shares of data.train; leave data.test out")
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
             raise ValueError(
-                f"fold={self.fold} is none of the folds, of which there are {self.folds or 0}"
+                f"there is no fold {self.fold}: the recipe has {self.folds or 0} folds"
             )
         return self
 
     @staticmethod
     def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
-        """The recipe in a file (None: in none), with some fields set anew.
+        """Read a recipe from a file.
 
-        overrides: dotted names -> texts, such as `training.lr` -> `1e-4`. A text that is JSON
-        counts as what it says, any other as itself.
+        Args:
+            path: the file; None for a recipe of overrides alone.
+            overrides: dotted names -> texts, such as `training.lr` -> `1e-4`. A text that is valid
+                JSON is read as JSON, any other is the value itself.
 
         Raises RecipeError, one sentence that names the field, for whatever is wrong with it.
         """
         return read(Recipe, path, overrides)
 
     def dump(self) -> str:
-        """The recipe as YAML, with every default; `load` reads it back as it was."""
+        """The recipe as YAML, with every default; `load` reads it back."""
         return yaml.write(self.model_dump(mode="json"))
 
     def make_spec(self) -> Spec:
-        """What to set in; an empty sum for nothing."""
+        """What to attach; an empty sum for nothing."""
         return Sum(()) if self.method is None else parse(self.method)
 
     def with_task(self, task: Task) -> Recipe:
-        """The same recipe with what its task was made to write into every row.
+        """The same recipe with the fields that its task got from its method and its data.
 
-        That is a template that was made for its method, and the demonstrations that were drawn:
-        who only measures with the recipe has neither the method nor the training data.
+        These are a template with virtual tokens, and the demonstrations that were drawn: who only
+        evaluates with the recipe has neither the method nor the training data.
         """
         before, after = self.make_task().describe(), task.describe()
-        made = {
-            name: after[name] for name in WRITTEN if name in after and before[name] != after[name]
+        changed = {
+            name: after[name]
+            for name in FIELDS_FROM_DATA
+            if name in after and before[name] != after[name]
         }
-        return self.model_copy(update={"task": {**self.task, **made}})
+        return self.model_copy(update={"task": {**self.task, **changed}})
 
     def make_task(self) -> Task:
         """The task, not bound to a model yet."""
@@ -213,14 +220,14 @@ class Recipe(BaseModel):
 
 
 def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str] | None) -> Kind:
-    """A recipe of this kind; the rest is as in `Recipe.load`."""
+    """Read a recipe of this class; the rest is as in `Recipe.load`."""
     values: Any = {}
     if path is not None:
         try:
-            written = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-        values = yaml.read(written, str(path))
+        values = yaml.read(text, str(path))
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
     for name, value in (overrides or {}).items():
@@ -231,24 +238,24 @@ def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str]
         raise RecipeError(explain(error, kind)) from None
 
 
-def folder_of(out: str) -> Path:
-    """The folder that a run writes into. Raises RecipeError where a file has its name."""
+def output_folder(out: str) -> Path:
+    """The folder that a run writes into. Raises RecipeError where a file has that name."""
     if Path(out).exists() and not Path(out).is_dir():
         raise RecipeError(f"out is a folder to write into, and {out} is a file; name another")
     return Path(out)
 
 
 def _task_of(fields: Mapping[str, Any]) -> Task:
-    rest = {name: value for name, value in fields.items() if name != "kind"}
-    if "task" in rest:
+    options = {name: value for name, value in fields.items() if name != "kind"}
+    if "task" in options:
         raise RecipeError("there is no field 'task'; did you mean 'kind'?")
-    return from_spec({"task": fields["kind"], **rest})
+    return from_spec({"task": fields["kind"], **options})
 
 
-def sound(make: Any, value: Any) -> None:
-    """Have pydantic say, with the path of the field, what this library refuses."""
+def validate(construct: Callable[[Any], object], value: Any) -> None:
+    """Turn an InlayError of `construct(value)` into an error that pydantic gives a field's path."""
     try:
-        make(value)
+        construct(value)
     except InlayError as error:
         raise ValueError(str(error)) from None
 

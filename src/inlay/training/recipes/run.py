@@ -1,13 +1,11 @@
-"""run: from a recipe to a trained inlay, its scores, and files that say how it came about."""
+"""run: from a recipe to a trained inlay, its scores, and the files that document them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
-from inlay.data.dataset import Dataset, describe_skipped
+from inlay.data.dataset import Dataset
 from inlay.errors import RecipeError
 from inlay.files.atomic import write_whole
 from inlay.handle import Inlay, rows
@@ -25,122 +23,116 @@ from inlay.tasks import Task
 from inlay.training.fit import fit
 from inlay.training.loop import checkpoint
 from inlay.training.loop.evaluation import evaluate
-from inlay.training.loop.full_model import BASE, need_fine, save_base
+from inlay.training.loop.full_model import BASE, require_full_precision
 from inlay.training.loop.launch import processes
-from inlay.training.loop.log import Log
-from inlay.training.loop.progress import Shown
+from inlay.training.loop.progress import ProgressDisplay, print_line
 from inlay.training.loop.results import Result
-from inlay.training.loop.trainer import LOG
 from inlay.training.preparation import needs_preparation, prepare
-from inlay.training.recipes.ensemble import Voted, member, others, vote
-from inlay.training.recipes.folds import folds
-from inlay.training.recipes.recipe import Recipe, folder_of
+from inlay.training.recipes.ensemble import (
+    EnsembleResult,
+    attach_member,
+    train_further_members,
+    vote,
+)
+from inlay.training.recipes.folds import split_folds
+from inlay.training.recipes.outcome import Outcome, report_outcome, write_outcome
+from inlay.training.recipes.recipe import Recipe, output_folder
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a recipe led to.
-
-    path: the inlay's file, None where nothing was set in. base: the folder of the base, where it
-    learned too. parameters: how many numbers learned; of: how many the base has.
-    untouched, dev, test: scores by metric, of the base before and with the inlay after; None where
-    the recipe has no such data. metric: the task's own. training: how it went.
-    voted: what the members of an ensemble score, on `test` where there is one, else on `dev`; all
-    else is about the first of them.
-    """
-
-    recipe: Recipe
-    path: Path | None
-    base: Path | None
-    parameters: int
-    of: int
-    metric: str
-    untouched: dict[str, float] | None
-    dev: dict[str, float] | None
-    test: dict[str, float] | None
-    training: Result
-    voted: Voted | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        recipe = self.recipe.model_dump(mode="json")
-        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            **facts,
-            "recipe": recipe,
-            "path": None if self.path is None else str(self.path),
-            "base": None if self.base is None else str(self.base),
-            "training": asdict(self.training),
-            "voted": None if self.voted is None else asdict(self.voted),
-        }
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) -> Outcome:
     """Do what a recipe says.
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
-    and, as it goes, a checkpoint, from which the same recipe goes on (`resume=False`: starts
-    anew). Of a recipe with `folds` it does one, `fold`; `cross_validate` does all. Where the task
-    reads a trained head, one is added to the method, and virtual tokens that no template places
-    are placed around the text; the untouched score is then that of pieces that have learned
-    nothing, else that of the bare base. A base that has learned is written to the folder `base`,
-    whole or not at all, and the inlay's file then fits only that base. Rows that `skip_bad` leaves
-    out are named at the end, the first of them on the console and all in the log.
+    and meanwhile a checkpoint, from which the same recipe resumes (`resume=False` starts anew).
+    Of a recipe with `folds` it runs one, `fold`; `cross_validate` runs all. Where the task reads a
+    trained head, one is added to the method, and virtual tokens that no template places are placed
+    around the text. `untouched` is then the score of untrained pieces, else that of the bare base.
+    A trained base is written to the folder `base`, whole or not at all, and the inlay's file then
+    fits only that base. Rows that `skip_bad` leaves out are named at the end, the first of them on
+    the console and all in the log.
+
+    Args:
+        recipe: the run.
+        console: where progress is shown; None for the error stream.
+        resume: resume from the folder's checkpoint, where there is one.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError; and RecipeError for folds without a fold.
     """
     if recipe.folds is not None and recipe.fold is None:
-        raise RecipeError("run does one fold; give fold, or call cross_validate for all of them")
-    out = folder_of(recipe.out)
+        raise RecipeError("run trains one fold; give fold, or call cross_validate for all of them")
+    out = output_folder(recipe.out)
     main = processes().is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
-    data = _read(recipe, task, console)
+    data = _read_data(recipe, task, console)
     if recipe.folds is not None and recipe.fold is not None:
-        _know_labels(task, recipe, data["train"])
-        parts = folds(data["train"], task, recipe.folds, recipe.seed)
-        data["train"], data["test"] = parts[recipe.fold - 1]
+        _set_all_labels(task, recipe, data["train"])
+        splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
+        data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    spec = headed(recipe.make_spec(), task)
-    model, tokenizer = opened(recipe.base, recipe.dtype, console)
-    joint = recipe.training.base_lr is not None
-    if joint:
-        need_fine(model)
-    size = sum(p.numel() for p in model.parameters())
-    prepared = _prepared(recipe, out, model, tokenizer, spec, task, data["train"], console, resume)
-    handle = member(model, spec, recipe.name, recipe.seed, 0, prepared)
-    recipe = _placed(recipe, task, handle, data["train"], console).with_task(task)
+    spec = spec_with_head(recipe.make_spec(), task)
+    model, tokenizer = open_base(recipe.base, recipe.dtype, console)
+    trains_base = recipe.training.base_lr is not None
+    if trains_base:
+        require_full_precision(model)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    prepared: Prepared = {}
+    if needs_preparation(model, spec):
+        draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
+        draft.bind(model, tokenizer)
+        prepared = prepare(
+            model,
+            spec,
+            draft,
+            data["train"],
+            batch_size=recipe.training.rows or 16,
+            seed=recipe.seed,
+            folder=out,
+            resume=resume,
+            console=console,
+        )
+    handle = attach_member(model, spec, recipe.name, recipe.seed, 0, prepared)
+    recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    course = _Course(recipe, out, model, task, data, console, resume, prepared)
-    untouched = course.untouched(handle)
+    context = _RunContext(recipe, out, model, task, data, console, resume, prepared)
+    untouched = context.score_untouched(handle)
     if main and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
-    result = course.teach(handle, 0)
-    tested = course.score("test")
-    members = [handle, *others(model, handle, recipe.ensemble, recipe.seed, course.teach, prepared)]
+    result = context.train(handle, 0)
+    test = context.score("test")
+    further = train_further_members(
+        model, handle, recipe.ensemble, recipe.seed, context.train, prepared
+    )
+    members = [handle, *further]
     outcome = Outcome(
         recipe=recipe,
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
-        base=out / BASE if joint else None,
-        parameters=handle.count() + (size if joint else 0),
-        of=size,
+        base=out / BASE if trains_base else None,
+        parameters=handle.count() + (base_parameters if trains_base else 0),
+        base_parameters=base_parameters,
         metric=task.metric,
         untouched=untouched,
         dev=None if result.best is None else result.best.scores,
-        test=tested,
+        test=test,
         training=result,
-        voted=course.vote(members),
+        ensemble=context.vote(members),
     )
     if main:
-        _write(out, outcome, members, tokenizer, data)
-    _tell(outcome, data, console)
+        write_outcome(out, outcome, members, tokenizer, data)
+    report_outcome(outcome, data, console)
     return outcome
 
 
 @dataclass(frozen=True)
-class _Course:
-    """What every member of a run learns from and is asked: a base, a task bound to it, and rows."""
+class _RunContext:
+    """What all members of a run share.
+
+    recipe: the run. out: its folder. model: the base. task: bound to it. data: by part.
+    console: where progress is shown. resume: from checkpoints. prepared: of the spec.
+    """
 
     recipe: Recipe
     out: Path
@@ -151,30 +143,36 @@ class _Course:
     resume: bool
     prepared: Prepared
 
-    def untouched(self, handle: Inlay) -> dict[str, float] | None:
-        """The scores on `dev` before anything has learned; see `run`."""
+    def score_untouched(self, handle: Inlay) -> dict[str, float] | None:
+        """The scores on `dev` before training; see `run`."""
         has_head = any(method.has_head for method in handle.spec.methods)
         handle.enabled = has_head or handle.virtual_tokens > 0
         scores = self.score("dev")
         handle.enabled = True
         if scores is not None:
             metric = self.task.metric
-            say(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
+            print_line(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
         return scores
 
     def score(self, part: str) -> dict[str, float] | None:
-        """The scores on some rows, by metric; None where the recipe has no such rows."""
+        """The scores on a part of the data, by metric; None where the recipe has no such part."""
         if part not in self.data:
             return None
-        o = self.recipe.training
-        shown: dict[str, Any] = {"console": self.console, "what": part}
-        rows = self.data[part]
-        return evaluate(self.model, self.task, rows, batch_size=o.rows, tokens=o.tokens, **shown)
+        training = self.recipe.training
+        return evaluate(
+            self.model,
+            self.task,
+            self.data[part],
+            batch_size=training.rows,
+            tokens=training.tokens,
+            console=self.console,
+            what=part,
+        )
 
-    def teach(self, handle: Inlay, number: int) -> Result:
-        """Train one member; the first has the run's own folder."""
+    def train(self, handle: Inlay, number: int) -> Result:
+        """Train member `number`; the first has the run's own folder."""
         if number:
-            say(self.console, f"member {number + 1} of {self.recipe.ensemble}")
+            print_line(self.console, f"member {number + 1} of {self.recipe.ensemble}")
         with rows(self.model, [handle.name]):
             return fit(
                 self.model,
@@ -190,141 +188,71 @@ class _Course:
                 **self.recipe.training.model_dump(),
             )
 
-    def vote(self, members: Sequence[Inlay]) -> Voted | None:
-        """What several members say together on `test`, or else on `dev`."""
-        asked = self.data.get("test", self.data.get("dev"))
-        if len(members) == 1 or asked is None:
+    def vote(self, members: Sequence[Inlay]) -> EnsembleResult | None:
+        """The scores of several members and their vote on `test`, or else on `dev`."""
+        data = self.data.get("test", self.data.get("dev"))
+        if len(members) == 1 or data is None:
             return None
-        return vote(
-            self.model, members, self.task, asked, batch_size=self.recipe.training.rows or 8
+        batch_size = self.recipe.training.rows or 8
+        return vote(self.model, members, self.task, data, batch_size=batch_size)
+
+
+def spec_with_head(spec: Spec, task: Task) -> Spec:
+    """The spec, with the trained head that the task reads added where it has none."""
+    if any(method.has_head for method in spec.methods):
+        return spec
+    head = task.head()
+    return spec if head is None else spec + head
+
+
+def open_base(
+    base: str, dtype: str | None, console: Console
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the base of a recipe and its tokenizer, with progress."""
+    with ProgressDisplay(console) as display, display.counting(f"loading {base}"):
+        return load_base(
+            base,
+            dtype=None if dtype is None else DTYPES[dtype],
+            device=processes().device,
+            report=lambda line: print_line(console, line),
         )
 
 
-def say(console: Console, line: str) -> None:
-    """Print one line that stays."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _read(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
+def _read_data(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
     """The rows of every part that the recipe names."""
     sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
     data = {}
     for part, source in sources.items():
         if source is not None:
-            with Shown(console) as shown, shown.counting(f"reading {part}"):
+            with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
                 data[part] = source.load(task)
-    for part, found in data.items():
-        if found.skipped:
-            say(console, f"{part}: {len(found.skipped)} malformed rows are left out")
+    for part, dataset in data.items():
+        if dataset.skipped:
+            print_line(console, f"{part}: {len(dataset.skipped)} malformed rows are left out")
     return data
 
 
-def _know_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
-    """Tell a task that reads a trained head the labels of all folds.
+def _set_all_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
+    """Give a task that reads a trained head the labels of all folds.
 
-    Of the rows held out it learns nothing else: neither how frequent labels are there, nor
+    It learns nothing else of the held-out rows: neither how frequent labels are there, nor
     demonstrations.
     """
-    whole = recipe.make_task()
-    whole.prepare(data)
-    head = whole.head()
+    prepared = recipe.make_task()
+    prepared.prepare(data)
+    head = prepared.head()
     if head is not None:
         task.set_labels(tuple(head.labels))
 
 
-def opened(
-    base: str, dtype: str | None, console: Console
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base of a recipe and its tokenizer; shows that they load."""
-    with Shown(console) as shown, shown.counting(f"loading {base}"):
-        return load_base(
-            base,
-            dtype=None if dtype is None else getattr(torch, dtype),
-            device=processes().device,
-            report=lambda line: say(console, line),
-        )
-
-
-def _prepared(
-    recipe: Recipe,
-    out: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: Spec,
-    task: Task,
-    data: Dataset,
-    console: Console,
-    resume: bool,
-) -> Prepared:
-    """What the methods compute from the training data before they are attached."""
-    if not needs_preparation(model, spec):
-        return {}
-    draft = deepcopy(task)  # the task itself is bound when virtual tokens are in its template
-    draft.bind(model, tokenizer)
-    return prepare(
-        model,
-        spec,
-        draft,
-        data,
-        batch_size=recipe.training.rows or 16,
-        seed=recipe.seed,
-        folder=out,
-        resume=resume,
-        console=console,
-    )
-
-
-def _placed(recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console) -> Recipe:
-    """The recipe, with the template in which the task has a place for every virtual token."""
+def _place_virtual_tokens(
+    recipe: Recipe, task: Task, handle: Inlay, data: Dataset, console: Console
+) -> Recipe:
+    """Write the inlay's virtual tokens into a template without any; returns the new recipe."""
     if not handle.virtual_tokens or task.virtual_tokens:
         return recipe
     before = sum(p.piece.before for p in handle.placed if isinstance(p.piece, VirtualTokens))
     task.place_virtual_tokens(handle.virtual_tokens, before, data)
     recipe = recipe.with_task(task)
-    say(console, f"template: {recipe.task['template']}")
+    print_line(console, f"template: {recipe.task['template']}")
     return recipe
-
-
-def _write(
-    out: Path,
-    outcome: Outcome,
-    members: Sequence[Inlay],
-    tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, Dataset],
-) -> None:
-    """Put what a run led to into its folder."""
-    if outcome.base is not None:
-        save_base(members[0].model, tokenizer, outcome.base)
-    for one in members if outcome.path is not None else []:
-        one.save(out / f"{one.name}.safetensors", tokenizer=tokenizer)
-    write_whole(out / "recipe.yaml", outcome.recipe.dump().encode())
-    write_whole(out / "result.json", json.dumps(outcome.plain(), indent=2).encode())
-    _log_skipped(out / LOG, data)
-
-
-def _tell(outcome: Outcome, data: Mapping[str, Dataset], console: Console) -> None:
-    """Say whether the base was saved too, and which rows were left out."""
-    if outcome.base is not None:
-        fits = "" if outcome.path is None else f"; {outcome.path} fits only that base"
-        said = f"the base has learned too, so all of it is saved, in {outcome.base}{fits}"
-        say(console, said)
-    for part, found in data.items():
-        for line in describe_skipped(found.skipped, part):
-            say(console, line)
-
-
-def _log_skipped(path: Path, data: Mapping[str, Dataset]) -> None:
-    """Add to the log which rows were left out; a resumed run cuts this off and adds it anew."""
-    log = Log(path, path.stat().st_size)
-    for part, found in data.items():
-        for one in found.skipped:
-            log.write(skipped=part, where=one.where, reason=one.reason)
-    log.close()
-
-
-def headed(spec: Spec, task: Task) -> Spec:
-    """The spec, with the head that the task reads where it has none yet."""
-    if any(method.has_head for method in spec.methods):
-        return spec
-    head = task.head()
-    return spec if head is None else spec + head

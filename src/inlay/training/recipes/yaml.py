@@ -1,7 +1,7 @@
-"""YAML as people mean it: `1e-4` is a number, `no` is a word, no key stands twice.
+"""YAML of recipes: `1e-4` is a number, `no` is a word, and a key may not be repeated.
 
 PyYAML reads YAML 1.1, where `1e-4` is a text and `{yes: …, no: …}` has the keys True and False.
-Numbers and truth values are read here as the core schema of YAML 1.2 has them.
+Here numbers and booleans are read by the core schema of YAML 1.2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads back, lists on one line."""
+    """Writes what `Loader` reads back, with lists on one line."""
 
 
 for kind in (Loader, Dumper):
@@ -45,21 +45,21 @@ def _int(loader: Loader, node: yaml.ScalarNode) -> int:
 
 
 def _float(loader: Loader, node: yaml.ScalarNode) -> float:
-    written = str(loader.construct_scalar(node)).lower()
-    return float(written.replace(".inf", "inf").replace(".nan", "nan"))
+    text = str(loader.construct_scalar(node)).lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
+    mapping: dict[Any, Any] = {}
     for key, value in node.value:
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, str | int | float):
             raise yaml.constructor.ConstructorError(None, None, "a key is a word", key.start_mark)
-        if name in made:
-            problem = f"{name!r} stands there twice"
+        if name in mapping:
+            problem = f"{name!r} is given twice"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        made[name] = loader.construct_object(value, deep=True)
-    return made
+        mapping[name] = loader.construct_object(value, deep=True)
+    return mapping
 
 
 def _list(dumper: Dumper, values: list) -> yaml.Node:
@@ -73,17 +73,17 @@ Dumper.add_representer(list, _list)
 
 
 def read(text: str, name: str) -> Any:
-    """The data that a YAML text says. Raises RecipeError with the line."""
+    """Parse a YAML text; name: of its file. Raises RecipeError, with the line."""
     try:
-        return yaml.load(text, Loader)  # a SafeLoader by descent
+        return yaml.load(text, Loader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise RecipeError(f"{name}{line}: not usable YAML: {error.problem}") from None
+        raise RecipeError(f"{name}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{name}: not usable YAML: {error!s:.100}") from None
+        raise RecipeError(f"{name}: not valid YAML: {error!s:.100}") from None
 
 
 def write(data: Any) -> str:
-    """The data as YAML, in its own order."""
+    """Data as YAML, with its keys in their order."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
