@@ -103,7 +103,7 @@ def test_a_trained_base_is_saved_whole_and_used_with_its_inlay(inlay, recipe, ba
 
 def test_a_base_learns_without_any_method(inlay, recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("method: LoRA(rank=2)\n", ""))
-    assert "nothing would learn; give a method" in inlay("train", recipe).error
+    assert "nothing would be trained; give a method" in inlay("train", recipe).error
     run = inlay("train", recipe, "--base-lr", "1e-2")
     assert run.code == 0, run.err
     folder, copy = tmp_path / "run" / "base", tmp_path / "run" / "recipe.yaml"

@@ -37,77 +37,77 @@ def setting():
                            Subtask(write, TEXTS, (shared, b), TEXTS)]  # fmt: skip
 
 
-def losses(model, lessons):
+def losses(model, subtasks):
     found = []
     with torch.no_grad():
-        for lesson in lessons:
-            with inlay.rows(model, [[one.name for one in lesson.inlays]]):
-                batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
-                found.append(loss_of(lesson.task, model, batch)[0].item())
+        for subtask in subtasks:
+            with inlay.rows(model, [[one.name for one in subtask.inlays]]):
+                batch = subtask.task.collate(subtask.task.encode_all(subtask.data))
+                found.append(loss_of(subtask.task, model, batch)[0].item())
     return found
 
 
-def test_every_lesson_learns_with_what_is_shared_and_what_is_its_own():
-    model, _, lessons = setting()
-    before = {h.name: [p.clone() for p in h.parameters()] for h in lessons[0].inlays}
-    start = losses(model, lessons)
-    result = fit_multitask(model, lessons, steps=30, batch_size=6, lr=0.1, seed=1)
+def test_every_subtask_learns_with_what_is_shared_and_what_is_its_own():
+    model, _, subtasks = setting()
+    before = {h.name: [p.clone() for p in h.parameters()] for h in subtasks[0].inlays}
+    start = losses(model, subtasks)
+    result = fit_multitask(model, subtasks, steps=30, batch_size=6, lr=0.1, seed=1)
     assert result.steps == 30
     assert set(result.best.scores) == {"0/accuracy", "1/exact_match", "mean"}
-    for old, new in zip(start, losses(model, lessons), strict=True):
+    for old, new in zip(start, losses(model, subtasks), strict=True):
         assert new < 0.7 * old
-    for handle in lessons[0].inlays:
+    for handle in subtasks[0].inlays:
         assert not torch.equal(before[handle.name][0], next(iter(handle.parameters())))
 
 
-def test_the_gradient_of_a_mixture_is_the_sum_over_its_lessons():
-    model, shared, lessons = setting()
+def test_the_gradient_of_a_multitask_is_the_sum_over_its_subtasks():
+    model, shared, subtasks = setting()
     (p,) = shared.parameters()
     apart = torch.zeros_like(p)
-    for lesson in lessons:
-        with inlay.rows(model, [[one.name for one in lesson.inlays]]):
-            batch = lesson.task.collate(lesson.task.encode_all(lesson.data))
-            loss, _ = loss_of(lesson.task, model, batch)
+    for subtask in subtasks:
+        with inlay.rows(model, [[one.name for one in subtask.inlays]]):
+            batch = subtask.task.collate(subtask.task.encode_all(subtask.data))
+            loss, _ = loss_of(subtask.task, model, batch)
         apart += torch.autograd.grad(loss, p)[0]
-    mixture = Multitask(lessons=tuple(lessons))
-    rows = mixture.encode_all(
-        [SubtaskExample(e.fields, e.where, n) for n, one in enumerate(lessons) for e in one.data]
+    multitask = Multitask(subtasks=tuple(subtasks))
+    rows = multitask.encode_all(
+        [SubtaskExample(e.fields, e.where, n) for n, one in enumerate(subtasks) for e in one.data]
     )
-    total, count = loss_of(mixture, model, mixture.collate(rows[::-1]))
+    total, count = loss_of(multitask, model, multitask.collate(rows[::-1]))
     assert count == sum(len(row.labels) for row in rows)
     torch.testing.assert_close(torch.autograd.grad(total, p)[0], apart, rtol=1e-4, atol=1e-5)
 
 
 def test_one_task_goes_on_alone_and_the_shared_part_holds_still():
-    model, shared, lessons = setting()
-    fit_multitask(model, lessons, steps=3, batch_size=6, lr=0.1)
+    model, shared, subtasks = setting()
+    fit_multitask(model, subtasks, steps=3, batch_size=6, lr=0.1)
     (p,) = shared.parameters()
     held = p.clone()
-    lesson, before = lessons[0], losses(model, lessons)[0]
+    subtask, before = subtasks[0], losses(model, subtasks)[0]
     with inlay.rows(model, [["shared", "own-a"]]):
-        fit(model, lesson.inlays[1], lesson.task, lesson.data, steps=40, lr=0.1, batch_size=4)
-    assert losses(model, lessons)[0] < 0.95 * before
+        fit(model, subtask.inlays[1], subtask.task, subtask.data, steps=40, lr=0.1, batch_size=4)
+    assert losses(model, subtasks)[0] < 0.95 * before
     assert torch.equal(held, p)
 
 
-def test_a_mixture_resumes_to_the_same_numbers(tmp_path):
-    model, shared, lessons = setting()
+def test_a_multitask_resumes_to_the_same_numbers(tmp_path):
+    model, shared, subtasks = setting()
     told = {"steps": 6, "batch_size": 3, "lr": 0.1, "checkpoint_every": 3}
-    fit_multitask(model, lessons, folder=tmp_path / "a", **told)
+    fit_multitask(model, subtasks, folder=tmp_path / "a", **told)
     whole = [p.clone() for p in shared.parameters()]
-    model, shared, lessons = setting()
-    fit_multitask(model, lessons, folder=tmp_path / "a", **told)  # goes on where that one ended
+    model, shared, subtasks = setting()
+    fit_multitask(model, subtasks, folder=tmp_path / "a", **told)  # goes on where that one ended
     for one, other in zip(shared.parameters(), whole, strict=True):
         assert torch.equal(one, other)
 
 
 def test_what_is_not_attached_is_refused():
-    model, shared, lessons = setting()
+    model, shared, subtasks = setting()
     with pytest.raises(TrainingError, match="at least one"):
         fit_multitask(model, [], steps=1)
     shared.detach()
     with pytest.raises(TrainingError, match="shared"):
-        fit_multitask(model, lessons, steps=1)
+        fit_multitask(model, subtasks, steps=1)
 
 
 ASKED = examples(
@@ -126,24 +126,24 @@ TAGGED = examples(
 )
 
 
-def test_words_and_windows_are_lessons_too():
+def test_words_and_windows_are_subtasks_too():
     model = zoo.fresh("bert")
     tag, extract = Tag(labels=("B-a", "O")), Extract(max_length=14, stride=4)
-    lessons = []
+    subtasks = []
     for task, data in ((tag, TAGGED), (extract, ASKED)):
         task.bind(model, tokenizer("encoder"))
         handle = inlay.attach(model, inlay.LoRA(rank=4) + task.head(), name=task.name)
-        lessons.append(Subtask(task, data, (handle,), data))
-    result = fit_multitask(model, lessons, steps=60, batch_size=16, lr=2e-2, seed=1)
+        subtasks.append(Subtask(task, data, (handle,), data))
+    result = fit_multitask(model, subtasks, steps=60, batch_size=16, lr=2e-2, seed=1)
     assert result.best.scores["0/f1"] == result.best.scores["1/f1"] == 1
     both = [
         *(SubtaskExample(one.fields, one.where, 1) for one in ASKED[:2]),
         *(SubtaskExample(one.fields, one.where, 0) for one in TAGGED),
         SubtaskExample(ASKED[2].fields, "last", 1),
     ]
-    mixture = Multitask(lessons=tuple(lessons))
-    rows = mixture.encode_all(both)
+    multitask = Multitask(subtasks=tuple(subtasks))
+    rows = multitask.encode_all(both)
     assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
-    said = mixture.predict(model, mixture.collate(rows))
-    answers = mixture.merge_windows(rows, said, both)
+    said = multitask.predict(model, multitask.collate(rows))
+    answers = multitask.merge_windows(rows, said, both)
     assert answers == ["good", "bad", ["O", "B-a"], ["O", "O"], ""]

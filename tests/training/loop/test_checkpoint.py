@@ -14,7 +14,7 @@ from inlay.training import fit
 from inlay.training.loop import checkpoint, rng
 from tests.training import tiny
 
-GIVEN = {"batch_size": 3, "accumulate": 2, "epochs": 3, "eval_every": 3, "checkpoint_every": 1}
+OPTIONS = {"batch_size": 3, "accumulate": 2, "epochs": 3, "eval_every": 3, "checkpoint_every": 1}
 
 
 class Stopping(tiny.Recite):
@@ -38,7 +38,7 @@ def train(folder=None, *, spec=None, data=20, dev=4, presses=(), model=None, **g
     model, handle = tiny.attached(spec, model=model)
     made = tiny.task(model, Stopping)
     made.presses = presses
-    given = {**GIVEN, **given}
+    given = {**OPTIONS, **given}
     given.setdefault("console", tiny.quiet())
     if folder is None:
         del given["checkpoint_every"]
@@ -138,8 +138,8 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         path.write_bytes(bad)
         with pytest.raises(TrainingError, match=r"is damaged .* delete it"):
             train(tmp_path, steps=2)
-    assert good.count(b'format\\": 1') == 1
-    path.write_bytes(good.replace(b'format\\": 1', b'format\\": 2'))
+    assert good.count(b'format\\": 2') == 1
+    path.write_bytes(good.replace(b'format\\": 2', b'format\\": 1'))
     with pytest.raises(TrainingError, match="another version"):
         train(tmp_path, steps=2)
 

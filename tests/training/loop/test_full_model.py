@@ -219,9 +219,9 @@ def test_a_base_in_half_precision_is_refused():
 
 def test_a_mixture_refuses():
     model, handle = tiny.attached()
-    lesson = Subtask(tiny.task(model), tiny.examples(4), (handle,))
+    subtask = Subtask(tiny.task(model), tiny.examples(4), (handle,))
     with pytest.raises(TrainingError, match="leave base_lr out"):
-        fit_multitask(model, [lesson], steps=1, base_lr=1e-5)
+        fit_multitask(model, [subtask], steps=1, base_lr=1e-5)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "decoder"), ("gpt2", "decoder"),

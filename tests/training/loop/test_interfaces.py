@@ -117,11 +117,11 @@ def test_penalties_of_inlays_that_learn_together_add_up(gradients):
     model.double()
     reference = copy.deepcopy(model)
     tasks = [tiny.task(model) for _ in range(2)]
-    lessons = [
+    subtasks = [
         Subtask(tasks[0], tiny.examples(4), (shared,)),
         Subtask(tasks[1], tiny.examples(4, seed=1), (shared, own)),
     ]
-    fit_multitask(model, lessons, **{**PLAIN, "clip": None, "console": tiny.quiet()})
+    fit_multitask(model, subtasks, **{**PLAIN, "clip": None, "console": tiny.quiet()})
     total, count = 0, 0
     copies = inlay.attached(reference)
     reference.train()

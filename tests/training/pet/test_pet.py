@@ -12,9 +12,9 @@ from inlay.errors import DataError, InlayError, RecipeError, TrainingError
 from inlay.hub import load_base
 from inlay.tasks import Classify, TrainedHead, Verbalizer, auxiliary
 from inlay.training import evaluate
-from inlay.training.pet.auxiliary_text import Beside, beside
-from inlay.training.pet.distillation import ensemble, scores, softly
-from inlay.training.pet.generations import committee, picked, wanted
+from inlay.training.pet.auxiliary_text import AuxiliaryText, pair_with_texts
+from inlay.training.pet.distillation import score_examples, weighted_mean, with_scores
+from inlay.training.pet.generations import labelling_models, select_texts, texts_per_label
 from inlay.training.pet.patterns import Patterns
 from inlay.training.pet.pet import pet
 from inlay.training.pet.recipe import PetRecipe
@@ -92,9 +92,9 @@ def recipe(places, tmp_path):
 def test_equal_weights_are_the_mean_and_others_weigh():
     said = torch.randn(3, 5, 2)
     for weight in (1.0, 0.3, 0.0):
-        torch.testing.assert_close(ensemble(said, torch.full((3,), weight)), said.mean(0))
+        torch.testing.assert_close(weighted_mean(said, torch.full((3,), weight)), said.mean(0))
     torch.testing.assert_close(
-        ensemble(said, torch.tensor([0.0, 3.0, 1.0])), (3 * said[1] + said[2]) / 4
+        weighted_mean(said, torch.tensor([0.0, 3.0, 1.0])), (3 * said[1] + said[2]) / 4
     )
 
 
@@ -113,14 +113,14 @@ def test_inlays_and_patterns_are_asked_in_one_batch_as_each_alone():
         handle = inlay.attach(model, inlay.LoRA(rank=2), name=f"m{number}")
         for parameter in handle.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    said = scores(model, tasks, ["m0", "m1"], data, batch_size=4)
+    said = score_examples(model, tasks, ["m0", "m1"], data, batch_size=4)
     assert said.shape == (2, 5, 2)
     for number, task in enumerate(tasks):
         with inlay.rows(model, [f"m{number}"]):
             alone = task.outputs(model, task.collate(task.encode_all(data))).scores
         torch.testing.assert_close(said[number], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(said[0], said[1])
-    soft = softly(data, said[0])
+    soft = with_scores(data, said[0])
     assert [row.fields["scores"] for row in soft] == said[0].tolist()
 
 
@@ -129,10 +129,10 @@ def test_inlays_and_patterns_are_asked_in_one_batch_as_each_alone():
 
 def test_sets_grow_fivefold_and_keep_the_balance_of_labels():
     for generation, total in enumerate((12, 60, 300)):
-        own = wanted([4, 8], 5, generation, kept=True)
+        own = texts_per_label([4, 8], 5, generation, first_set_labelled=True)
         assert sum(own) + 12 == total
         assert own[1] == 2 * own[0]
-        assert wanted([10, 10], 5, generation, kept=False) == [10 * 5**generation] * 2
+        assert texts_per_label([10, 10], 5, generation, first_set_labelled=False) == [10 * 5**generation] * 2
 
 
 def test_a_quarter_of_the_others_labels_and_never_the_model_itself():
@@ -140,7 +140,7 @@ def test_a_quarter_of_the_others_labels_and_never_the_model_itself():
     for models, size in ((2, 1), (4, 1), (9, 2), (13, 3)):
         for model in range(models):
             for _ in range(20):
-                chosen = committee(model, models, 0.25, draw)
+                chosen = labelling_models(model, models, 0.25, draw)
                 assert model not in chosen
                 assert len(set(chosen)) == size
 
@@ -149,18 +149,18 @@ def test_texts_are_picked_once_and_as_many_of_each_label_as_are_wanted():
     draw = torch.Generator().manual_seed(0)
     said = torch.randn(60, 3, generator=draw)
     for chance in (draw, None):
-        found = picked(said, [5, 10, 20], chance)
+        found = select_texts(said, [5, 10, 20], chance)
         assert len({place for place, _ in found}) == 35
         assert [sum(label == one for _, label in found) for one in range(3)] == [5, 10, 20]
     best = said.argmax(1)
-    drawn = picked(said, [5, 5, 5], draw)
+    drawn = select_texts(said, [5, 5, 5], draw)
     assert all(best[place] == label for place, label in drawn)
 
 
 def test_the_surest_are_picked_and_fill_up_a_label_that_wins_nothing():
     said = torch.tensor([[5.0, 0], [1, 0], [4, 0], [2, 0], [3, 0]])
-    assert picked(said, [2, 1], None) == [(0, 0), (2, 0), (1, 1)]
-    found = picked(said, [1, 2], torch.Generator().manual_seed(0))
+    assert select_texts(said, [2, 1], None) == [(0, 0), (2, 0), (1, 1)]
+    found = select_texts(said, [1, 2], torch.Generator().manual_seed(0))
     (first,) = (place for place, label in found if label == 0)
     left = sorted({0, 1, 2, 3, 4} - {first}, key=lambda place: float(said[place, 0]))
     assert sorted(place for place, label in found if label == 1) == sorted(left[:2])
@@ -168,21 +168,21 @@ def test_the_surest_are_picked_and_fill_up_a_label_that_wins_nothing():
 
 def test_others_label_for_every_model(recipe, monkeypatch):
     """Every model learns from rows of which a fifth are by hand; none labels for itself."""
-    module = sys.modules["inlay.training.pet.pet"]  # the package has a function of that name
+    module = sys.modules["inlay.training.pet.pattern_models"]
 
     asked = []
-    real = module.committee
+    real = module.labelling_models
 
     def seen(model, *more):
         asked.append((model, real(model, *more)))
         return asked[-1][1]
 
-    monkeypatch.setattr(module, "committee", seen)
+    monkeypatch.setattr(module, "labelling_models", seen)
     found = pet(recipe(generations=2, seeds=2, **{"training.steps": 2}), tiny.quiet())
     assert [model for model, _ in asked] == [0, 1, 2, 3, 4, 5]
     assert all(model not in others for model, others in asked)
-    assert [one.rows for one in found.generations[0].members] == [8] * 6
-    assert [one.rows for one in found.generations[1].members] == [40] * 6
+    assert [one.rows for one in found.generations[0].models] == [8] * 6
+    assert [one.rows for one in found.generations[1].models] == [40] * 6
 
 
 # --------------------------------------------------------------------- whole runs
@@ -225,27 +225,27 @@ def test_the_same_recipe_gives_the_same_numbers_and_goes_on(recipe):
 
 
 def test_generations_begin_without_labels(recipe, monkeypatch):
-    module = sys.modules["inlay.training.pet.pet"]
+    module = sys.modules["inlay.training.pet.pattern_models"]
     asked = []
-    real = module.committee
+    real = module.labelling_models
 
     def seen(model, models, *more):
         asked.append((model, models))
         return real(model, models, *more)
 
-    monkeypatch.setattr(module, "committee", seen)
+    monkeypatch.setattr(module, "labelling_models", seen)
     made = recipe(**{"data.train": None, "weights": "uniform", "first": 2, "generations": 2, "seeds": 2,
                      "training.steps": 2})  # fmt: skip
     found = pet(made, tiny.quiet())
     assert asked[:6] == [(0, 3), (0, 3), (1, 3), (1, 3), (2, 3), (2, 3)]  # untouched patterns
     assert asked[6:] == [(model, 6) for model in range(6)]
-    assert [one.rows for one in found.generations[0].members] == [4] * 6
-    assert [one.rows for one in found.generations[1].members] == [20] * 6
+    assert [one.rows for one in found.generations[0].models] == [4] * 6
+    assert [one.rows for one in found.generations[1].models] == [20] * 6
     assert all(one.train is None and one.weight == 1 for one in found.untouched)
 
 
 def test_all_weights_learn_and_each_model_begins_with_the_base(places, recipe, monkeypatch):
-    module = sys.modules["inlay.training.pet.pet"]  # the package has a function of that name
+    module = sys.modules["inlay.training.pet.pattern_models"]
 
     starts = []
     real = module.fit
@@ -277,15 +277,15 @@ FEW = examples({"text": "a bright film", "label": "yes"}, {"text": "dull", "labe
 
 
 def test_every_row_gets_a_text_and_the_shorter_list_comes_again():
-    made = beside(FEW, TEXTS, 0)
+    made = pair_with_texts(FEW, TEXTS, 0)
     assert [one.fields["text"] for one in made] == ["a bright film", "dull"] * 2
     assert sorted(one.text.fields["text"] for one in made) == sorted(
         one.fields["text"] for one in TEXTS
     )
-    assert made == beside(FEW, TEXTS, 0)
-    orders = {tuple(id(one.text) for one in beside(FEW, TEXTS, seed)) for seed in range(8)}
+    assert made == pair_with_texts(FEW, TEXTS, 0)
+    orders = {tuple(id(one.text) for one in pair_with_texts(FEW, TEXTS, seed)) for seed in range(8)}
     assert len(orders) > 1
-    assert len(beside(FEW * 5, TEXTS, 0)) == 10
+    assert len(pair_with_texts(FEW * 5, TEXTS, 0)) == 10
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -294,12 +294,12 @@ def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
     model = zoo.fresh(family)
     task = Classify(template="{text} it was {mask}", by=Verbalizer({"no": "bad", "yes": "good"}))
     task.bind(model, tokenizer(KINDS[family]))
-    both = Beside(task=task, share=0.3)
-    read = both.encode_all(beside(FEW, TEXTS, 0))
+    both = AuxiliaryText(task=task, weight=0.3)
+    read = both.encode_all(pair_with_texts(FEW, TEXTS, 0))
     torch.manual_seed(1)
     found, count = loss_of(both, model, both.collate(read))
     torch.manual_seed(1)
-    alone, _ = loss_of(task, model, task.collate([row.own for row in read]))
+    alone, _ = loss_of(task, model, task.collate([row.original for row in read]))
     texts = task.collate([row.text for row in read])
     inputs, targets = auxiliary.language_model_targets(task.bound, texts.inputs, texts.positions)
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
@@ -313,7 +313,7 @@ def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
 
 
 def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
-    module = sys.modules["inlay.training.pet.pet"]
+    module = sys.modules["inlay.training.pet.pattern_models"]
     seen = []
     real = module.fit
 
@@ -325,9 +325,9 @@ def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
     plain = pet(recipe(), tiny.quiet(), resume=False)
     made = recipe(auxiliary=0.5)
     found = pet(made, tiny.quiet(), resume=False)
-    assert [name for name, *_ in seen] == ["classify"] * 4 + ["beside"] * 3 + ["classify"]
-    assert seen[4] == ("beside", 110, {"no", "yes"})
-    assert found.generations[0].members != plain.generations[0].members or (
+    assert [name for name, *_ in seen] == ["classify"] * 4 + ["auxiliary_text"] * 3 + ["classify"]
+    assert seen[4] == ("auxiliary_text", 110, {"no", "yes"})
+    assert found.generations[0].models != plain.generations[0].models or (
         found.test != plain.test or found.training.loss != plain.training.loss
     )
 
@@ -373,8 +373,8 @@ def test_labels_and_columns_that_the_patterns_do_not_know(places, recipe, tmp_pa
 
 def test_recipes_that_make_no_sense(recipe, places, tmp_path):
     for changes, *needles in (
-        ({"method": None}, "nothing would learn"),
-        ({"method": "LoRA + Head(labels=['no', 'yes'])"}, "leave the trained head out"),
+        ({"method": None}, "nothing would be trained"),
+        ({"method": "LoRA + Head(labels=['no', 'yes'])"}, "leave the head out"),
         ({"data.train": None}, "weights: uniform"),
         ({"distil": {"base_lr": 1e-3}}, "both have base_lr"),
         ({"training.patience": 2}, "leave training.patience out"),
@@ -385,7 +385,7 @@ def test_recipes_that_make_no_sense(recipe, places, tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text('patterns: ["{text} {mask}"]\nverbalizer: {no: bad, yes: good}\n')
     alone = recipe(patterns=str(path), generations=2)
-    refused(lambda: pet(alone, tiny.quiet()), "no model labels rows for itself", error=RecipeError)
+    refused(lambda: pet(alone, tiny.quiet()), "no model labels texts for itself", error=RecipeError)
     many = recipe(generations=3)
     refused(lambda: pet(many, tiny.quiet()), "takes 192 unlabelled texts, and there are 110",
             error=DataError)  # fmt: skip
@@ -402,8 +402,8 @@ def test_a_classifier_of_other_columns_than_text():
     )
     assert made.columns == ("premise", "hypothesis")
     pair = made.model_copy(update={"patterns": ["{text} ? {mask} {text_pair}"]})
-    assert pair.headed().template is None
-    assert made.headed().template == "{premise}\n{hypothesis}"
-    assert made.headed() == Classify(
+    assert pair.head_task().template is None
+    assert made.head_task().template == "{premise}\n{hypothesis}"
+    assert made.head_task() == Classify(
         by=TrainedHead(("no", "yes")), template="{premise}\n{hypothesis}"
     )

@@ -154,8 +154,8 @@ def test_recipes_with_folds_that_make_no_sense(recipe, tmp_path):
 
     tested = {**recipe["data"], "test": {"source": "x"}}
     refused(read(data=tested), "folds are tested on shares of data.train; leave data.test out")
-    refused(read(fold=4), "fold=4 is none of the folds, of which there are 3")
-    refused(read(folds=None, fold=1), "fold=1 is none of the folds, of which there are 0")
+    refused(read(fold=4), "there is no fold 4: the recipe has 3 folds")
+    refused(read(folds=None, fold=1), "there is no fold 1: the recipe has 0 folds")
     refused(read(folds=1), "folds: input should be greater than or equal to 2")
     refused(lambda: run(read()()), "give fold, or call cross_validate")
     refused(lambda: cross_validate(read(folds=None)()), "takes a recipe with folds")

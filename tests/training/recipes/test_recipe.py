@@ -164,10 +164,10 @@ def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, 
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("base: x\nbase: y\n", "r.yaml:2: not usable YAML: 'base' stands there twice"),
-        ("base: [x\n", "r.yaml:2: not usable YAML: "),
-        ("base: !!python/object:os.system x\n", "r.yaml:1: not usable YAML: "),
-        ("? [1]\n: 2\n", "r.yaml:1: not usable YAML: a key is a word"),
+        ("base: x\nbase: y\n", "r.yaml:2: not valid YAML: 'base' is given twice"),
+        ("base: [x\n", "r.yaml:2: not valid YAML: "),
+        ("base: !!python/object:os.system x\n", "r.yaml:1: not valid YAML: "),
+        ("? [1]\n: 2\n", "r.yaml:1: not valid YAML: a key is a word"),
         ("- x\n", "r.yaml: a recipe is a mapping"),
         ("", "r.yaml: a recipe is a mapping"),
         ("base: x\n", "task is missing"),
@@ -258,7 +258,7 @@ def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
     voted = outcome.ensemble
     assert len(voted.members) == 3
     assert voted.members[0] == outcome.test
-    told = json.loads((out / "result.json").read_text())["voted"]
+    told = json.loads((out / "result.json").read_text())["ensemble"]
     assert told["ensemble"] == voted.vote
     model, tokenizer = load_base(recipe.base)
     task = recipe.make_task()
