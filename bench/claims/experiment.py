@@ -15,7 +15,7 @@ from inlay.data.loading import load
 from inlay.hub import fetch_sentiment, load_base
 from inlay.tasks import Classify, Task, Verbalizer
 from inlay.training import evaluate
-from inlay.training.loop.batches import by_length
+from inlay.training.loop.batches import batches_by_length
 
 LABELS = ("negative", "positive")
 
@@ -91,7 +91,7 @@ def loss(model: Any, task: Task, rows: Sequence[Example]) -> float:
     encoded = task.encode_all(rows)
     total, count = 0.0, 0
     with evaluating(model):
-        for numbers in by_length([len(row) for row in encoded], rows=16, tokens=None):
+        for numbers in batches_by_length([len(row) for row in encoded], rows=16, tokens=None):
             batch = task.collate([encoded[number] for number in numbers])
             batch_loss, batch_count = task.loss(task.outputs(model, batch), batch)
             total, count = total + float(batch_loss), count + batch_count

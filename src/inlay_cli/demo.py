@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from inlay.data.dataset import Dataset
     from inlay.tasks import Task
-    from inlay.training.recipes.run import Outcome
+    from inlay.training.recipes.outcome import Outcome
 
 BASE = "smollm2"
 FIELDS = {

@@ -88,7 +88,7 @@ def evaluate(
     """
     with busy("starting"):
         from inlay.data.dataset import describe_skipped
-        from inlay.training.loop.evaluation import Answers, predict_each
+        from inlay.training.loop.evaluation import PredictionCollector, predict_each
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
@@ -98,8 +98,8 @@ def evaluate(
         with busy(f"reading {file}"):
             _adopt_labels(task, open_inlay(model, tokenizer, file))
     task.bind(model, tokenizer)
-    answers = Answers(task)
-    pairs = answers.taking(
+    answers = PredictionCollector(task)
+    pairs = answers.collect(
         predict_each(model, task, rows, batch_size=batch_size, console=err(), what=rows.source)
     )
     if predictions is None:

@@ -21,7 +21,7 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.training.pet.results import Petted
+    from inlay.training.pet.results import PetResult
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -51,8 +51,8 @@ def pet(
     """
     with busy("starting"):
         from inlay.training.pet.pet import pet as run
-        from inlay.training.pet.recipe import Pet
-    plan = Pet.load(recipe, dict(assignments(settings)))
+        from inlay.training.pet.recipe import PetRecipe
+    plan = PetRecipe.load(recipe, dict(assignments(settings)))
     if print_recipe:
         sys.stdout.write(plan.dump())
         return
@@ -60,7 +60,7 @@ def pet(
     _show(run(plan, err(), resume=not fresh))
 
 
-def _show(result: Petted) -> None:
+def _show(result: PetResult) -> None:
     """Show the scores, what was trained, where it is saved, and what to type next."""
     if result.test is not None:
         out().print(_score_table(result))
@@ -73,7 +73,7 @@ def _show(result: Petted) -> None:
         write(f"next: inlay eval {result.base or result.recipe.base} {result.path} --data …")
 
 
-def _score_table(result: Petted) -> Table:
+def _score_table(result: PetResult) -> Table:
     """Every pattern before and after training, their ensemble, and the classifier."""
     from rich.text import Text
 
@@ -83,7 +83,7 @@ def _score_table(result: Petted) -> Table:
     rows.add_column("untouched", justify="right")
     rows.add_column("trained", justify="right")
     for number, untouched in enumerate(result.untouched, 1):
-        scores = [m.test[metric] for m in last.members if m.pattern == number and m.test]
+        scores = [m.test[metric] for m in last.models if m.pattern == number and m.test]
         before = "" if untouched.test is None else f"{untouched.test[metric]:.4f}"
         after = " ".join(f"{score:.4f}" for score in scores)
         rows.add_row(Text(repr(untouched.pattern)[1:-1]), before, after)

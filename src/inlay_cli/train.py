@@ -25,10 +25,10 @@ from inlay_cli.shared import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from inlay.training.recipes.cross_validation import Validated
-    from inlay.training.recipes.ensemble import Voted
+    from inlay.training.recipes.cross_validation import CrossValidation
+    from inlay.training.recipes.ensemble import EnsembleResult
+    from inlay.training.recipes.outcome import Outcome
     from inlay.training.recipes.recipe import Recipe
-    from inlay.training.recipes.run import Outcome
 
 Scores = Mapping[str, float]
 
@@ -100,9 +100,9 @@ def _show(outcome: Outcome) -> None:
     scores = {part: of_part for part, of_part in parts.items() if of_part is not None}
     if scores:
         out().print(_score_table("", scores, outcome.metric))
-    if outcome.voted is not None:
-        out().print(_ensemble_table(outcome.voted, outcome.metric))
-    training, share = outcome.training, outcome.parameters / outcome.of
+    if outcome.ensemble is not None:
+        out().print(_ensemble_table(outcome.ensemble, outcome.metric))
+    training, share = outcome.training, outcome.parameters / outcome.base_parameters
     write(
         f"{training.steps:,} steps in {training.seconds:,.0f} s (ended by {training.stopped}), "
         f"{outcome.parameters:,} parameters trained ({share:.3%} of the base)"
@@ -135,16 +135,16 @@ def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Tabl
     return rows
 
 
-def _fold_table(validated: Validated) -> Table:
+def _fold_table(validated: CrossValidation) -> Table:
     """The scores of each fold, their mean and their standard deviation."""
     folds = {f"fold {number}": scores for number, scores in enumerate(validated.scores, 1)}
     columns = {**folds, "mean": validated.mean, "sd": validated.sd}
     return _score_table("Cross-validation", columns, validated.metric)
 
 
-def _ensemble_table(voted: Voted, metric: str) -> Table:
+def _ensemble_table(voted: EnsembleResult, metric: str) -> Table:
     """The score of each member, their mean, and the score of their vote."""
-    members = {f"member {number}": scores for number, scores in enumerate(voted.singles, 1)}
-    columns = {**members, "mean": voted.mean, "vote": voted.ensemble}
+    members = {f"member {number}": scores for number, scores in enumerate(voted.members, 1)}
+    columns = {**members, "mean": voted.mean, "vote": voted.vote}
     only = {name: {metric: scores[metric]} for name, scores in columns.items()}
     return _score_table("Ensemble", only, metric)

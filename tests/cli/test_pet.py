@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inlay.training import Patterns, Pet
+from inlay.training import Patterns, PetRecipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pet"
 
@@ -53,7 +53,7 @@ def test_a_recipe_is_printed_back_and_refused(inlay, recipe):
 
 def test_the_example_is_a_recipe():
     assert len((EXAMPLE / "recipe.yaml").read_text().splitlines()) < 30
-    recipe = Pet.load(EXAMPLE / "recipe.yaml")
+    recipe = PetRecipe.load(EXAMPLE / "recipe.yaml")
     patterns = Patterns.load(EXAMPLE.parents[1] / recipe.patterns)
     assert patterns.columns == ("text",)
     recipe.check(len(patterns.tasks()))

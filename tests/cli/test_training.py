@@ -20,8 +20,8 @@ def test_train_trains_what_a_recipe_describes(inlay, recipe, tmp_path):
 
 
 def test_train_shows_progress_of_every_part(inlay, recipe, rows, monkeypatch):
-    monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
-    monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.FIRST_LINE_AFTER", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.LINE_EVERY", 0.0)
     monkeypatch.setattr("inlay.tasks.base.ENCODED_TOGETHER", 3)
     small = ("--batch-size", "2", "--set", f"data.test.source={rows}")
     run = inlay("train", recipe, *small)

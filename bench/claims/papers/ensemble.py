@@ -48,11 +48,11 @@ def measure(run: Run) -> Numbers:
     for member in members:
         member.enabled = True
     votes = vote(experiment.model, members, task, test)
-    singles = [scores["accuracy"] for scores in votes.singles]
+    singles = [scores["accuracy"] for scores in votes.members]
     return {
         "accuracy_mean": votes.mean["accuracy"],
         "accuracy_best": max(singles),
-        "accuracy_vote": votes.ensemble["accuracy"],
+        "accuracy_vote": votes.vote["accuracy"],
     }
 
 

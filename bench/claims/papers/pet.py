@@ -17,7 +17,7 @@ from inlay import LoRA
 from inlay.data.dataset import Example
 from inlay.data.loading import load
 from inlay.tasks import Classify, TrainedHead
-from inlay.training import Pet, Petted, pet
+from inlay.training import PetRecipe, PetResult, pet
 from inlay.training.recipes import yaml
 
 SIZES = (10, 50, 100)
@@ -88,7 +88,7 @@ def _balanced(folder: Path, size: int, classes: int, seed: int) -> list[Example]
     return [row for row in turns if row is not None][:size]
 
 
-def _numbers(size: int, result: Petted) -> Numbers:
+def _numbers(size: int, result: PetResult) -> Numbers:
     """The accuracy of the classifier and of the patterns' ensemble, and the patterns' spread.
 
     Before training the number of labels does not matter, so these numbers do not carry it.
@@ -103,7 +103,7 @@ def _numbers(size: int, result: Petted) -> Numbers:
     return numbers
 
 
-def _train(run: Run, rows: Sequence[Example], generations: int = 1) -> Petted:
+def _train(run: Run, rows: Sequence[Example], generations: int = 1) -> PetResult:
     """Run PET on some labelled rows, in a folder that is deleted afterwards."""
     settings = run.settings
     folder = str(run.folder(settings["set"]))
@@ -113,7 +113,7 @@ def _train(run: Run, rows: Sequence[Example], generations: int = 1) -> Petted:
         patterns.write_text(yaml.write(json.loads(json.dumps(patterns_file))), encoding="utf-8")
         train.write_text("".join(json.dumps(row.fields) + "\n" for row in rows), encoding="utf-8")
         sampling = {"limit": settings["unlabelled"], "seed": run.seed + 1000}
-        recipe = Pet.model_validate(
+        recipe = PetRecipe.model_validate(
             {
                 "base": settings["base"],
                 "dtype": settings["dtype"],

@@ -17,7 +17,7 @@ import inlay
 from inlay import LoRA, Prefix
 from inlay.errors import TrainingError
 from inlay.training import Options, evaluate, fit, predict
-from inlay.training.loop.progress import Shown
+from inlay.training.loop.progress import ProgressDisplay
 from tests.training import tiny
 
 
@@ -370,11 +370,11 @@ def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
 
 def test_an_evaluation_says_how_far_it_is(monkeypatch):
     pipe = io.StringIO()
-    monkeypatch.setattr("inlay.training.loop.progress.SOON", math.inf)
+    monkeypatch.setattr("inlay.training.loop.progress.FIRST_LINE_AFTER", math.inf)
     train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
     assert "evaluating" not in pipe.getvalue()
-    monkeypatch.setattr("inlay.training.loop.progress.SOON", 0.0)
-    monkeypatch.setattr("inlay.training.loop.progress.EVERY", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.FIRST_LINE_AFTER", 0.0)
+    monkeypatch.setattr("inlay.training.loop.progress.LINE_EVERY", 0.0)
     train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
     told = [one for one in pipe.getvalue().splitlines() if one.startswith("evaluating dev  ")]
     assert len(told) == 9  # of ten batches; the last one ends it
@@ -385,7 +385,7 @@ def test_plain_lines_are_sparse(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     pipe = io.StringIO()
-    with Shown(Console(file=pipe)) as shown, shown.counting("reading", 200) as advance:
+    with ProgressDisplay(Console(file=pipe)) as shown, shown.counting("reading", 200) as advance:
         for _ in range(100):
             now[0] += 1
             advance(1)
@@ -397,7 +397,7 @@ def test_plain_lines_are_sparse(monkeypatch):
 def test_a_terminal_sees_a_bar_for_whatever_takes_long():
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=100)
-    with Shown(console) as shown:
+    with ProgressDisplay(console) as shown:
         with shown.counting("evaluating [dev]", 10) as advance:
             advance(4)
             time.sleep(0.6)

@@ -132,7 +132,10 @@ def test_sets_grow_fivefold_and_keep_the_balance_of_labels():
         own = texts_per_label([4, 8], 5, generation, first_set_labelled=True)
         assert sum(own) + 12 == total
         assert own[1] == 2 * own[0]
-        assert texts_per_label([10, 10], 5, generation, first_set_labelled=False) == [10 * 5**generation] * 2
+        assert (
+            texts_per_label([10, 10], 5, generation, first_set_labelled=False)
+            == [10 * 5**generation] * 2
+        )
 
 
 def test_a_quarter_of_the_others_labels_and_never_the_model_itself():
