@@ -110,7 +110,7 @@ def test_dropout_of_the_base_is_a_choice_and_that_of_pieces_is_not(dropout):
 
 
 def test_rows_that_are_no_examples_are_refused():
-    with pytest.raises(TrainingError, match=r"as inlay.data.load\(rows\) makes them, not {'text'"):
+    with pytest.raises(TrainingError, match=r"as inlay.data.load\(rows\) returns them, not {'text'"):
         train(data=[{"text": "a"}])
 
 
@@ -292,7 +292,7 @@ def test_an_inlay_that_cannot_learn_here_is_refused():
 @pytest.mark.parametrize(
     ("kind", "precision", "said"),
     [
-        (DistributedType.FSDP, "no", "whole models side by side, not FSDP"),
+        (DistributedType.FSDP, "no", "whole model in each process, not FSDP"),
         (DistributedType.NO, "fp16", "no mixed precision 'fp16'; use bf16"),
     ],
 )
@@ -353,7 +353,7 @@ def test_trackers_are_told(monkeypatch):
 
 
 def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
-    for name in ("SOON", "EVERY"):
+    for name in ("FIRST_LINE_AFTER", "LINE_EVERY"):
         monkeypatch.setattr(f"inlay.training.loop.progress.{name}", 0.0)
     pipe = io.StringIO()
     train(console=Console(file=pipe), steps=4, dev=tiny.examples(3))

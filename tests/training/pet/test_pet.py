@@ -11,7 +11,7 @@ import inlay
 from inlay.errors import DataError, InlayError, RecipeError, TrainingError
 from inlay.hub import load_base
 from inlay.tasks import Classify, TrainedHead, Verbalizer, auxiliary
-from inlay.training import evaluate
+from inlay.training import evaluate, fit
 from inlay.training.pet.auxiliary_text import AuxiliaryText, pair_with_texts
 from inlay.training.pet.distillation import score_examples, weighted_mean, with_scores
 from inlay.training.pet.generations import labelling_models, select_texts, texts_per_label
@@ -248,16 +248,15 @@ def test_generations_begin_without_labels(recipe, monkeypatch):
 
 
 def test_all_weights_learn_and_each_model_begins_with_the_base(places, recipe, monkeypatch):
-    module = sys.modules["inlay.training.pet.pattern_models"]
-
     starts = []
-    real = module.fit
+    real = fit
 
     def seen(model, *more, **given):
         starts.append(model.get_input_embeddings().weight.detach().clone())
         return real(model, *more, **given)
 
-    monkeypatch.setattr(module, "fit", seen)
+    for name in ("pattern_models", "pet"):
+        monkeypatch.setattr(sys.modules[f"inlay.training.pet.{name}"], "fit", seen)
     made = recipe(method=None, **{"training.base_lr": 1e-3, "training.steps": 3})
     found = pet(made, tiny.quiet())
     assert len(starts) == 4
@@ -316,15 +315,15 @@ def test_the_loss_is_the_tasks_and_that_of_the_texts(family, monkeypatch):
 
 
 def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
-    module = sys.modules["inlay.training.pet.pattern_models"]
     seen = []
-    real = module.fit
+    real = fit
 
     def noted(model, handle, task, data, **given):
         seen.append((task.name, len(data), {one.fields.get("label") for one in data}))
         return real(model, handle, task, data, **given)
 
-    monkeypatch.setattr(module, "fit", noted)
+    for name in ("pattern_models", "pet"):
+        monkeypatch.setattr(sys.modules[f"inlay.training.pet.{name}"], "fit", noted)
     plain = pet(recipe(), tiny.quiet(), resume=False)
     made = recipe(auxiliary=0.5)
     found = pet(made, tiny.quiet(), resume=False)

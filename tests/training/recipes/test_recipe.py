@@ -259,7 +259,7 @@ def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
     assert len(voted.members) == 3
     assert voted.members[0] == outcome.test
     told = json.loads((out / "result.json").read_text())["ensemble"]
-    assert told["ensemble"] == voted.vote
+    assert told["vote"] == voted.vote
     model, tokenizer = load_base(recipe.base)
     task = recipe.make_task()
     task.bind(model, tokenizer)
@@ -269,7 +269,7 @@ def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
     alone = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
                 tiny.quiet())  # fmt: skip
     assert alone.test == voted.members[0]
-    assert alone.voted is None
+    assert alone.ensemble is None
 
 
 def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
