@@ -1,4 +1,8 @@
-"""A training loop in plain PyTorch: `inlay.parameters()` is all there is to train."""
+"""A training loop in plain PyTorch: `handle.parameters()` is all there is to train.
+
+A method with a penalty or a schedule also needs `handle.penalty()` added to the loss, and
+`handle.after_step(progress)` after each step of the optimiser; `LoRA` has neither.
+"""
 
 import torch
 
@@ -7,8 +11,8 @@ from inlay import LoRA
 from inlay.hub import load_base
 
 model, tokenizer = load_base("smollm2")
-poet = inlay.attach(model, LoRA(rank=4), name="poet")
-optimizer = torch.optim.AdamW(poet.parameters(), lr=1e-3)
+handle = inlay.attach(model, LoRA(rank=4), name="poet")
+optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-3)
 
 lines = ["Roses are red, violets are bronze.", "The moon is a coin that the river has spent."]
 batch = tokenizer(lines, return_tensors="pt", padding=True)
@@ -21,5 +25,5 @@ for step in range(5):
     optimizer.zero_grad()
     print(f"step {step}: loss {loss.item():.3f}")
 
-print(poet)
-poet.detach()
+print(handle)
+handle.detach()

@@ -38,13 +38,13 @@ def setting():
 
 
 def losses(model, subtasks):
-    found = []
+    losses = []
     with torch.no_grad():
         for subtask in subtasks:
-            with inlay.rows(model, [[one.name for one in subtask.inlays]]):
+            with inlay.rows(model, [[handle.name for handle in subtask.inlays]]):
                 batch = subtask.task.collate(subtask.task.encode_all(subtask.data))
-                found.append(loss_of(subtask.task, model, batch)[0].item())
-    return found
+                losses.append(loss_of(subtask.task, model, batch)[0].item())
+    return losses
 
 
 def test_every_subtask_learns_with_what_is_shared_and_what_is_its_own():
@@ -65,13 +65,17 @@ def test_the_gradient_of_a_multitask_is_the_sum_over_its_subtasks():
     (p,) = shared.parameters()
     apart = torch.zeros_like(p)
     for subtask in subtasks:
-        with inlay.rows(model, [[one.name for one in subtask.inlays]]):
+        with inlay.rows(model, [[handle.name for handle in subtask.inlays]]):
             batch = subtask.task.collate(subtask.task.encode_all(subtask.data))
             loss, _ = loss_of(subtask.task, model, batch)
         apart += torch.autograd.grad(loss, p)[0]
     multitask = Multitask(subtasks=tuple(subtasks))
     rows = multitask.encode_all(
-        [SubtaskExample(e.fields, e.where, n) for n, one in enumerate(subtasks) for e in one.data]
+        [
+            SubtaskExample(e.fields, e.where, n)
+            for n, handle in enumerate(subtasks)
+            for e in handle.data
+        ]
     )
     total, count = loss_of(multitask, model, multitask.collate(rows[::-1]))
     assert count == sum(len(row.labels) for row in rows)
@@ -92,13 +96,13 @@ def test_one_task_goes_on_alone_and_the_shared_part_holds_still():
 
 def test_a_multitask_resumes_to_the_same_numbers(tmp_path):
     model, shared, subtasks = setting()
-    told = {"steps": 6, "batch_size": 3, "lr": 0.1, "checkpoint_every": 3}
-    fit_multitask(model, subtasks, folder=tmp_path / "a", **told)
+    options = {"steps": 6, "batch_size": 3, "lr": 0.1, "checkpoint_every": 3}
+    fit_multitask(model, subtasks, folder=tmp_path / "a", **options)
     whole = [p.clone() for p in shared.parameters()]
     model, shared, subtasks = setting()
-    fit_multitask(model, subtasks, folder=tmp_path / "a", **told)  # goes on where that one ended
-    for one, other in zip(shared.parameters(), whole, strict=True):
-        assert torch.equal(one, other)
+    fit_multitask(model, subtasks, folder=tmp_path / "a", **options)  # goes on where that one ended
+    for parameter, expected in zip(shared.parameters(), whole, strict=True):
+        assert torch.equal(parameter, expected)
 
 
 def test_what_is_not_attached_is_refused():
@@ -137,13 +141,13 @@ def test_words_and_windows_are_subtasks_too():
     result = fit_multitask(model, subtasks, steps=60, batch_size=16, lr=2e-2, seed=1)
     assert result.best.scores["0/f1"] == result.best.scores["1/f1"] == 1
     both = [
-        *(SubtaskExample(one.fields, one.where, 1) for one in ASKED[:2]),
-        *(SubtaskExample(one.fields, one.where, 0) for one in TAGGED),
+        *(SubtaskExample(example.fields, example.where, 1) for example in ASKED[:2]),
+        *(SubtaskExample(example.fields, example.where, 0) for example in TAGGED),
         SubtaskExample(ASKED[2].fields, "last", 1),
     ]
     multitask = Multitask(subtasks=tuple(subtasks))
     rows = multitask.encode_all(both)
     assert [row.index for row in rows] == [0, 0, 1, 1, 2, 3, 4]
-    said = multitask.predict(model, multitask.collate(rows))
-    answers = multitask.merge_windows(rows, said, both)
+    predictions = multitask.predict(model, multitask.collate(rows))
+    answers = multitask.merge_windows(rows, predictions, both)
     assert answers == ["good", "bad", ["O", "B-a"], ["O", "O"], ""]

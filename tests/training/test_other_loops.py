@@ -41,14 +41,14 @@ def base_of(model):
     return {name: p.detach().clone() for name, p in named if not name.startswith("inlays.")}
 
 
-def trainer(model, folder, *, optimizer=None, callbacks=(), train=None, **given):
-    given = {
+def trainer(model, folder, *, optimizer=None, callbacks=(), train=None, **options):
+    options = {
         "per_device_train_batch_size": 4,
         "max_steps": 6,
         "save_steps": 2,
         "learning_rate": 1e-2,
         "seed": 3,
-        **given,
+        **options,
     }
     args = hf.TrainingArguments(
         str(folder),
@@ -58,7 +58,7 @@ def trainer(model, folder, *, optimizer=None, callbacks=(), train=None, **given)
         remove_unused_columns=False,
         eval_strategy="steps",
         eval_steps=2,
-        **given,
+        **options,
     )
     return hf.Trainer(
         model,
@@ -80,11 +80,11 @@ def test_trainer_changes_the_pieces_and_nothing_else(tmp_path, spec):
     after = tiny.state(handle)
     assert all(not torch.equal(after[name], before[name]) for name in before)
     handle.save(tmp_path / "one.safetensors")
-    again = tiny.base()
-    inlay.load(again, tmp_path / "one.safetensors")
+    loaded = tiny.base()
+    inlay.load(loaded, tmp_path / "one.safetensors")
     batch = collate(rows(3))
     with torch.no_grad():
-        torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits)
+        torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits)
 
 
 def test_trainer_clips_the_gradient_of_the_pieces(tmp_path):
@@ -93,8 +93,8 @@ def test_trainer_clips_the_gradient_of_the_pieces(tmp_path):
         model, handle, _ = start(LoRA(rank=2))
         before = tiny.state(handle)
         plain = torch.optim.SGD(handle.parameters(), lr=1.0)
-        given = {"max_steps": 1, "max_grad_norm": limit, "lr_scheduler_type": "constant"}
-        trainer(model, tmp_path, optimizer=plain, **given).train()
+        options = {"max_steps": 1, "max_grad_norm": limit, "lr_scheduler_type": "constant"}
+        trainer(model, tmp_path, optimizer=plain, **options).train()
         steps = [(t - before[name]).flatten() for name, t in tiny.state(handle).items()]
         moved.append(float(torch.cat(steps).norm()))
     assert moved[0] == pytest.approx(1e-3, rel=1e-2)
@@ -105,14 +105,14 @@ def test_trainer_clips_the_gradient_of_the_pieces(tmp_path):
 def test_trainer_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path, spec):
     model, whole, _ = start(spec)
     trainer(model, tmp_path).train()
-    again, handle, base = start(spec)
+    second_model, handle, base = start(spec)
     with torch.no_grad():
         for parameter in handle.parameters():
             parameter += 1.0
-    second = trainer(again, tmp_path)
+    second = trainer(second_model, tmp_path)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert tiny.same(tiny.state(handle), tiny.state(whole))
-    assert tiny.same(base, base_of(again))
+    assert tiny.same(base, base_of(second_model))
 
 
 def test_trainer_brings_the_best_pieces_back(tmp_path):
@@ -176,11 +176,11 @@ def test_copies_train_apart():
     model, handle, _ = start(LoRA(rank=2))
     before = tiny.state(handle)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        own = inlay.attached(other)["default"]
-        optimizer = torch.optim.SGD(own.parameters(), lr=1.0)
+        copied = inlay.attached(other)["default"]
+        optimizer = torch.optim.SGD(copied.parameters(), lr=1.0)
         other(**collate(rows(4))).loss.backward()
         optimizer.step()
-        assert not tiny.same(tiny.state(own), before)
+        assert not tiny.same(tiny.state(copied), before)
         assert tiny.same(tiny.state(handle), before)
 
 
@@ -192,20 +192,20 @@ def test_save_pretrained_writes_base_and_pieces(tmp_path):
             parameter += torch.randn_like(parameter)
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    ours = {name for name in stored if name.startswith("inlays.")}
-    assert len(ours) == len(handle.training_state()) == 12
-    assert {name for name in stored if name not in ours} == {*base}
+    pieces = {name for name in stored if name.startswith("inlays.")}
+    assert len(pieces) == len(handle.training_state()) == 12
+    assert {name for name in stored if name not in pieces} == {*base}
 
-    again, report = hf.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert {*report["unexpected_keys"]} == ours
+    loaded, report = hf.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert {*report["unexpected_keys"]} == pieces
     assert not report["missing_keys"]
-    assert tiny.same(base, base_of(again)), "the base alone, as it was"
-    assert not inlay.attached(again)
+    assert tiny.same(base, base_of(loaded)), "the base alone, as it was"
+    assert not inlay.attached(loaded)
 
-    back = inlay.attach(again, handle.spec)
-    problems = again.load_state_dict(stored, strict=False)
+    second = inlay.attach(loaded, handle.spec)
+    problems = loaded.load_state_dict(stored, strict=False)
     assert not problems.unexpected_keys
-    assert tiny.same(tiny.state(back), tiny.state(handle)), "attached first, the pieces fit"
+    assert tiny.same(tiny.state(second), tiny.state(handle)), "attached first, the pieces fit"
 
     handle.detach()
     model.save_pretrained(tmp_path / "bare")
@@ -220,20 +220,20 @@ SCHEDULED = Pruned(noise=0.0, weight=0.3) + LoRA(rank=2)
 @pytest.mark.parametrize("limit", [1e9, 0.1])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 1), (2, 4)])
 def test_trainer_with_a_callback_is_as_fit(tmp_path, batch_size, accumulate, limit):
-    model, ours, _ = start(SCHEDULED)
+    model, fitted, _ = start(SCHEDULED)
     task, data = tiny.task(model), tiny.examples(8)
     size = {"batch_size": batch_size, "accumulate": accumulate, "steps": 6, "clip": limit}
     constant = {"lr": 1e-2, "schedule": "constant", "warmup": 0.0, "console": tiny.quiet()}
-    inlay.fit(model, ours, task, data, **size, **constant)
-    model, theirs, base = start(SCHEDULED)
-    given = {"per_device_train_batch_size": batch_size, "max_grad_norm": limit}
-    given |= {"gradient_accumulation_steps": accumulate, "lr_scheduler_type": "constant"}
-    callback = inlay.InlayCallback(theirs)
-    trainer(model, tmp_path, callbacks=[callback], train=rows(8), **given).train()
+    inlay.fit(model, fitted, task, data, **size, **constant)
+    model, trained, base = start(SCHEDULED)
+    options = {"per_device_train_batch_size": batch_size, "max_grad_norm": limit}
+    options |= {"gradient_accumulation_steps": accumulate, "lr_scheduler_type": "constant"}
+    callback = inlay.InlayCallback(trained)
+    trainer(model, tmp_path, callbacks=[callback], train=rows(8), **options).train()
     assert tiny.same(base, base_of(model))
     masks = 0
-    for name, tensor in tiny.state(theirs).items():
-        torch.testing.assert_close(tensor, tiny.state(ours)[name], rtol=1e-3, atol=1e-5)
+    for name, tensor in tiny.state(trained).items():
+        torch.testing.assert_close(tensor, tiny.state(fitted)[name], rtol=1e-3, atol=1e-5)
         masks += name.endswith("mask") and not tensor.all()
         if name.endswith("progress"):
             assert float(tensor) == 1.0
@@ -243,8 +243,8 @@ def test_trainer_with_a_callback_is_as_fit(tmp_path, batch_size, accumulate, lim
 def test_trainer_goes_on_with_a_schedule(tmp_path):
     model, whole, _ = start(SCHEDULED)
     trainer(model, tmp_path, callbacks=[inlay.InlayCallback(whole)]).train()
-    again, handle, _ = start(SCHEDULED)
-    second = trainer(again, tmp_path, callbacks=[inlay.InlayCallback(handle)])
+    second_model, handle, _ = start(SCHEDULED)
+    second = trainer(second_model, tmp_path, callbacks=[inlay.InlayCallback(handle)])
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert tiny.same(tiny.state(handle), tiny.state(whole))
 
@@ -314,10 +314,10 @@ def test_a_copy_is_watched_by_itself():
     model, handle, _ = start(SCHEDULED)
     plain(model, handle, steps=1)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        own = inlay.attached(other)["default"]
-        plain(other, own)
+        copied = inlay.attached(other)["default"]
+        plain(other, copied)
         with pytest.raises(TrainingError, match="has a penalty"):
-            plain(other, own, penalty=False)
+            plain(other, copied, penalty=False)
     plain(model, handle)
 
 

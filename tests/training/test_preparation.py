@@ -20,8 +20,8 @@ from tests.training.methods import Fisher
 DATA = tiny.examples(12)
 
 
-def sizes(**given):
-    return {"batch_size": 4, "console": tiny.quiet(), **given}
+def sizes(**options):
+    return {"batch_size": 4, "console": tiny.quiet(), **options}
 
 
 def test_it_is_the_mean_of_squared_gradients():
@@ -79,20 +79,20 @@ def test_attach_asks_for_it():
 
 def test_only_so_many_batches_are_looked_at():
     model = tiny.base()
-    seen = []
+    losses = []
 
     @dataclass(frozen=True, repr=False)
     class Counting(Fisher, listed=False):
         def prepare(self, base, sites, batches):
-            seen.append([float(loss()) for loss in batches])
+            losses.append([float(loss()) for loss in batches])
             assert not base.training and not any(p.requires_grad for p in base.parameters())
             return {}
 
     for batches, count in ((None, 3), (2, 2), (9, 3)):
         prepare(model, Counting(), tiny.task(model), DATA, **sizes(batches=batches))
-        assert len(seen[-1]) == count
-    assert seen[0] == seen[2]
-    assert seen[0][:2] == seen[1]
+        assert len(losses[-1]) == count
+    assert losses[0] == losses[2]
+    assert losses[0][:2] == losses[1]
 
 
 def test_a_line_says_what_was_done():
@@ -107,9 +107,9 @@ def test_it_is_kept_in_the_folder_and_taken_from_there(tmp_path):
     task = tiny.task(model)
     first = prepare(model, Fisher(), task, DATA, **sizes(folder=tmp_path))
     console = tiny.quiet()
-    again = prepare(model, Fisher(), task, DATA, **sizes(folder=tmp_path, console=console))
+    second = prepare(model, Fisher(), task, DATA, **sizes(folder=tmp_path, console=console))
     assert console.file.getvalue() == ""
-    assert tiny.same(first[0], again[0])
+    assert tiny.same(first[0], second[0])
     for changed in (
         {"data": DATA[:8]},
         {"resume": False},
@@ -117,9 +117,9 @@ def test_it_is_kept_in_the_folder_and_taken_from_there(tmp_path):
         {"spec": Fisher(noise=1.0)},
     ):
         console = tiny.quiet()
-        given = {"spec": Fisher(), "data": DATA, **changed}
-        spec, data = given.pop("spec"), given.pop("data")
-        more = sizes(folder=tmp_path, console=console, **given)
+        arguments = {"spec": Fisher(), "data": DATA, **changed}
+        spec, data = arguments.pop("spec"), arguments.pop("data")
+        more = sizes(folder=tmp_path, console=console, **arguments)
         prepare(model, spec, task, data, **more)
         assert console.file.getvalue(), changed
     (tmp_path / FILE).write_bytes(b"half")
@@ -132,8 +132,8 @@ def test_it_is_part_of_the_identity_of_a_run(tmp_path):
         model = tiny.base()
         prepared = prepare(model, Fisher(), tiny.task(model), data, **sizes())
         handle = inlay.attach(model, Fisher(), prepared=prepared)
-        given = {"console": tiny.quiet(), "folder": tmp_path, "steps": 1, "prepared": prepared}
-        return fit(model, handle, tiny.task(model), DATA, **given)
+        arguments = {"console": tiny.quiet(), "folder": tmp_path, "steps": 1, "prepared": prepared}
+        return fit(model, handle, tiny.task(model), DATA, **arguments)
 
     train(DATA)
     train(DATA)
@@ -161,15 +161,18 @@ def test_a_recipe_prepares_once(tmp_path, monkeypatch):
     calls = []
     real = Fisher.prepare
     monkeypatch.setattr(
-        Fisher, "prepare", lambda *given: calls.append(given) or real(*given), raising=True
+        Fisher,
+        "prepare",
+        lambda *arguments: calls.append(arguments) or real(*arguments),
+        raising=True,
     )
     first = run(recipe, tiny.quiet())
     assert len(calls) == 1
     assert (tmp_path / "out" / FILE).exists()
-    again = run(recipe, tiny.quiet())
+    second = run(recipe, tiny.quiet())
     assert len(calls) == 1
-    assert tiny.numbers(first.training) == tiny.numbers(again.training)
+    assert tiny.numbers(first.training) == tiny.numbers(second.training)
     fresh = run(recipe, tiny.quiet(), resume=False)
     assert len(calls) == 2
     assert tiny.numbers(first.training) == tiny.numbers(fresh.training)
-    assert first.recipe == again.recipe
+    assert first.recipe == second.recipe

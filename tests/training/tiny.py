@@ -92,8 +92,8 @@ class Recite(Task):
     def encode_some(self, examples, first_index):
         rows = [[int(word) for word in str(example.fields["ids"]).split()] for example in examples]
         return [
-            Row(ids, ids[1:], first_index + place, example.where, len(ids))
-            for place, (ids, example) in enumerate(zip(rows, examples, strict=True))
+            Row(ids, ids[1:], first_index + number, example.where, len(ids))
+            for number, (ids, example) in enumerate(zip(rows, examples, strict=True))
         ]
 
     def collate(self, rows):
@@ -107,16 +107,16 @@ class Recite(Task):
         """The loss of every token, and which of them count."""
         logits = outputs.chart.logits(outputs.model, outputs.hidden)[:, :-1]
         targets = batch.inputs["input_ids"][:, 1:]
-        each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return each.view_as(targets) * (targets != 0), targets != 0
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view_as(targets) * (targets != 0), targets != 0
 
     def loss(self, outputs, batch):
-        each, counts = self.losses(outputs, batch)
-        return each.sum(), int(counts.sum())
+        losses, counts = self.losses(outputs, batch)
+        return losses.sum(), int(counts.sum())
 
     def predict(self, model, batch):
-        each, counts = self.losses(self.outputs(model, batch), batch)
-        return [str(x) for x in (-each.sum(1) / counts.sum(1)).tolist()]
+        losses, counts = self.losses(self.outputs(model, batch), batch)
+        return [str(x) for x in (-losses.sum(1) / counts.sum(1)).tolist()]
 
     def score(self, predictions, examples):
         return {"likelihood": sum(map(float, predictions)) / len(predictions)}
@@ -128,21 +128,22 @@ class Scripted(Recite):
 
     name: ClassVar[str] = "scripted"
     script: tuple[float, ...] = ()
+    calls: ClassVar[int] = 0
 
     def score(self, predictions, examples):
-        self.asked = getattr(self, "asked", -1) + 1
-        return {"likelihood": self.script[self.asked]}
+        self.calls += 1
+        return {"likelihood": self.script[self.calls - 1]}
 
 
-for made in (Recite, Scripted):  # tests of the registry should not find them
-    del TASKS[made.name]
+for task in (Recite, Scripted):  # tests of the registry should not find them
+    del TASKS[task.name]
 
 
 def task(model, kind=Recite, **fields):
     """A task bound to a model."""
-    made = kind(**fields)
-    made.bind(model)
-    return made
+    task = kind(**fields)
+    task.bind(model)
+    return task
 
 
 def state(handle):
@@ -159,6 +160,6 @@ def numbers(result):
     """A result without its clock."""
     plain = dataclasses.asdict(result)
     del plain["seconds"]
-    for one in [*plain["evaluations"], plain["best"] or {}]:
-        one.pop("seconds", None)
+    for evaluation in [*plain["evaluations"], plain["best"] or {}]:
+        evaluation.pop("seconds", None)
     return plain

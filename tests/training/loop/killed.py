@@ -21,11 +21,18 @@ from tests.training import tiny
 
 def train(folder: Path) -> None:
     model, handle = tiny.attached()
-    given = {"batch_size": 2, "epochs": 4, "eval_every": 5, "checkpoint_every": 1}
+    options = {"batch_size": 2, "epochs": 4, "eval_every": 5, "checkpoint_every": 1}
     dev = tiny.examples(3, seed=1)
     rows = tiny.examples(30)
     fit(
-        model, handle, tiny.task(model), rows, dev=dev, folder=folder, console=tiny.quiet(), **given
+        model,
+        handle,
+        tiny.task(model),
+        rows,
+        dev=dev,
+        folder=folder,
+        console=tiny.quiet(),
+        **options,
     )
     save_file(tiny.state(handle), folder / "end.safetensors")
 
@@ -59,8 +66,8 @@ def die_at(call: int) -> None:
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if instant == 0:
-                    made = real(*args)
-            return made
+                    result = real(*args)
+            return result
 
         return wrapped
 

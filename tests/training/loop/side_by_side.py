@@ -51,17 +51,17 @@ def main(folder: Path, cut: int) -> None:
         task = tiny.task(model, Cut)
         task.left = left
         # 11 batches an epoch: the last step has batches for some of the processes only
-        given = {"batch_size": 2, "accumulate": 4 // world, "epochs": 2, "eval_every": 3}
-        given |= {"dev": tiny.examples(9, seed=1), "folder": folder, "console": tiny.quiet()}
+        options = {"batch_size": 2, "accumulate": 4 // world, "epochs": 2, "eval_every": 3}
+        options |= {"dev": tiny.examples(9, seed=1), "folder": folder, "console": tiny.quiet()}
         try:
-            result = fit(model, handle, task, tiny.examples(22), **given)
+            result = fit(model, handle, task, tiny.examples(22), **options)
         except KeyboardInterrupt:
             assert left
             continue
         if processes().is_main_process:
             save_file(tiny.state(handle), folder / "end.safetensors")
-            told = tiny.numbers(result) | {"processes": world}
-            (folder / "result.json").write_text(json.dumps(told))
+            content = tiny.numbers(result) | {"processes": world}
+            (folder / "result.json").write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -34,16 +34,16 @@ class Stopping(tiny.Recite):
 del inlay.tasks.TASKS["stopping"]
 
 
-def train(folder=None, *, spec=None, data=20, dev=4, presses=(), model=None, **given):
+def train(folder=None, *, spec=None, data=20, dev=4, presses=(), model=None, **options):
     model, handle = tiny.attached(spec, model=model)
-    made = tiny.task(model, Stopping)
-    made.presses = presses
-    given = {**OPTIONS, **given}
-    given.setdefault("console", tiny.quiet())
+    task = tiny.task(model, Stopping)
+    task.presses = presses
+    options = {**OPTIONS, **options}
+    options.setdefault("console", tiny.quiet())
     if folder is None:
-        del given["checkpoint_every"]
-    rows, looks = tiny.examples(data), tiny.examples(dev, seed=1)
-    return fit(model, handle, made, rows, dev=looks, folder=folder, **given), handle
+        del options["checkpoint_every"]
+    rows, dev_rows = tiny.examples(data), tiny.examples(dev, seed=1)
+    return fit(model, handle, task, rows, dev=dev_rows, folder=folder, **options), handle
 
 
 def log(folder):
@@ -73,12 +73,12 @@ def test_checkpoints_change_no_number(tmp_path):
 def test_a_finished_run_is_not_run_again(tmp_path):
     first, trained = train(tmp_path)
     before = log(tmp_path)
-    again, loaded = train(tmp_path, presses=(1,))  # one more step would be interrupted
-    assert tiny.numbers(again) == tiny.numbers(first)
+    repeated, loaded = train(tmp_path, presses=(1,))  # one more step would be interrupted
+    assert tiny.numbers(repeated) == tiny.numbers(first)
     assert tiny.same(tiny.state(trained), tiny.state(loaded))
     assert log(tmp_path) == before
-    anew, _ = train(tmp_path, resume=False, seed=5)
-    assert anew.loss != first.loss
+    fresh, _ = train(tmp_path, resume=False, seed=5)
+    assert fresh.loss != first.loss
     assert log(tmp_path) != before
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"lr": 0.5}, "lr was [0.001] and is [0.5]"),
         ({"accumulate": 3}, "accumulate was 2 and is 3"),
@@ -110,12 +110,12 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_kept():
         ({"model": lambda: moved(tiny.base())}, "base was LlamaForCausalLM torch.float32"),
     ],
 )
-def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, said):
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, message):
     train(tmp_path, steps=2)
-    made = {k: v() if callable(v) else v for k, v in changed.items()}
+    changes = {k: v() if callable(v) else v for k, v in changed.items()}
     with pytest.raises(TrainingError, match="is of another run") as caught:
-        train(tmp_path, steps=2, **made)
-    assert said in str(caught.value)
+        train(tmp_path, steps=2, **changes)
+    assert message in str(caught.value)
 
 
 def moved(model):

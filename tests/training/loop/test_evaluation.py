@@ -28,16 +28,16 @@ class Counted(tiny.Recite):
     name: ClassVar[str] = "counted"
 
     def encode_some(self, examples, first):
-        made = []
+        created = []
         for row in super().encode_some(examples, first):
             names = ("input_ids", "labels", "index", "where", "cost")
-            made.append(Seen(*(getattr(row, name) for name in names)))
-            self.made.append(weakref.ref(made[-1]))
+            created.append(Seen(*(getattr(row, name) for name in names)))
+            self.created.append(weakref.ref(created[-1]))
         self.most = max(self.most, self.alive())
-        return made
+        return created
 
     def alive(self):
-        return sum(ref() is not None for ref in self.made)
+        return sum(ref() is not None for ref in self.created)
 
     @property
     def gold_fields(self):
@@ -49,7 +49,7 @@ del TASKS[Counted.name]
 
 def counted(model):
     task = tiny.task(model, Counted)
-    task.made, task.most = [], 0
+    task.created, task.most = [], 0
     return task
 
 
@@ -63,13 +63,13 @@ def test_only_one_chunk_is_encoded_at_a_time(small):
     task = counted(model)
     scores = evaluate(model, task, iter(tiny.examples(95)), batch_size=4)
     assert 0 < task.most <= 10
-    assert len(task.made) == 95 and not task.alive(), "and none at the end"
+    assert len(task.created) == 95 and not task.alive(), "and none at the end"
     assert scores == pytest.approx(evaluate(model, tiny.task(model), tiny.examples(95)))
 
 
 def test_examples_are_let_go(small):
     """What reads from a file never holds more examples than a chunk."""
-    model, kept = tiny.base(), []
+    model, references = tiny.base(), []
     task = counted(model)
     fields = [example.fields for example in tiny.examples(60)]
     most = 0
@@ -77,20 +77,20 @@ def test_examples_are_let_go(small):
     class Fields(dict):
         """A dict that can be watched."""
 
-    def given():
+    def examples():
         nonlocal most
-        for number, one in enumerate(fields):
-            made = Fields({**one, "label": number % 3})
-            kept.append(weakref.ref(made))
-            most = max(most, sum(ref() is not None for ref in kept))
-            yield Example(made, f"row {number}")
+        for number, example in enumerate(fields):
+            values = Fields({**example, "label": number % 3})
+            references.append(weakref.ref(values))
+            most = max(most, sum(ref() is not None for ref in references))
+            yield Example(values, f"row {number}")
 
     answers = PredictionCollector(task)
-    for _ in answers.collect(predict_each(model, task, given(), batch_size=4)):
+    for _ in answers.collect(predict_each(model, task, examples(), batch_size=4)):
         pass
     assert most <= 10 + 2
-    assert [one.fields for one in answers.gold] == [{"label": n % 3} for n in range(60)]
-    assert len({id(one) for one in answers.gold}) == 3, "equal answers are one object"
+    assert [example.fields for example in answers.gold] == [{"label": n % 3} for n in range(60)]
+    assert len({id(example) for example in answers.gold}) == 3, "equal answers are one object"
 
 
 def test_chunks_change_no_prediction(monkeypatch):
@@ -107,9 +107,9 @@ def test_equal_numbers_of_other_types_stay_apart():
     model = tiny.base()
     answers = PredictionCollector(counted(model))
     labels = [1, True, 1.0, "1", 1]
-    for _ in answers.collect((Example({"label": one}, "x"), "") for one in labels):
+    for _ in answers.collect((Example({"label": value}, "x"), "") for value in labels):
         pass
-    assert [type(one.fields["label"]) for one in answers.gold] == [int, bool, float, str, int]
+    assert [type(value.fields["label"]) for value in answers.gold] == [int, bool, float, str, int]
 
 
 ROWS = {
@@ -136,14 +136,14 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize(("task", "fields", "said"), ROWS.values(), ids=ROWS)
-def test_a_task_is_scored_by_its_gold_fields_alone(task, fields, said):
+@pytest.mark.parametrize(("task", "fields", "prediction"), ROWS.values(), ids=ROWS)
+def test_a_task_is_scored_by_its_gold_fields_alone(task, fields, prediction):
     rows = [Example({**fields, "text_pair": "x"}, "rows#1")]
     answers = PredictionCollector(task)
-    for _ in answers.collect((row, said) for row in rows):
+    for _ in answers.collect((row, prediction) for row in rows):
         pass
     assert set(answers.gold[0].fields) == set(task.gold_fields) < {*fields, "text_pair"}
-    assert answers.score() == task.score([said], rows)
+    assert answers.score() == task.score([prediction], rows)
 
 
 # -------------------------------------------------------------------------------- streams
@@ -152,10 +152,10 @@ def test_a_task_is_scored_by_its_gold_fields_alone(task, fields, said):
 def test_a_stream_is_what_load_reads_and_is_read_anew(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"a": f"t{n}", "label": n}) + "\n" for n in range(5)))
-    given = {"columns": {"text": "a"}, "template": {"source": "{a}!"}, "need": ["label"]}
-    read = stream(path, **given)
-    assert list(read) == list(read) == list(load(path, **given).examples)
-    assert (len(read), read.source, read.skipped) == (5, str(path), ())
+    arguments = {"columns": {"text": "a"}, "template": {"source": "{a}!"}, "need": ["label"]}
+    examples = stream(path, **arguments)
+    assert list(examples) == list(examples) == list(load(path, **arguments).examples)
+    assert (len(examples), examples.source, examples.skipped) == (5, str(path), ())
 
 
 def test_a_stream_finds_bad_rows_at_once(tmp_path):
@@ -163,9 +163,9 @@ def test_a_stream_finds_bad_rows_at_once(tmp_path):
     path.write_text('{"text": "a"}\n{"text": [1]}\n{"text": "b"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:2: column 'text' is a list"):
         stream(path)
-    read = stream(path, skip_bad=True)
-    assert [row.fields["text"] for row in read] == ["a", "b"] and len(read) == 2
-    assert [one.where for one in read.skipped] == [f"{path}:2"]
+    examples = stream(path, skip_bad=True)
+    assert [row.fields["text"] for row in examples] == ["a", "b"] and len(examples) == 2
+    assert [row.where for row in examples.skipped] == [f"{path}:2"]
     path.write_text("")
     with pytest.raises(DataError, match="holds no rows"):
         stream(path)
@@ -175,14 +175,14 @@ def test_a_sample_is_drawn_and_not_streamed(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"t{n}", "label": n % 2}) + "\n" for n in range(9)))
     task = Regress()
-    for given in ({"limit": 3}, {"shots": 2}, {}):
+    for limits in ({"limit": 3}, {"shots": 2}, {}):
         recipe = Recipe.model_validate(
             {
                 "base": "x",
                 "method": "LoRA",
                 "out": "x",
                 "task": {"kind": "regress"},
-                "data": {"train": {"source": str(path), "seed": 3, **given}},
+                "data": {"train": {"source": str(path), "seed": 3, **limits}},
             }
         )
         source = recipe.data.train

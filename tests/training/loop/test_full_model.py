@@ -63,53 +63,55 @@ def test_one_step_is_that_of_plain_full_fine_tuning(family, kind, monkeypatch):
     model, plain = zoo.fresh(family), zoo.fresh(family)
     task = Generate(template=f"{OPENING} {{source}}")
     task.bind(model, tokenizer(kind))
-    seen = gradients(monkeypatch)
+    recorded = gradients(monkeypatch)
     stepped(plain, labelled_loss(plain, task), 1e-3)
     tune(model, task, TEXTS, base_lr=1e-3, **PLAIN)
-    compare(seen, model, plain)
+    compare(recorded, model, plain)
 
 
 def test_one_step_of_an_encoder_is_that_of_plain_full_fine_tuning(monkeypatch):
     model, plain = zoo.fresh("bert"), zoo.fresh("bert")
     task = Classify(template="{text} was {mask}", by=Verbalizer({"a": "good", "b": "bad"}))
     task.bind(model, tokenizer("encoder"))
-    seen = gradients(monkeypatch)
+    recorded = gradients(monkeypatch)
     batch = task.collate(task.encode_all(REVIEWS))
     logits = plain(batch.inputs["input_ids"], attention_mask=batch.inputs["attention_mask"]).logits
     logits = logits.flatten(0, 1)[batch.positions][:, task.scorer.ids]
     stepped(plain, F.cross_entropy(logits, batch.labels), 1e-3)
     tune(model, task, REVIEWS, base_lr=1e-3, **PLAIN)
-    compare(seen, model, plain)
+    compare(recorded, model, plain)
 
 
 def gradients(monkeypatch):
     """What the optimiser of a run is given, as it steps."""
-    seen = []
+    recorded = []
     true = torch.optim.AdamW.step
 
     def step(self, *args):
-        seen.append([p.grad.clone() for g in self.param_groups for p in g["params"]
+        recorded.append([p.grad.clone() for g in self.param_groups for p in g["params"]
                      if p.grad is not None])  # fmt: skip
         return true(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    return seen
+    return recorded
 
 
-def compare(seen, model, plain):
+def compare(recorded, model, plain):
     """Gradients of plain PyTorch and of the run; and the numbers, where these tell the direction.
 
     A first step of AdamW goes by the sign of the gradient, and some gradients are 0 but for
     rounding: a bias of keys changes nothing.
     """
-    theirs, ours = seen
+    expected, actual = recorded
     learned = [name for name, p in plain.named_parameters() if p.grad is not None]
-    mine, other = dict(model.named_parameters()), dict(plain.named_parameters())
-    assert len(ours) == len(theirs) == len(learned) > 10
-    for name, a, b in zip(learned, ours, theirs, strict=True):
+    parameters, reference = dict(model.named_parameters()), dict(plain.named_parameters())
+    assert len(actual) == len(expected) == len(learned) > 10
+    for name, a, b in zip(learned, actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         clear = b.abs() > 1e-4
-        torch.testing.assert_close(mine[name][clear], other[name][clear], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            parameters[name][clear], reference[name][clear], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -120,11 +122,11 @@ def test_base_and_pieces_learn_jointly(family, spec):
     task.bind(model, tokenizer("decoder" if family == "llama" else "encoder-decoder"))
     other = inlay.attach(model, LoRA(rank=2), name="other")
     handle = inlay.attach(model, spec, name="mine")
-    start, own, rest = numbers(model), tiny.state(handle), tiny.state(other)
+    start, pieces, rest = numbers(model), tiny.state(handle), tiny.state(other)
     learned = {name: p.requires_grad for name, p in model.named_parameters()}
     fit(model, handle, task, TEXTS, steps=2, base_lr=1e-3)
     assert not any(torch.equal(start[name], now) for name, now in numbers(model).items())
-    assert not tiny.same(own, tiny.state(handle))
+    assert not tiny.same(pieces, tiny.state(handle))
     assert tiny.same(rest, tiny.state(other))
     assert learned == {name: p.requires_grad for name, p in model.named_parameters()}
     now = numbers(model)
@@ -147,26 +149,26 @@ def test_tuning_leaves_the_model_as_it_was_but_for_its_numbers():
     model = tiny.base()
     names = list(model.state_dict())
     model.model.norm.weight.requires_grad_(False)
-    asked = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
     start = numbers(model)
     tune(model, tiny.task(model), tiny.examples(4), base_lr=1e-3, steps=1, console=tiny.quiet())
     assert list(model.state_dict()) == names and not inlay.attached(model)
-    assert asked == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert before == {name: p.requires_grad for name, p in model.named_parameters()}
     assert not torch.equal(start["model.norm.weight"], model.model.norm.weight)
 
 
-def train(folder=None, presses=(), **given):
+def train(folder=None, presses=(), **options):
     model, handle = tiny.attached()
     task = tiny.task(model, Stopping)
     task.presses = presses
     if folder is not None:
-        given["checkpoint_every"] = 1
+        options["checkpoint_every"] = 1
     result = fit(
         *(model, handle, task, tiny.examples(20)),
         dev=tiny.examples(4, seed=1),
         folder=folder,
         console=tiny.quiet(),
-        **{"batch_size": 3, "epochs": 2, "eval_every": 3, "base_lr": 1e-3, **given},
+        **{"batch_size": 3, "epochs": 2, "eval_every": 3, "base_lr": 1e-3, **options},
     )
     return result, {**numbers(model), **tiny.state(handle)}
 
@@ -187,13 +189,13 @@ def test_ctrl_c_and_then_on_is_the_same_as_in_one_piece(tmp_path, press):
 def test_the_best_base_is_kept():
     model, handle = tiny.attached()
     task = tiny.task(model, tiny.Scripted, script=(1.0, 3.0, 2.0))
-    given = {"base_lr": 1e-3, "schedule": "constant", "warmup": 0.0, "eval_every": 1}
+    options = {"base_lr": 1e-3, "schedule": "constant", "warmup": 0.0, "eval_every": 1}
     rows = tiny.examples(4)
-    fit(model, handle, task, rows, dev=rows, steps=3, console=tiny.quiet(), **given)
-    best, (again, other) = numbers(model), tiny.attached()
-    fit(again, other, tiny.task(again), rows, steps=2, console=tiny.quiet(),
+    fit(model, handle, task, rows, dev=rows, steps=3, console=tiny.quiet(), **options)
+    best, (second_model, other) = numbers(model), tiny.attached()
+    fit(second_model, other, tiny.task(second_model), rows, steps=2, console=tiny.quiet(),
         base_lr=1e-3, schedule="constant", warmup=0.0)  # fmt: skip
-    assert tiny.same(best, numbers(again))
+    assert tiny.same(best, numbers(second_model))
 
 
 def test_a_loss_that_is_not_finite_leaves_the_base_as_it_was():
@@ -240,12 +242,12 @@ def test_a_saved_base_and_its_inlay_compute_the_same(family, kind, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "default.safetensors"]
     assert not any(key.startswith("inlays.") for key in load_file(folder / "model.safetensors"))
     assert "inlay" not in (folder / "config.json").read_text()
-    again = type(model).from_pretrained(folder)
-    assert tiny.same(numbers(model), numbers(again))
+    loaded = type(model).from_pretrained(folder)
+    assert tiny.same(numbers(model), numbers(loaded))
     with pytest.raises(inlay.errors.BaseError):
         inlay.load(zoo.fresh(family), file)
-    inlay.load(again, file)
+    inlay.load(loaded, file)
     batch = task.collate(task.encode_all(TEXTS))
     with torch.no_grad():
-        ours, theirs = loss_of(task, model, batch)[0], loss_of(task, again.eval(), batch)[0]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        loss, loaded_loss = loss_of(task, model, batch)[0], loss_of(task, loaded.eval(), batch)[0]
+    torch.testing.assert_close(loss, loaded_loss, rtol=0, atol=0)

@@ -34,17 +34,17 @@ def gpt2():
         return model
 
 
-def attached(spec, *, double=True, **given):
-    model, handle = tiny.attached(spec, model=gpt2() if double else tiny.base(), **given)
+def attached(spec, *, double=True, **options):
+    model, handle = tiny.attached(spec, model=gpt2() if double else tiny.base(), **options)
     if double:
         model.double()
     return model, handle
 
 
-def train(model, handle, *, data=8, task=None, **given):
-    given = {**PLAIN, "console": tiny.quiet(), **given}
+def train(model, handle, *, data=8, task=None, **options):
+    options = {**PLAIN, "console": tiny.quiet(), **options}
     task = tiny.task(model) if task is None else task
-    return fit(model, handle, task, tiny.examples(data), **given)
+    return fit(model, handle, task, tiny.examples(data), **options)
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def test_a_penalty_weighs_one_per_step(gradients, tmp_path, batch_size, accumula
     size = {"batch_size": batch_size, "accumulate": accumulate, "clip": clip}
     result = train(model, handle, folder=tmp_path, **size)
     assert result.steps == len(gradients) == 1
-    for ours, theirs in zip(gradients[0], expected, strict=True):
+    for actual, gradient in zip(gradients[0], expected, strict=True):
         # by hand the norm gets 1e-6 added before clipping
-        torch.testing.assert_close(ours, theirs, rtol=1e-10 if clip > 1 else 1e-4, atol=1e-12)
+        torch.testing.assert_close(actual, gradient, rtol=1e-10 if clip > 1 else 1e-4, atol=1e-12)
     (line,) = log(tmp_path)
     assert result.loss == line["loss"] == pytest.approx(loss, rel=1e-6)
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-6)
@@ -107,19 +107,19 @@ def test_a_penalty_of_the_inlay_when_the_base_learns_too(gradients):
     named = inlay.attached(plain)["default"]
     assert named.spec == other
     expected, _, _ = by_hand(plain, named, rows=8, clip=1e9)
-    for ours, theirs in zip(gradients[0], expected, strict=False):  # the base comes after
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    for actual, gradient in zip(gradients[0], expected, strict=False):  # the base comes after
+        torch.testing.assert_close(actual, gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_penalties_of_inlays_that_learn_together_add_up(gradients):
     model, shared = attached(Penalised(), name="shared")
-    _, own = tiny.attached(Penalised(weight=0.1), model=model, name="own")
+    _, second = tiny.attached(Penalised(weight=0.1), model=model, name="own")
     model.double()
     reference = copy.deepcopy(model)
     tasks = [tiny.task(model) for _ in range(2)]
     subtasks = [
         Subtask(tasks[0], tiny.examples(4), (shared,)),
-        Subtask(tasks[1], tiny.examples(4, seed=1), (shared, own)),
+        Subtask(tasks[1], tiny.examples(4, seed=1), (shared, second)),
     ]
     fit_multitask(model, subtasks, **{**PLAIN, "clip": None, "console": tiny.quiet()})
     total, count = 0, 0
@@ -134,8 +134,8 @@ def test_penalties_of_inlays_that_learn_together_add_up(gradients):
     penalty = copies["shared"].penalty() + copies["own"].penalty()
     (total / count + penalty).backward()
     expected = [p.grad for name in ("shared", "own") for p in copies[name].parameters()]
-    for ours, theirs in zip(gradients[0], expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    for actual, gradient in zip(gradients[0], expected, strict=True):
+        torch.testing.assert_close(actual, gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_a_penalty_that_is_not_finite_stops_before_the_step():
@@ -181,7 +181,7 @@ def divergence(a, b):
 def test_the_loss_of_several_passes_is_that_by_hand(gradients, checkpointing):
     spec = Compared(weight=3.0)
     model, handle = attached(spec)
-    reference, own = attached(spec)
+    reference, reference_handle = attached(spec)
     if checkpointing:
         model.activation_checkpointing_enable()
     task = tiny.task(model, Places)
@@ -192,15 +192,17 @@ def test_the_loss_of_several_passes_is_that_by_hand(gradients, checkpointing):
     torch.manual_seed(5)
     batch = task.collate(order_of(task))
     outputs = [task.outputs(reference, batch) for _ in range(3)]
-    logits = [one.chart.logits(reference, one.hidden) for one in outputs]
+    logits = [output.chart.logits(reference, output.hidden) for output in outputs]
     loss, count = task.loss(outputs[0], batch)
-    apart = (divergence(logits[0], logits[1]) + divergence(logits[0], logits[2])) / 2
-    mean = loss / count + 3 * apart
+    mean_divergence = (divergence(logits[0], logits[1]) + divergence(logits[0], logits[2])) / 2
+    mean = loss / count + 3 * mean_divergence
     mean.backward()
-    assert apart.item() > 1e-6
+    assert mean_divergence.item() > 1e-6
     assert result.loss == pytest.approx(mean.item(), rel=1e-6)
-    for ours, theirs in zip(gradients[0], [p.grad for p in own.parameters()], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+    for actual, gradient in zip(
+        gradients[0], [p.grad for p in reference_handle.parameters()], strict=True
+    ):
+        torch.testing.assert_close(actual, gradient, rtol=1e-8, atol=1e-12)
 
 
 def order_of(task):
@@ -258,9 +260,9 @@ def test_a_schedule_goes_on_bit_for_bit(tmp_path, press, base_lr):
         model, handle = attached(pruned(), double=False)
         task = tiny.task(model, Stopping)
         task.presses = presses
-        given = {"data": 24, "batch_size": 3, "accumulate": 2, "epochs": 3, "eval_every": 5}
-        given |= {"dev": tiny.examples(4, seed=1), "keep_best": False, "base_lr": base_lr}
-        result = train(model, handle, task=task, folder=folder, checkpoint_every=1, **given)
+        options = {"data": 24, "batch_size": 3, "accumulate": 2, "epochs": 3, "eval_every": 5}
+        options |= {"dev": tiny.examples(4, seed=1), "keep_best": False, "base_lr": base_lr}
+        result = train(model, handle, task=task, folder=folder, checkpoint_every=1, **options)
         return result, tiny.state(handle)
 
     whole, unbroken = run(tmp_path / "a")
@@ -290,12 +292,12 @@ def test_groups_have_their_own_learning_rate_and_weight_decay(tmp_path, monkeypa
     assert groups == [[(0.01, 0.1, 2), (0.1, 0.5, 2)]]
     (line,) = log(tmp_path)
     assert (line["lr"], line["lr/0"], line["lr/1"]) == (0.1, 0.01, 0.1)
-    again, other = attached(Grouped(), double=False)
+    second_model, other = attached(Grouped(), double=False)
     with pytest.raises(TrainingError, match=r"weight_decay was \[0.1, 0.5\] and is \[0.2, 0.5\]"):
-        train(again, other, lr=0.01, weight_decay=0.2, folder=tmp_path)
+        train(second_model, other, lr=0.01, weight_decay=0.2, folder=tmp_path)
     model, _ = tiny.attached(Grouped())
     with pytest.raises(TrainingError, match=r"lr was \[0.01, 0.1\] and is \[0.02, 0.2\]"):
-        train(again, other, lr=0.02, weight_decay=0.1, folder=tmp_path)
+        train(second_model, other, lr=0.02, weight_decay=0.1, folder=tmp_path)
 
 
 def test_full_fine_tuning_has_neither(tmp_path):

@@ -30,18 +30,18 @@ def test_two_processes_are_as_one_and_go_on_as_two(tmp_path):
     done = subprocess.run(program, cwd=root, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     side_by_side.main(tmp_path / "one", 0)
-    one, alone = end(tmp_path / "one")
-    two, together = end(tmp_path / "whole")
-    parts, resumed = end(tmp_path / "parts")
-    assert (one["processes"], two["processes"], parts["processes"]) == (1, 2, 2)
-    assert one["steps"] == two["steps"] == 6
-    assert one["tokens"] == two["tokens"]
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)  # told in fp32
-    assert two["best"]["score"] == pytest.approx(one["best"]["score"], rel=1e-9)
-    for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=1e-8, atol=1e-10)
-        assert torch.equal(together[name], resumed[name])
-    assert parts == two
+    single, single_state = end(tmp_path / "one")
+    double, double_state = end(tmp_path / "whole")
+    resumed, resumed_state = end(tmp_path / "parts")
+    assert (single["processes"], double["processes"], resumed["processes"]) == (1, 2, 2)
+    assert single["steps"] == double["steps"] == 6
+    assert single["tokens"] == double["tokens"]
+    assert double["loss"] == pytest.approx(single["loss"], rel=1e-6)  # told in fp32
+    assert double["best"]["score"] == pytest.approx(single["best"]["score"], rel=1e-9)
+    for name, tensor in single_state.items():
+        torch.testing.assert_close(double_state[name], tensor, rtol=1e-8, atol=1e-10)
+        assert torch.equal(double_state[name], resumed_state[name])
+    assert resumed == double
 
 
 def test_processes_that_are_not_joined_are_refused(monkeypatch):

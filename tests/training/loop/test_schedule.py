@@ -9,15 +9,15 @@ from inlay.training.loop.schedule import lr_factor
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_rises_to_one_and_falls_to_nothing(schedule):
-    made = [lr_factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
-    top = made.index(max(made))
+    factors = [lr_factor(schedule, 0.1, (step + 0.5) / 1000) for step in range(1000)]
+    top = factors.index(max(factors))
     assert top in (99, 100)
-    assert max(made) == pytest.approx(1, abs=0.01)
-    assert all(a < b for a, b in pairwise(made[:100]))
-    assert all(a > b for a, b in pairwise(made[100:]))
-    assert 0 < made[-1] < 1e-3
-    assert 0 < made[0] < 0.01
-    assert sum(made) / 1000 == pytest.approx(0.5, abs=1e-3)
+    assert max(factors) == pytest.approx(1, abs=0.01)
+    assert all(a < b for a, b in pairwise(factors[:100]))
+    assert all(a > b for a, b in pairwise(factors[100:]))
+    assert 0 < factors[-1] < 1e-3
+    assert 0 < factors[0] < 0.01
+    assert sum(factors) / 1000 == pytest.approx(0.5, abs=1e-3)
 
 
 def test_constant_stays():

@@ -21,13 +21,13 @@ from inlay.training.loop.progress import ProgressDisplay
 from tests.training import tiny
 
 
-def train(*, data=None, model=None, handle=None, kind=tiny.Recite, fields=None, **given):
+def train(*, data=None, model=None, handle=None, kind=tiny.Recite, fields=None, **options):
     if handle is None:
         model, handle = tiny.attached()
     task = tiny.task(model, kind, **(fields or {}))
     rows = tiny.examples(24) if data is None else data
-    given.setdefault("console", tiny.quiet())
-    return fit(model, handle, task, rows, **given), handle
+    options.setdefault("console", tiny.quiet())
+    return fit(model, handle, task, rows, **options), handle
 
 
 def log(folder):
@@ -69,10 +69,10 @@ def test_the_same_seed_gives_the_same_bits():
     size = {"epochs": 2, "batch_size": 4}
     first, a = train(seed=3, **size)
     torch.rand(5), random.random()
-    again, b = train(seed=3, **size)
+    second, b = train(seed=3, **size)
     other, c = train(seed=4, **size)
     assert tiny.same(tiny.state(a), tiny.state(b))
-    assert tiny.numbers(first) == tiny.numbers(again)
+    assert tiny.numbers(first) == tiny.numbers(second)
     assert not tiny.same(tiny.state(a), tiny.state(c))
     assert first.loss != other.loss
 
@@ -95,22 +95,24 @@ def test_generators_and_modes_are_left_alone():
 
 @pytest.mark.parametrize("dropout", [True, False])
 def test_dropout_of_the_base_is_a_choice_and_that_of_pieces_is_not(dropout):
-    seen = []
+    modes = []
 
     class Watching(tiny.Recite):
         name = "watching"
 
         def outputs(self, model, batch):
-            seen.append((model.model.training, model.inlays.sets["default"].training))
+            modes.append((model.model.training, model.inlays.sets["default"].training))
             return super().outputs(model, batch)
 
     del inlay.tasks.TASKS["watching"]
     train(kind=Watching, steps=1, dropout=dropout)
-    assert seen == [(dropout, True)]
+    assert modes == [(dropout, True)]
 
 
 def test_rows_that_are_no_examples_are_refused():
-    with pytest.raises(TrainingError, match=r"as inlay.data.load\(rows\) returns them, not {'text'"):
+    with pytest.raises(
+        TrainingError, match=r"as inlay.data.load\(rows\) returns them, not {'text'"
+    ):
         train(data=[{"text": "a"}])
 
 
@@ -121,9 +123,9 @@ def test_other_inlays_hold_still():
     train(model=model, handle=handle, steps=3)
     assert tiny.same(before, tiny.state(other))
     assert all(p.requires_grad and p.grad is None for p in other.parameters())
-    fresh, alone = tiny.attached()
-    train(model=fresh, handle=alone, steps=3)
-    assert not tiny.same(tiny.state(alone), tiny.state(handle)), "the other one acts all the same"
+    fresh, single = tiny.attached()
+    train(model=fresh, handle=single, steps=3)
+    assert not tiny.same(tiny.state(single), tiny.state(handle)), "the other one acts all the same"
 
 
 @pytest.mark.processor
@@ -167,32 +169,34 @@ def test_the_log_has_a_line_a_step_and_one_an_evaluation(tmp_path):
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert {*steps[0]} == {"step", "loss", "lr", "tokens", "seconds", "grad_norm"}
-    each = sum(len(str(example.fields["ids"]).split()) for example in data)
-    assert sum(line["tokens"] for line in steps[:3]) == each
-    assert result.tokens == 2 * each
-    seen = [line for line in lines if "scores" in line]
-    assert [line["step"] for line in seen] == [2, 4, 6]
-    assert [line["scores"]["likelihood"] for line in seen] == [e.score for e in result.evaluations]
+    tokens = sum(len(str(example.fields["ids"]).split()) for example in data)
+    assert sum(line["tokens"] for line in steps[:3]) == tokens
+    assert result.tokens == 2 * tokens
+    evaluations = [line for line in lines if "scores" in line]
+    assert [line["step"] for line in evaluations] == [2, 4, 6]
+    assert [line["scores"]["likelihood"] for line in evaluations] == [
+        e.score for e in result.evaluations
+    ]
     assert evaluate(handle.model, tiny.task(handle.model), dev) == result.best.scores
 
 
 def test_evaluation_comes_after_every_epoch_and_at_the_end():
     dev = tiny.examples(5, seed=1)
     result, _ = train(dev=dev, batch_size=8, epochs=2.5)
-    assert [one.step for one in result.evaluations] == [3, 6, 8]
+    assert [evaluation.step for evaluation in result.evaluations] == [3, 6, 8]
 
 
 def test_the_best_pieces_come_back():
     dev = tiny.examples(3, seed=1)
     script = {"kind": tiny.Scripted, "fields": {"script": (1.0, 5.0, 2.0, 3.0)}}
     size = {"dev": dev, "eval_every": 1, "schedule": "constant", "warmup": 0.0}
-    result, kept = train(**script, **size, steps=4)
+    result, best = train(**script, **size, steps=4)
     assert (result.best.step, result.best.score) == (2, 5.0)
     _, two = train(**size, steps=2, keep_best=False)
-    assert tiny.same(tiny.state(kept), tiny.state(two)), "bit for bit those of step 2"
+    assert tiny.same(tiny.state(best), tiny.state(two)), "bit for bit those of step 2"
     last, four = train(**script, **size, steps=4, keep_best=False)
     assert last.best.step == 4
-    assert not tiny.same(tiny.state(kept), tiny.state(four))
+    assert not tiny.same(tiny.state(best), tiny.state(four))
 
 
 def test_patience_ends_a_run_that_gets_no_better():
@@ -219,9 +223,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
             return loss * (math.inf if len(states) == 6 else 1), count
 
     del inlay.tasks.TASKS["bursting"]
-    given = {"batch_size": 2, "accumulate": 2, "lr": 0.25, "schedule": "constant", "warmup": 0.0}
+    options = {"batch_size": 2, "accumulate": 2, "lr": 0.25, "schedule": "constant", "warmup": 0.0}
     with pytest.raises(TrainingError, match=r"step 3: the loss is not finite .*0.25") as caught:
-        train(model=model, handle=handle, kind=Bursting, data=tiny.examples(40), **given)
+        train(model=model, handle=handle, kind=Bursting, data=tiny.examples(40), **options)
     assert tiny.same(states[-1], tiny.state(handle))
     assert str(caught.value).count("rows.jsonl:") == 2, "the rows of the batch that did it"
     assert all(p.grad is None for p in handle.parameters())
@@ -252,7 +256,7 @@ def test_rows_without_anything_that_counts_are_named():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"epoch": 3}, "epoch: there is no such field; did you mean 'epochs'?"),
         ({"lr": -1}, "lr: input should be greater than 0, not -1"),
@@ -267,10 +271,10 @@ def test_rows_without_anything_that_counts_are_named():
         ({"trackers": ["aim"]}, "the tracker 'aim' is not installed"),
     ],
 )
-def test_impossible_options_are_refused(given, said):
+def test_impossible_options_are_refused(options, message):
     with pytest.raises(TrainingError) as caught:
-        train(**given)
-    assert str(caught.value).startswith(said)
+        train(**options)
+    assert str(caught.value).startswith(message)
 
 
 def test_an_inlay_that_cannot_learn_here_is_refused():
@@ -290,16 +294,16 @@ def test_an_inlay_that_cannot_learn_here_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "said"),
+    ("kind", "precision", "message"),
     [
         (DistributedType.FSDP, "no", "whole model in each process, not FSDP"),
         (DistributedType.NO, "fp16", "no mixed precision 'fp16'; use bf16"),
     ],
 )
-def test_what_accelerate_could_but_fit_cannot_is_refused(monkeypatch, kind, precision, said):
+def test_what_accelerate_could_but_fit_cannot_is_refused(monkeypatch, kind, precision, message):
     fake = SimpleNamespace(distributed_type=kind, mixed_precision=precision)
     monkeypatch.setattr("inlay.training.loop.launch.Accelerator", lambda **_: fake)
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=message):
         train()
 
 
@@ -309,18 +313,18 @@ def test_what_accelerate_could_but_fit_cannot_is_refused(monkeypatch, kind, prec
 def test_predictions_come_in_the_order_of_the_examples():
     model, _ = tiny.attached()
     task, data = tiny.task(model), tiny.examples(13)
-    alone = [predict(model, task, [example])[0] for example in data]
+    singly = [predict(model, task, [example])[0] for example in data]
     for size in ({"batch_size": 4}, {"batch_size": None, "tokens": 20}):
-        together = predict(model, task, data, **size)
-        assert [float(x) for x in together] == pytest.approx([float(x) for x in alone], abs=1e-5)
+        batched = predict(model, task, data, **size)
+        assert [float(x) for x in batched] == pytest.approx([float(x) for x in singly], abs=1e-5)
 
 
 def test_trackers_are_told(monkeypatch):
     from accelerate import tracking
 
-    told = []
+    events = []
 
-    class Told(tracking.GeneralTracker):
+    class Recorder(tracking.GeneralTracker):
         name = "wandb"
         requires_logging_directory = False
         tracker = None
@@ -328,28 +332,28 @@ def test_trackers_are_told(monkeypatch):
 
         def __init__(self, run_name, **kwargs):
             super().__init__()
-            told.append(run_name)
+            events.append(run_name)
 
         def store_init_configuration(self, values):
-            told.append(values)
+            events.append(values)
 
         def log(self, values, step=None, **kwargs):
-            told.append((step, values))
+            events.append((step, values))
 
         def finish(self):
-            told.append("finished")
+            events.append("finished")
 
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Told)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
     kinds = [tracking.LoggerType.WANDB]
-    for place in ("inlay.training.loop.launch", "accelerate.tracking"):
-        monkeypatch.setattr(f"{place}.get_available_trackers", lambda: kinds)
+    for module in ("inlay.training.loop.launch", "accelerate.tracking"):
+        monkeypatch.setattr(f"{module}.get_available_trackers", lambda: kinds)
     train(trackers=["wandb"], steps=2, dev=tiny.examples(3))
-    assert told[0] == "inlay"
-    assert told[1]["method"] == "LoRA(rank=2, dropout=0.1)"
-    assert told[2][0] == 1
-    assert {*told[2][1]} == {"loss", "lr", "tokens", "grad_norm"}
-    assert {*told[-2][1]} == {"dev/likelihood"}
-    assert told[-1] == "finished"
+    assert events[0] == "inlay"
+    assert events[1]["method"] == "LoRA(rank=2, dropout=0.1)"
+    assert events[2][0] == 1
+    assert {*events[2][1]} == {"loss", "lr", "tokens", "grad_norm"}
+    assert {*events[-2][1]} == {"dev/likelihood"}
+    assert events[-1] == "finished"
 
 
 def test_a_pipe_gets_plain_lines_and_a_terminal_a_bar(monkeypatch):
@@ -376,16 +380,19 @@ def test_an_evaluation_says_how_far_it_is(monkeypatch):
     monkeypatch.setattr("inlay.training.loop.progress.FIRST_LINE_AFTER", 0.0)
     monkeypatch.setattr("inlay.training.loop.progress.LINE_EVERY", 0.0)
     train(console=Console(file=pipe), steps=2, batch_size=4, dev=tiny.examples(40))
-    told = [one for one in pipe.getvalue().splitlines() if one.startswith("evaluating dev  ")]
-    assert len(told) == 9  # of ten batches; the last one ends it
-    assert told[0].startswith("evaluating dev  10%  4 of 40 rows  ") and told[0].endswith(" left")
+    lines = [line for line in pipe.getvalue().splitlines() if line.startswith("evaluating dev  ")]
+    assert len(lines) == 9  # of ten batches; the last one ends it
+    assert lines[0].startswith("evaluating dev  10%  4 of 40 rows  ") and lines[0].endswith(" left")
 
 
 def test_plain_lines_are_sparse(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     pipe = io.StringIO()
-    with ProgressDisplay(Console(file=pipe)) as shown, shown.counting("reading", 200) as advance:
+    with (
+        ProgressDisplay(Console(file=pipe)) as display,
+        display.counting("reading", 200) as advance,
+    ):
         for _ in range(100):
             now[0] += 1
             advance(1)
@@ -397,11 +404,11 @@ def test_plain_lines_are_sparse(monkeypatch):
 def test_a_terminal_sees_a_bar_for_whatever_takes_long():
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=100)
-    with ProgressDisplay(console) as shown:
-        with shown.counting("evaluating [dev]", 10) as advance:
+    with ProgressDisplay(console) as display:
+        with display.counting("evaluating [dev]", 10) as advance:
             advance(4)
             time.sleep(0.6)
-        with shown.counting("loading it"):
+        with display.counting("loading it"):
             time.sleep(0.6)
     assert "evaluating [dev]" in terminal.getvalue()
     assert "4 of 10 rows" in terminal.getvalue()
@@ -409,7 +416,7 @@ def test_a_terminal_sees_a_bar_for_whatever_takes_long():
 
 
 def test_options_are_data():
-    made = Options(tokens=512, betas=(0.8, 0.99), lr="1e-4")
-    assert made.lr == 1e-4
-    assert made.rows is None
-    assert Options(**made.model_dump()) == made
+    options = Options(tokens=512, betas=(0.8, 0.99), lr="1e-4")
+    assert options.lr == 1e-4
+    assert options.rows is None
+    assert Options(**options.model_dump()) == options

@@ -44,32 +44,35 @@ def test_members_say_in_one_batch_what_each_says_alone(together, monkeypatch):
     model = bound(task)
     handles = members(model, 3)
     voted = vote(model, handles, task, ROWS, batch_size=2)
-    alone = []
+    predictions = []
     for handle in handles:
         with inlay.rows(model, [handle.name]):
-            alone.append(predict(model, task, ROWS))
-    assert voted.members == [task.score(said, ROWS) for said in alone]
-    for place, said in enumerate(zip(*alone, strict=True)):
-        counts = {label: said.count(label) for label in said}
-        assert counts[voted.predictions[place]] == max(counts.values())
-    mean = sum(one["accuracy"] for one in voted.members) / 3
+            predictions.append(predict(model, task, ROWS))
+    assert voted.members == [task.score(votes, ROWS) for votes in predictions]
+    for position, votes in enumerate(zip(*predictions, strict=True)):
+        counts = {label: votes.count(label) for label in votes}
+        assert counts[voted.predictions[position]] == max(counts.values())
+    mean = sum(scores["accuracy"] for scores in voted.members) / 3
     assert voted.mean["accuracy"] == mean
     assert voted.vote == task.score(voted.predictions, ROWS)
 
 
 def test_each_member_starts_from_a_seed_of_its_own():
     model = zoo.fresh("llama")
-    taught = []
+    trained = []
     first = attach_member(model, inlay.Prompt(length=2), "one", 5, 0)
-    handles = [first, *train_further_members(model, first, 3, 5, lambda *one: taught.append(one))]
+    handles = [
+        first,
+        *train_further_members(model, first, 3, 5, lambda *arguments: trained.append(arguments)),
+    ]
     assert [handle.name for handle in handles] == ["one", "one-2", "one-3"]
-    assert taught == [(handles[1], 1), (handles[2], 2)]
+    assert trained == [(handles[1], 1), (handles[2], 2)]
     starts = [next(handle.parameters()).detach().clone() for handle in handles]
     assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
-    again = attach_member(model, inlay.Prompt(length=2), "again", 6, 1)
-    assert not torch.equal(next(again.parameters()), starts[1])
-    again = attach_member(model, inlay.Prompt(length=2), "anew", 6, 0)
-    assert torch.equal(next(again.parameters()), starts[1])
+    other = attach_member(model, inlay.Prompt(length=2), "again", 6, 1)
+    assert not torch.equal(next(other.parameters()), starts[1])
+    other = attach_member(model, inlay.Prompt(length=2), "anew", 6, 0)
+    assert torch.equal(next(other.parameters()), starts[1])
 
 
 def test_a_vote_of_one_is_its_own():
@@ -88,11 +91,11 @@ def test_ties_go_to_the_highest_mean_logit(monkeypatch):
         [[3.0, 0, 0], [0, 9, 0], [5, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [9, 0, 0], [0, 0, 1]]
     )
     monkeypatch.setattr(task, "outputs", lambda model, batch: Scores(table))
-    said, won = task.vote(model, {}, 2)
-    assert said == ["yes", "no", "yes", "no", "red", "red", "yes", "red"]
-    assert won == ["no", "yes", "red", "yes"]
-    _, won = task.vote(model, {}, 4)
-    assert won == ["no", "red"]
+    votes, winners = task.vote(model, {}, 2)
+    assert votes == ["yes", "no", "yes", "no", "red", "red", "yes", "red"]
+    assert winners == ["no", "yes", "red", "yes"]
+    _, winners = task.vote(model, {}, 4)
+    assert winners == ["no", "red"]
 
 
 def test_texts_are_voted_on_too():

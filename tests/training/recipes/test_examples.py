@@ -63,8 +63,8 @@ def bases(tmp_path_factory):
 
 def parts(recipe):
     """The rows that a recipe names."""
-    given = {part: getattr(recipe.data, part) for part in ("train", "dev", "test")}
-    return {part: source for part, source in given.items() if source is not None}
+    sources = {part: getattr(recipe.data, part) for part in ("train", "dev", "test")}
+    return {part: source for part, source in sources.items() if source is not None}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -91,16 +91,16 @@ def test_a_recipe_runs_on_its_real_rows(path, bases, tmp_path, monkeypatch):
         (tmp_path / "data").symlink_to(DATA)
     monkeypatch.chdir(tmp_path)
     whole = Recipe.load(path)
-    given = {"base": str(bases / whole.base), "training.steps": "2", "training.epochs": "null"}
-    given |= {f"data.{part}.limit": "12" for part in parts(whole)}
+    changes = {"base": str(bases / whole.base), "training.steps": "2", "training.epochs": "null"}
+    changes |= {f"data.{part}.limit": "12" for part in parts(whole)}
     if whole.task["kind"] == "tag":  # all of the tags stand in all of the rows
-        given["data.train.limit"] = "null"
+        changes["data.train.limit"] = "null"
     if whole.task["kind"] == "generate":
-        given["task.max_length"] = "2048"  # here a letter is a token
-        given["task.generation.max_new_tokens"] = "2"
+        changes["task.max_length"] = "2048"  # here a letter is a token
+        changes["task.generation.max_new_tokens"] = "2"
     if whole.training.eval_every is not None:
-        given["training.eval_every"] = "2"
-    outcome = run(Recipe.load(path, given), Console(quiet=True))
+        changes["training.eval_every"] = "2"
+    outcome = run(Recipe.load(path, changes), Console(quiet=True))
     assert outcome.training.steps == 2 and outcome.path.is_file()
     scores = outcome.dev if outcome.test is None else outcome.test
     assert scores is not None and outcome.metric in scores

@@ -29,13 +29,13 @@ def test_every_row_is_held_out_once(task):
     data = load([{**row, "label": n} if task.name == "regress" else {**row, "labels": ["a"]} for n, row in enumerate(rows())])  # fmt: skip
     parts = split_folds(data, task, 4, seed=3)
     held = [example for _, out in parts for example in out]
-    assert sorted(held, key=lambda one: int(one.where.split("#")[1])) == list(data)
+    assert sorted(held, key=lambda example: int(example.where.split("#")[1])) == list(data)
     for train, out in parts:
         assert not set(map(id, train)) & set(map(id, out))
         assert len(train) + len(out) == len(data)
         assert len(out) in (8, 9)
-        places = [int(one.where.split("#")[1]) for one in train]
-        assert places == sorted(places)
+        numbers = [int(example.where.split("#")[1]) for example in train]
+        assert numbers == sorted(numbers)
     assert parts == split_folds(data, task, 4, seed=3)
     assert parts != split_folds(data, task, 4, seed=4)
 
@@ -43,10 +43,10 @@ def test_every_row_is_held_out_once(task):
 def test_folds_have_alike_shares_of_each_label():
     task = Classify(label_names={"maybe": "perhaps", "no": "no", "yes": "yes"})
     for _, out in split_folds(load(rows()), task, 4, seed=0):
-        found = [str(one.fields["label"]) for one in out]
-        assert found.count("maybe") == 1
-        assert found.count("yes") == 5
-        assert found.count("no") in (2, 3)
+        labels = [str(example.fields["label"]) for example in out]
+        assert labels.count("maybe") == 1
+        assert labels.count("yes") == 5
+        assert labels.count("no") in (2, 3)
 
 
 def test_folds_that_cannot_be_made(monkeypatch):
@@ -81,26 +81,26 @@ def recipe(tmp_path_factory):
 
 
 def test_a_recipe_is_trained_once_a_fold(recipe, tmp_path):
-    made = Recipe.model_validate({**recipe, "out": str(tmp_path / "all")})
-    found = cross_validate(made, tiny.quiet())
-    assert len(found.scores) == 3
-    assert found.metric == "accuracy"
+    whole = Recipe.model_validate({**recipe, "out": str(tmp_path / "all")})
+    result = cross_validate(whole, tiny.quiet())
+    assert len(result.scores) == 3
+    assert result.metric == "accuracy"
     for name in ("accuracy", "f1", "macro_f1", "matthews"):
-        values = [one[name] for one in found.scores]
-        assert found.mean[name] == pytest.approx(mean(values))
-        assert found.sd[name] == pytest.approx(stdev(values))
-    told = json.loads((tmp_path / "all" / "folds.json").read_text())
-    assert told["folds"] == found.scores
-    assert told["sd"] == found.sd
+        values = [scores[name] for scores in result.scores]
+        assert result.mean[name] == pytest.approx(mean(values))
+        assert result.sd[name] == pytest.approx(stdev(values))
+    content = json.loads((tmp_path / "all" / "folds.json").read_text())
+    assert content["folds"] == result.scores
+    assert content["sd"] == result.sd
     for number in (1, 2, 3):
-        own = tmp_path / "all" / f"fold-{number}"
-        result = json.loads((own / "result.json").read_text())
-        assert result["test"] == found.scores[number - 1]
-        assert (own / "default.safetensors").exists()
-    alone = Recipe.load(tmp_path / "all" / "fold-2" / "recipe.yaml", {"out": str(tmp_path / "b")})
-    assert alone.fold == 2
-    outcome = run(alone, tiny.quiet())
-    assert outcome.test == found.scores[1]
+        folder = tmp_path / "all" / f"fold-{number}"
+        fold_result = json.loads((folder / "result.json").read_text())
+        assert fold_result["test"] == result.scores[number - 1]
+        assert (folder / "default.safetensors").exists()
+    single = Recipe.load(tmp_path / "all" / "fold-2" / "recipe.yaml", {"out": str(tmp_path / "b")})
+    assert single.fold == 2
+    outcome = run(single, tiny.quiet())
+    assert outcome.test == result.scores[1]
     files = [tmp_path / "all" / "fold-2" / "default.safetensors", outcome.path]
     a, b = (read(path).tensors for path in files)
     assert tiny.same(a, b)
@@ -119,34 +119,37 @@ def test_nothing_is_learned_from_rows_held_out(recipe, tmp_path, monkeypatch):
         Classify, "prepare", lambda self, rows: prepared.append((self, list(rows))) or real(self, rows)
     )  # fmt: skip
     task = {"kind": "classify", "objective": {"class_weight": "balanced"}}
-    made = {**recipe, "task": task, "fold": 2, "out": str(tmp_path)}
-    run(Recipe.model_validate(made), tiny.quiet())
+    fields = {**recipe, "task": task, "fold": 2, "out": str(tmp_path)}
+    run(Recipe.model_validate(fields), tiny.quiet())
     train, held = split[0][1]
     assert len(held) == 10
-    learned = [rows for asked, rows in prepared if asked._class_weights is not None][-1]
-    assert learned == list(train)
+    rows_seen = [rows for task, rows in prepared if task._class_weights is not None][-1]
+    assert rows_seen == list(train)
 
 
 def test_labels_of_rows_held_out_are_known(recipe, tmp_path):
     path = tmp_path / "rows.jsonl"
     labels = [[label] for label in LABELS[:29]] + [["rare"]]
-    made = [{"text": row["text"], "labels": own} for row, own in zip(rows(), labels, strict=False)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    examples = [
+        {"text": row["text"], "labels": label_list}
+        for row, label_list in zip(rows(), labels, strict=False)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in examples))
     task = {"kind": "classify", "objective": {"kind": "binary_cross_entropy"}}
     data = {"train": {"source": str(path)}}
     whole = {**recipe, "task": task, "data": data, "out": str(tmp_path / "out")}
-    found = cross_validate(Recipe.model_validate(whole), tiny.quiet())
-    assert len(found.scores) == 3
+    result = cross_validate(Recipe.model_validate(whole), tiny.quiet())
+    assert len(result.scores) == 3
 
 
 def test_recipes_with_folds_that_make_no_sense(recipe, tmp_path):
     plain = {**recipe, "out": str(tmp_path)}
     written = tmp_path / "recipe.yaml"
 
-    def refused(call, said):
+    def refused(call, message):
         with pytest.raises(RecipeError) as caught:
             call()
-        assert said in str(caught.value)
+        assert message in str(caught.value)
 
     def read(**fields):
         written.write_text(json.dumps({**plain, **fields}))

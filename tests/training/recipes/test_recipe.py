@@ -46,9 +46,9 @@ def places(tmp_path_factory):
         rows = []
         for number in range(count):
             good = number % 2 == 0
-            said = f"{'a bright film' if good else 'a dull film'} {words.WORDS[number % 20]}"
+            text = f"{'a bright film' if good else 'a dull film'} {words.WORDS[number % 20]}"
             label = "yes" if good else "no"
-            rows.append({"text": said, "label": label, "source": said, "target": label})
+            rows.append({"text": text, "label": label, "source": text, "target": label})
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
     return folder
@@ -56,11 +56,11 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def recipe_file(places, tmp_path):
-    written = TEXT.replace("BASE", str(places / "base")).replace("OUT", str(tmp_path / "out"))
+    text = TEXT.replace("BASE", str(places / "base")).replace("OUT", str(tmp_path / "out"))
     for part in ("train", "dev"):
-        written = written.replace(part.upper(), str(places / f"{part}.jsonl"))
+        text = text.replace(part.upper(), str(places / f"{part}.jsonl"))
     path = tmp_path / "recipe.yaml"
-    path.write_text(written)
+    path.write_text(text)
     return path
 
 
@@ -105,12 +105,12 @@ def test_every_field_can_be_set_by_its_dotted_name(recipe_file):
 
 def test_flags_alone_make_a_recipe():
     flags = {"base": "b", "method": "LoRA", "task.kind": "generate", "out": "o"}
-    made = Recipe.load(None, {**flags, "data.train.source": "t"})
-    assert made.data.train.source == "t"
+    recipe = Recipe.load(None, {**flags, "data.train.source": "t"})
+    assert recipe.data.train.source == "t"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("training.lrr", "1", "training.lrr: there is no such field; did you mean 'lr'?"),
         ("trainin.lr", "1", "trainin: there is no such field; did you mean 'training'?"),
@@ -151,18 +151,18 @@ def test_flags_alone_make_a_recipe():
         ("out", "null", "out: input should be a valid string"),
     ],
 )
-def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, said):
-    if said is None:
+def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, message):
+    if message is None:
         assert Recipe.load(recipe_file, {name: value}).data.dev.template == "5"
         return
     with pytest.raises(RecipeError) as caught:
         Recipe.load(recipe_file, {name: value})
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("text", "message"),
     [
         ("base: x\nbase: y\n", "r.yaml:2: not valid YAML: 'base' is given twice"),
         ("base: [x\n", "r.yaml:2: not valid YAML: "),
@@ -174,12 +174,12 @@ def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, 
         ("base: x\nmethd: LoRA\n", "methd: there is no such field; did you mean 'method'?"),
     ],
 )
-def test_files_that_are_no_recipes(tmp_path, monkeypatch, written, said):
+def test_files_that_are_no_recipes(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.yaml").write_text(written)
+    (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         Recipe.load("r.yaml")
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     with pytest.raises(RecipeError, match=r"cannot read the recipe none\.yaml"):
         Recipe.load("none.yaml")
 
@@ -216,10 +216,10 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
         "result.json",
     ]
     assert Recipe.load(out / "recipe.yaml") == recipe
-    told = json.loads((out / "result.json").read_text())
-    assert told["dev"] == outcome.dev
-    assert told["training"]["steps"] == 12
-    assert told["recipe"]["method"] == recipe.method
+    content = json.loads((out / "result.json").read_text())
+    assert content["dev"] == outcome.dev
+    assert content["training"]["steps"] == 12
+    assert content["recipe"]["method"] == recipe.method
     assert "untouched: accuracy 0." in console.export_text()
     model, tokenizer = load_base(recipe.base)
     task = recipe.make_task()
@@ -232,20 +232,20 @@ def test_a_recipe_is_carried_out(recipe_file, tmp_path):
     assert outcome.base_parameters == sum(p.numel() for p in handle.detach().parameters())
     assert outcome.parameters == handle.count()
 
-    again = run(recipe, tiny.quiet())
-    assert tiny.numbers(again.training) == tiny.numbers(outcome.training)
+    resumed = run(recipe, tiny.quiet())
+    assert tiny.numbers(resumed.training) == tiny.numbers(outcome.training)
     with pytest.raises(TrainingError, match="seed was 0 and is 1"):
         run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet())
     assert Recipe.load(out / "recipe.yaml") == recipe
-    anew = run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet(), resume=False)
-    assert anew.training.loss != outcome.training.loss
+    fresh = run(Recipe.load(recipe_file, {"seed": "1"}), tiny.quiet(), resume=False)
+    assert fresh.training.loss != outcome.training.loss
 
 
 def test_a_file_where_the_folder_should_be_is_refused_at_once(recipe_file, tmp_path):
     (tmp_path / "taken").write_text("x")
-    made = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}  # no base either
+    changes = {"out": str(tmp_path / "taken"), "base": str(tmp_path / "nowhere")}  # no base either
     with pytest.raises(RecipeError, match="out is a folder to write into, and .*taken is a file"):
-        run(Recipe.load(recipe_file, made), tiny.quiet())
+        run(Recipe.load(recipe_file, changes), tiny.quiet())
 
 
 def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
@@ -255,28 +255,28 @@ def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
     files = [out / f"{name}.safetensors" for name in ("default", "default-2", "default-3")]
     assert all(file.is_file() for file in files)
     assert len({file.read_bytes() for file in files}) == 3
-    voted = outcome.ensemble
-    assert len(voted.members) == 3
-    assert voted.members[0] == outcome.test
-    told = json.loads((out / "result.json").read_text())["ensemble"]
-    assert told["vote"] == voted.vote
+    votes = outcome.ensemble
+    assert len(votes.members) == 3
+    assert votes.members[0] == outcome.test
+    content = json.loads((out / "result.json").read_text())["ensemble"]
+    assert content["vote"] == votes.vote
     model, tokenizer = load_base(recipe.base)
     task = recipe.make_task()
     task.bind(model, tokenizer)
     handle = inlay.load(model, files[2], tokenizer=tokenizer)
     assert handle.name == "default-3"
-    assert evaluate(model, task, recipe.data.test.load(task)) == voted.members[2]
-    alone = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
+    assert evaluate(model, task, recipe.data.test.load(task)) == votes.members[2]
+    single = run(Recipe.load(recipe_file, {"training.steps": "3", "out": str(tmp_path / "b")}),
                 tiny.quiet())  # fmt: skip
-    assert alone.test == voted.members[0]
-    assert alone.ensemble is None
+    assert single.test == votes.members[0]
+    assert single.ensemble is None
 
 
 def test_the_same_recipe_gives_the_same_inlay(recipe_file, tmp_path):
     files = []
-    for place in ("a", "b"):
-        run(Recipe.load(recipe_file, {"out": str(tmp_path / place)}), tiny.quiet())
-        files.append(read(tmp_path / place / "default.safetensors"))
+    for folder in ("a", "b"):
+        run(Recipe.load(recipe_file, {"out": str(tmp_path / folder)}), tiny.quiet())
+        files.append(read(tmp_path / folder / "default.safetensors"))
     assert files[0].header == files[1].header
     assert tiny.same(files[0].tensors, files[1].tensors)
 
@@ -289,8 +289,8 @@ def test_a_task_with_a_trained_head_gets_one(recipe_file):
     assert "final/1/head/weight" in tensors
     assert '"labels": ["no", "yes"]' in header["spec"]
     assert outcome.untouched is not None
-    own = {**plain, "method": "Head(labels=('no', 'yes'), pool='last')", "name": "own"}
-    outcome = run(Recipe.load(recipe_file, own), tiny.quiet(), resume=False)
+    with_head = {**plain, "method": "Head(labels=('no', 'yes'), pool='last')", "name": "own"}
+    outcome = run(Recipe.load(recipe_file, with_head), tiny.quiet(), resume=False)
     assert set(read(outcome.path).tensors) == {
         "final/0/head/weight",
         "final/0/head/bias",
@@ -301,19 +301,21 @@ def test_a_task_with_a_trained_head_gets_one(recipe_file):
 def test_choices_are_learned(recipe_file, tmp_path, by):
     rows = [
         {
-            "premise": f"the {one}",
+            "premise": f"the {word}",
             "a": "a cat",
             "b": "a dog",
-            "gold": "a cat" if at % 2 else "a dog",
+            "gold": "a cat" if number % 2 else "a dog",
         }
-        for at, one in enumerate(words.WORDS[:20])
+        for number, word in enumerate(words.WORDS[:20])
     ]
     path = tmp_path / "copa.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"kind": "choose", "by": by, "template": "{premise} sat", "choices": ["a", "b"]}
     source = {"source": str(path), "columns": {"label": "gold"}}
-    asked = {"task": task, "data": {"train": source, "dev": source}, "method": "LoRA(rank=2)"}
-    flags = {name: json.dumps(value) for name, value in asked.items()} | {"method": "LoRA(rank=2)"}
+    changes = {"task": task, "data": {"train": source, "dev": source}, "method": "LoRA(rank=2)"}
+    flags = {name: json.dumps(value) for name, value in changes.items()} | {
+        "method": "LoRA(rank=2)"
+    }
     outcome = run(Recipe.load(recipe_file, flags), tiny.quiet())
     assert outcome.dev is not None
     assert outcome.training.steps == 12
