@@ -84,13 +84,13 @@ def test_a_trained_base_is_saved_whole_and_used_with_its_inlay(inlay, recipe, ba
     assert run.code == 0, run.err
     folder, file = tmp_path / "run" / "base", tmp_path / "run" / "default.safetensors"
     assert (
-        f"the base has learned too, so all of it is saved, in {folder}; {file} fits only that base"
+        f"the base was trained too and is saved in {folder}; {file} fits only that base"
         in run.err.splitlines()
     )
     assert f"next: inlay generate {folder} {file}" in run.out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["base"], result["path"]) == (str(folder), str(file))
-    assert result["parameters"] > result["of"]
+    assert result["parameters"] > result["base_parameters"]
     evaluation = inlay("eval", folder, file, "--json")
     assert evaluation.code == 0, evaluation.err
     scores = json.loads(evaluation.out)
@@ -107,11 +107,11 @@ def test_a_base_learns_without_any_method(inlay, recipe, tmp_path):
     run = inlay("train", recipe, "--base-lr", "1e-2")
     assert run.code == 0, run.err
     folder, copy = tmp_path / "run" / "base", tmp_path / "run" / "recipe.yaml"
-    assert f"the base has learned too, so all of it is saved, in {folder}" in run.err.splitlines()
+    assert f"the base was trained too and is saved in {folder}" in run.err.splitlines()
     assert f"next: inlay eval {folder} --recipe {copy}" in run.out
     assert not (tmp_path / "run" / "default.safetensors").exists()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["path"] is None and result["parameters"] == result["of"]
+    assert result["path"] is None and result["parameters"] == result["base_parameters"]
     evaluation = inlay("eval", folder, "--recipe", copy, "--json")
     assert evaluation.code == 0, evaluation.err
     scores = json.loads(evaluation.out)
