@@ -104,7 +104,8 @@ class Foldable:
         """The weights of a module that computes alone what module and piece compute together.
 
         w `[d_out, d_in]` (a norm's gain `[d]`) and b `[d_out]` in fp32; b is None where the module
-        has no bias, and stays None. Raises MergeError where no such weights exist.
+        has no bias, and stays None. Raises NoBiasError or another MergeError where no such
+        weights exist.
         """
 
 
