@@ -8,7 +8,7 @@ import torch
 import inlay
 from inlay.errors import LawError
 from inlay.laws import LAWS
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.laws.traces import snapshot
 from inlay.runtime import stack
 from tests import zoo
@@ -18,7 +18,7 @@ def test_all_laws_hold_and_nothing_is_changed() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=4), name="mine")
     other = inlay.attach(model, inlay.IA3(), name="other")
-    move(handle)
+    perturb(handle)
     before, tensors = snapshot(model), {n: t.clone() for n, t in handle.named_tensors().items()}
     seen: list[str] = []
     report = inlay.check(model, handle, report=seen.append)
