@@ -20,8 +20,6 @@ from inlay.laws.check import check
 if TYPE_CHECKING:
     from inlay.training.fit import fit, tune
 
-load_entry_points()
-
 FROM_TRAINING = ("fit", "tune")
 """Names that are imported when they are first used: accelerate is slow to import."""
 
@@ -63,3 +61,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *METHODS})
+
+
+load_entry_points()  # last, so that what they import finds all names here

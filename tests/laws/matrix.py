@@ -65,7 +65,9 @@ def counts(cells: dict[str, dict[str, Cell]]) -> dict[str, dict[str, int]]:
     """How often each law spoke on each family."""
     return {
         law: {
-            family: sum(letter in row.get(family, "") for row in cells.values() if _ran(row, family))
+            family: sum(
+                letter in row.get(family, "") for row in cells.values() if _ran(row, family)
+            )
             for family in FAMILIES
         }
         for law, letter in LETTERS.items()

@@ -37,8 +37,12 @@ def describe(committed: str, cell: str) -> str:
     """The difference between two cells, in words."""
     if len(committed) != len(LAWS) or len(cell) != len(LAWS):
         return f"it was {committed}, and is {cell}"
-    lost = [law for law, letter in matrix.LETTERS.items() if letter in committed and letter not in cell]
-    new = [law for law, letter in matrix.LETTERS.items() if letter in cell and letter not in committed]
+    lost = [
+        law for law, letter in matrix.LETTERS.items() if letter in committed and letter not in cell
+    ]
+    new = [
+        law for law, letter in matrix.LETTERS.items() if letter in cell and letter not in committed
+    ]
     return f"laws that speak no more: {lost}; laws that spoke not before: {new}"
 
 

@@ -115,7 +115,13 @@ class SiteHooks:
         groups = self.state.routing.groups(x.shape[0], self.input)
         if groups is None:
             return args
-        return (groups.apply(self._map_input, (x,), self.state.context.of(x)), *args[1:])
+        return (groups.apply(self._map_input, (x,), self._context(x)), *args[1:])
+
+    def _context(self, x: Tensor) -> PassContext:
+        """What pieces at this site may know of the pass."""
+        context = self.state.context
+        reads_encoder = self.site.role in ("cross.k", "cross.v")
+        return (context.of_source() if reads_encoder else context).of(x)
 
     def _map_input(self, names: Names, x: Tensor, context: PassContext) -> Tensor:
         for name in names:
@@ -136,7 +142,7 @@ class SiteHooks:
         part = self.site.part
         y = whole if part is None else part.take(whole)
         if groups is not None:
-            y = groups.apply(self._add_deltas, (x, y), self.state.context.of(y))
+            y = groups.apply(self._add_deltas, (x, y), self._context(y))
         for piece, number in at_tokens:
             y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)

@@ -65,14 +65,11 @@ class SidePort(Port):
                 hook.remove()
             self._hooks = []
 
-    def serves(self) -> bool:
-        """Whether a side network serves any row of the pass under way."""
-        return not self.routing.serving().isdisjoint(self.pieces)
-
     @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Begin to keep states, where a side network serves."""
-        self._states = [] if self.serves() else None
+        serves = not self.routing.serving().isdisjoint(self.pieces)
+        self._states = [] if serves else None
         return inputs
 
     @override

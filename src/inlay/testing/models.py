@@ -91,9 +91,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             dim=32, n_layers=3, n_heads=4, hidden_dim=48, vocab_size=99, max_position_embeddings=64
         )
     ),
-    "modernbert": lambda: hf.ModernBertForMaskedLM(
-        hf.ModernBertConfig(**MODERNBERT)
-    ),
+    "modernbert": lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig(**MODERNBERT)),
     "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)),
     "t5-gated": lambda: hf.T5ForConditionalGeneration(
         hf.T5Config(**T5, feed_forward_proj="gated-gelu")
