@@ -235,7 +235,8 @@ class SideNetwork(Piece):
     """A network beside a stack, which replaces its last hidden state.
 
     It reads what the blocks compute, detached, so that no gradient enters the base. In generation
-    it keeps what it needs of earlier positions with `context.append_to_cache`.
+    it keeps what it needs of earlier positions with `context.append_to_cache`. Whatever is trained
+    together with it below the last state gets no gradient.
     """
 
     relates_positions: ClassVar[bool] = True

@@ -56,6 +56,7 @@ class SidePort(Port):
                 *(layer.register_forward_hook(self._keep_output) for layer in layers),
             ]
         self.pieces[name] = piece
+        self.state.relating.add(name)  # it needs the states of all positions
 
     @override
     def remove(self, name: str) -> None:
