@@ -358,11 +358,11 @@ class LowRank(OutputDelta):
 class SideSum(Method, listed=False):
     """A sum of all blocks' outputs with trained weights, times a matrix."""
 
-    at: Where = Where(("final", "block"), stacks=("decoder",))
+    at: Where = Where(("final?", "final.target?", "block"), stacks=("decoder",))
 
     @override
     def build(self, site: Site, shared: Shared) -> Summed | None:
-        if site.role != "final":
+        if site.role == "block":
             return None
         depth = sum(other.role == "block" for other in shared.sites)
         return Summed(site.d_out, depth)
@@ -388,7 +388,7 @@ class SideAttention(Method, listed=False):
     """Attention over the last block's outputs, with keys and values of its own in the cache."""
 
     width: int = 8
-    at: Where = Where(("final",), stacks=("decoder",))
+    at: Where = Where(("final?", "final.target?"), stacks=("decoder",))
 
     @override
     def build(self, site: Site, shared: Shared) -> Attending:

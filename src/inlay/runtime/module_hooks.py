@@ -35,7 +35,7 @@ class ModuleHookPort(Port):
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
-        if site.heads or site.role == "final":
+        if site.heads or site.role in ("final", "final.target"):
             raise PortError(
                 f"{method} changes the output of a module, and {site.role!r} is not a module; use "
                 "a role such as 'attn.q' or 'mlp'"

@@ -41,8 +41,11 @@ class SidePort(Port):
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
-        if site.role != "final":
-            raise PortError(f"{method} is a side network, which stands at 'final'")
+        if site.role not in ("final", "final.target"):
+            raise PortError(
+                f"{method} is a side network, which stands at 'final' or 'final.target', "
+                f"not at {site.role!r}"
+            )
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
