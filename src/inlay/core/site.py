@@ -172,7 +172,9 @@ class Site:
     def is_projection(self) -> bool:
         """Whether x goes through a matrix here, y = W x + b."""
         weight = getattr(self.host, "weight", None)
-        whole = self.enter is not None or self.heads or self.role in ("block", "final", "final.target")
+        whole = (
+            self.enter is not None or self.heads or self.role in ("block", "final", "final.target")
+        )
         embeds = self.role in ("embed", "embed.target")
         return isinstance(weight, Tensor) and weight.dim() == 2 and not whole and not embeds
 

@@ -97,8 +97,8 @@ def compare_recomputed(case: Case, handles: list[Inlay], batch: Inputs) -> float
         with checkpointed(model):
             try:
                 recomputed = gradients()
-            except CheckpointError as error:
-                raise Broken(f"a recomputed block runs something else: {error!s:.200}") from None
+            except CheckpointError as mismatch:
+                raise Broken(f"a recomputed block runs something else: {mismatch!s:.200}") from None
     error = gradient_error(recomputed, plain)
     if not error <= case.tolerance:
         raise Broken(f"gradients with checkpointing are off by {error:.2e}")

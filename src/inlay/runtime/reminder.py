@@ -2,11 +2,15 @@
 
 `fit` and `InlayCallback` add the penalty of an inlay to the loss and call `after_step`. A loop of
 one's own can forget either, and would then train something else, silently. A step of the optimiser
-changes the pieces' parameters in place, which torch counts; so at the beginning of a training pass
-the pass can tell whether a step was made since the last one, and whether `after_step` was called.
+changes the pieces' parameters in place, which torch counts (but for fused optimisers) and which
+changes their sum; so a training pass can tell at its beginning whether a step was made since the
+last one, and whether `after_step` was called.
 """
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
 
 from inlay.core.piece_set import PieceSet
 from inlay.errors import TrainingError
@@ -23,7 +27,7 @@ class Reminder:
         self.pieces = pieces
         self.has_penalty = any(method.has_penalty for method in pieces.spec.methods)
         self.has_schedule = any(method.has_schedule for method in pieces.spec.methods)
-        self._version: int | None = None
+        self._state: tuple[int, float] | None = None
         self._penalty_called = self._step_called = True
         self._without_penalty = self._without_step = 0
 
@@ -34,23 +38,23 @@ class Reminder:
     def note_step(self) -> None:
         """Note that the loop called `after_step`."""
         self._step_called = True
-        self._version = self._versions()
+        self._state = self._parameters()
 
     def training_pass(self) -> None:
         """Check the calls since the last step, at the beginning of a pass with gradients."""
         if not (self.has_penalty or self.has_schedule):
             return
-        version = self._versions()
-        if self._version is None:
-            self._version = version
+        state = self._parameters()
+        if self._state is None:
+            self._state = state
             self._penalty_called = self._step_called = False
             return
-        stepped = version != self._version or self._step_called
+        stepped = state != self._state or self._step_called
         if not stepped:
             return
         self._without_penalty = 0 if self._penalty_called else self._without_penalty + 1
         self._without_step = 0 if self._step_called else self._without_step + 1
-        self._version, self._penalty_called, self._step_called = version, False, False
+        self._state, self._penalty_called, self._step_called = state, False, False
         if self.has_penalty and self._without_penalty >= PATIENCE:
             raise TrainingError(
                 f"the inlay {self.name!r} has a penalty, and this loop leaves it out; add "
@@ -64,5 +68,12 @@ class Reminder:
                 "inlay.fit, or give transformers.Trainer an inlay.InlayCallback"
             )
 
-    def _versions(self) -> int:
-        return sum(parameter._version for parameter in self.pieces.trained())
+    def _parameters(self) -> tuple[int, float]:
+        """What a step changes: the versions of the parameters, and their sum."""
+        parameters = [parameter.detach() for parameter in self.pieces.trained()]
+        sums = [p.sum(dtype=_widest(p)).cpu().double() for p in parameters]
+        return sum(p._version for p in parameters), float(torch.stack(sums).sum())
+
+
+def _widest(parameter: Tensor) -> torch.dtype:
+    return torch.float32 if parameter.device.type == "mps" else torch.float64

@@ -182,12 +182,12 @@ class StackHooks:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         self._keep_on_cache(output)
+        output = output if self.prefix is None else self.prefix.restore(output)
         for port in self.state.ports.values():
             if not isinstance(port, OWN_ORDER):
                 output = port.leave(output)
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
-        output = output if self.prefix is None else self.prefix.restore(output)
         states = last_state(output)
         if states.requires_grad:
             states.register_hook(self._put_back())
