@@ -94,7 +94,7 @@ def write(cells: dict[str, dict[str, Cell]]) -> None:
     lines = []
     for section, entries in sections.items():
         body = ",\n".join(
-            f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+            f"  {json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
             for key, value in entries.items()
         )
         lines.append(f"{json.dumps(section)}: {{\n{body}\n}}")
