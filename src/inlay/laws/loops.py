@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inlay.core.method import Method
 from inlay.errors import TrainingError
 from inlay.handle import Inlay, rows
 from inlay.laws.batches import Inputs, pad_batch
@@ -29,9 +28,8 @@ LEARNING_RATE = 0.01
 
 def loops_cannot_skip_steps(case: Case) -> float:
     """Leaving out penalty or after_step raises TrainingError; resuming goes on bit for bit."""
-    kinds = [type(method) for method in case.spec.methods]
-    has_penalty = any(kind.penalty is not Method.penalty for kind in kinds)
-    has_schedule = any(kind.after_step is not Method.after_step for kind in kinds)
+    has_penalty = any(method.has_penalty for method in case.spec.methods)
+    has_schedule = any(method.has_schedule for method in case.spec.methods)
     if not (has_penalty or has_schedule):
         raise NotApplicable("the method has neither a penalty nor a schedule")
     if not case.changes_outputs:
