@@ -48,7 +48,7 @@ def only_pieces_learn(case: Case) -> float:
                 if not parameter.grad.any():
                     raise Broken(f"{name} gets a gradient that is zero everywhere")
             elif learns and id(parameter) not in others | of_heads:
-                raise Broken(f"{name} is frozen, and learns")
+                raise Broken(f"{name} is frozen and gets a gradient")
     return 0.0
 
 

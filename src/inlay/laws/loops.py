@@ -71,7 +71,7 @@ def _require_resumption(case: Case, batch: Inputs) -> None:
         state = _copy(resumed)
     for name, tensor in state.items():
         if not torch.equal(tensor, expected[name]):
-            raise Broken(f"{name} goes on otherwise after resuming")
+            raise Broken(f"{name} differs after resuming from what it is without a break")
 
 
 def _train(

@@ -62,7 +62,9 @@ def _require_equal(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str
 ) -> None:
     if tensors.keys() != expected.keys():
-        raise Broken(f"{where} there are other indices: {sorted(tensors.keys() ^ expected.keys())}")
+        raise Broken(
+            f"other tensors of indices {where}: {sorted(tensors.keys() ^ expected.keys())}"
+        )
     for name, tensor in tensors.items():
         if tensor.dtype != expected[name].dtype or not torch.equal(tensor, expected[name]):
-            raise Broken(f"{name} is {where} not what it was")
+            raise Broken(f"{name} differs {where} from what it was")
