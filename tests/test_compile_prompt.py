@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import inlay
-from inlay.laws.case import far, join, move
+from inlay.laws.batches import pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from tests import zoo
 from tests.runtime.test_shared_prefix import NEW, WHOLE, batch
 
@@ -26,7 +28,7 @@ SPECS = {
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_and_texts_stay(family: str, spec: Any, side: str) -> None:
     model = zoo.fresh(family)
-    move(inlay.attach(model, spec))
+    perturb(inlay.attach(model, spec))
     inputs, left = batch(4, side), batch(4, "left")
     seen = inputs["attention_mask"].bool()
     with torch.no_grad():
@@ -34,7 +36,7 @@ def test_logits_and_texts_stay(family: str, spec: Any, side: str) -> None:
         texts = model.generate(**left, **NEW)
         handle = inlay.compile_prompt(inlay.attached(model)["default"])
         assert not any(stack.prompts.pieces for stack in model.inlays.stacks)
-        assert far(model(**inputs).logits[seen], prompted) < 1e-4
+        assert relative_error(model(**inputs).logits[seen], prompted) < 1e-4
         assert torch.equal(model.generate(**left, **NEW), texts)
         cached = model.generate(**left, **NEW, cache_implementation="static")
         assert torch.equal(cached, texts)
@@ -44,7 +46,7 @@ def test_logits_and_texts_stay(family: str, spec: Any, side: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_the_file_is_an_ordinary_prefix(family: str, tmp_path: Path) -> None:
     model = zoo.fresh(family)
-    move(inlay.attach(model, inlay.Prompt(length=4)))
+    perturb(inlay.attach(model, inlay.Prompt(length=4)))
     inputs = batch(3, "right")
     with torch.no_grad():
         prompted = model(**inputs).logits
@@ -53,13 +55,13 @@ def test_the_file_is_an_ordinary_prefix(family: str, tmp_path: Path) -> None:
     handle = inlay.load(other, file)
     assert handle.spec == inlay.Prefix(length=4, mlp=None, start=None, shifts=True)
     with torch.no_grad():
-        assert far(other(**inputs).logits, prompted) < 1e-4
+        assert relative_error(other(**inputs).logits, prompted) < 1e-4
 
 
 def test_compiled_and_not_in_one_batch() -> None:
     model = zoo.fresh("gpt2")
     for name in ("a", "b"):
-        move(inlay.attach(model, inlay.Prompt(length=4 if name == "a" else 2), name=name))
+        perturb(inlay.attach(model, inlay.Prompt(length=4 if name == "a" else 2), name=name))
     inputs = batch(3, "left")
     positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     seen = inputs["attention_mask"].bool()
@@ -69,7 +71,7 @@ def test_compiled_and_not_in_one_batch() -> None:
     inlay.compile_prompt(inlay.attached(model)["a"])
     with torch.no_grad(), inlay.rows(model, names):
         after = model(**inputs, position_ids=positions).logits[seen]
-    assert far(after, prompted) < 1e-4
+    assert relative_error(after, prompted) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,6 @@ def test_shift_is_what_stands_between_positions() -> None:
     with torch.no_grad():
         whole = model(torch.cat((words, text), 1)).logits[:, 3:]
         inlay.attach(model, inlay.Prefix(length=3, mlp=None, start=(11, 12, 13), shifts=True))
-        assert far(model(text).logits, whole) < 1e-4
-        assert far(model(**join([{"input_ids": text, "attention_mask": torch.ones_like(text)}]))
+        assert relative_error(model(text).logits, whole) < 1e-4
+        assert relative_error(model(**pad_batch([{"input_ids": text, "attention_mask": torch.ones_like(text)}]))
                    .logits, whole) < 1e-4  # fmt: skip

@@ -20,7 +20,9 @@ from inlay.errors import (
     SpecError,
 )
 from inlay.heads import classify
-from inlay.laws.case import answer, far, join, move
+from inlay.laws.batches import pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error
 from inlay.laws.traces import snapshot
 from tests import zoo
 
@@ -93,7 +95,7 @@ def test_flash_attention_has_no_keys_port() -> None:
         inlay.attach(model, inlay.Prefix(mlp=None))
     model.config._attn_implementation_internal = "sdpa"
     assert not inlay.attached(model)
-    assert answer(model, {"input_ids": ids()}).isfinite().all()
+    assert model_output(model, {"input_ids": ids()}).isfinite().all()
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "t5", "gemma2", "gpt2"])
@@ -101,16 +103,16 @@ def test_eager_and_sdpa_agree_and_switching_is_noticed(family: str) -> None:
     """A user who changes the attention after attach must not lose the prefix in silence."""
     model = zoo.fresh(family)
     handle = inlay.attach(model, inlay.Prefix(length=3, mlp=None))
-    move(handle)
+    perturb(handle)
     inputs = {"input_ids": ids(), "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])}
     if family == "t5":
         inputs["decoder_input_ids"] = ids(2, 3)
     with torch.no_grad():
-        one = answer(model, inputs)
+        one = model_output(model, inputs)
         switched = "sdpa" if "eager" in model.config._attn_implementation else "eager"
         if family != "gemma2":  # soft-capped attention is eager only
             model.set_attn_implementation(switched)
-            assert far(answer(model, inputs)[0], one[0]) < 1e-5
+            assert relative_error(model_output(model, inputs)[0], one[0]) < 1e-5
     handle.detach()
     assert "inlay" not in model.config._attn_implementation
 
@@ -118,37 +120,37 @@ def test_eager_and_sdpa_agree_and_switching_is_noticed(family: str) -> None:
 def test_two_models_may_share_one_config() -> None:
     config = hf.LlamaConfig(**zoo.GQA)
     a, b = hf.LlamaForCausalLM(config).eval(), hf.LlamaForCausalLM(config).eval()
-    plain = answer(b, {"input_ids": ids()})
+    plain = model_output(b, {"input_ids": ids()})
     first = inlay.attach(a, inlay.Prefix(length=3, mlp=None))
     second = inlay.attach(b, inlay.Prefix(length=3, mlp=None))
-    move(second)
-    changed = answer(b, {"input_ids": ids()})
+    perturb(second)
+    changed = model_output(b, {"input_ids": ids()})
     first.detach()
-    assert torch.equal(answer(b, {"input_ids": ids()}), changed)
+    assert torch.equal(model_output(b, {"input_ids": ids()}), changed)
     second.detach()
-    assert torch.equal(answer(b, {"input_ids": ids()}), plain)
+    assert torch.equal(model_output(b, {"input_ids": ids()}), plain)
     assert config._attn_implementation == "sdpa"
 
 
 def test_enabled_and_several_at_once() -> None:
     model = zoo.fresh("llama")
     inputs = {"input_ids": ids()}
-    base = answer(model, inputs)
+    base = model_output(model, inputs)
     a = inlay.attach(model, inlay.LoRA(rank=2), name="a")
     b = inlay.attach(model, inlay.IA3(), name="b")
-    move(a), move(b)
-    both = answer(model, inputs)
+    perturb(a), perturb(b)
+    both = model_output(model, inputs)
     a.enabled = False
-    only_b = answer(model, inputs)
+    only_b = model_output(model, inputs)
     b.enabled = False
-    assert torch.equal(answer(model, inputs), base)
+    assert torch.equal(model_output(model, inputs), base)
     a.enabled = b.enabled = True
-    assert torch.equal(answer(model, inputs), both)
+    assert torch.equal(model_output(model, inputs), both)
     with inlay.rows(model, ["b", "b"]):
-        assert torch.equal(answer(model, inputs), only_b)
+        assert torch.equal(model_output(model, inputs), only_b)
     with inlay.rows(model, [("a", "b"), None]):
-        mixed = answer(model, inputs)
-    assert far(mixed[0], both[0]) < 1e-5 and far(mixed[1], base[1]) < 1e-5
+        mixed = model_output(model, inputs)
+    assert relative_error(mixed[0], both[0]) < 1e-5 and relative_error(mixed[1], base[1]) < 1e-5
     assert sorted(inlay.attached(model)) == ["a", "b"]
 
 
@@ -172,13 +174,13 @@ def test_rows_refuses_what_cannot_be() -> None:
 
 def test_rows_as_a_plain_call_stays_until_the_next() -> None:
     model = zoo.fresh("llama")
-    base = answer(model, {"input_ids": ids()})
-    move(inlay.attach(model, inlay.LoRA(rank=2), name="a"))
-    whole = answer(model, {"input_ids": ids()})
+    base = model_output(model, {"input_ids": ids()})
+    perturb(inlay.attach(model, inlay.LoRA(rank=2), name="a"))
+    whole = model_output(model, {"input_ids": ids()})
     inlay.rows(model, [None])
-    assert torch.equal(answer(model, {"input_ids": ids()}), base)
+    assert torch.equal(model_output(model, {"input_ids": ids()}), base)
     inlay.rows(model, None)
-    assert torch.equal(answer(model, {"input_ids": ids()}), whole)
+    assert torch.equal(model_output(model, {"input_ids": ids()}), whole)
 
 
 def test_a_detached_handle_says_so() -> None:
@@ -274,7 +276,7 @@ def test_hidden_states_show_what_the_pieces_did() -> None:
     model = zoo.fresh("gpt2")
     model(input_ids=ids(), output_hidden_states=True)  # installs the recording hooks
     handle = inlay.attach(model, inlay.Pfeiffer(bottleneck=3))
-    move(handle)
+    perturb(handle)
     states = model(input_ids=ids(), output_hidden_states=True).hidden_states
     block = model.transformer.h[1]
     seen = []
@@ -293,7 +295,7 @@ def test_labels_and_losses_do_not_see_prompts() -> None:
 
 
 def test_join_pads() -> None:
-    batch = join([{"input_ids": ids(1, 4)}, {"input_ids": ids(1, 6)}], "left")
+    batch = pad_batch([{"input_ids": ids(1, 4)}, {"input_ids": ids(1, 6)}], "left")
     assert batch["input_ids"][0, :2].tolist() == [0, 0]
 
 

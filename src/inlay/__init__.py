@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from inlay.training.callback import InlayCallback
     from inlay.training.fit import fit, tune
 
-load_entry_points()
-
 FROM_TRAINING = ("InlayCallback", "fit", "tune")
 """Names that are imported when they are first used: accelerate is slow to import."""
 
@@ -65,3 +63,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *METHODS})
+
+
+load_entry_points()  # last, so that what they import finds all names here

@@ -9,6 +9,10 @@
     ├── FileError        a file that is not a complete and valid inlay
     │   └── BaseError    a valid file that was made for another base
     ├── MergeError       a piece that cannot be folded into the weights
+    │   ├── NotFoldableError   no linear map computes what the piece does
+    │   ├── NoBiasError        the module has no bias that could hold it
+    │   ├── TiedWeightsError   another part of the model has the same matrix
+    │   └── QuantisedError     the base's weights are not floating-point numbers
     ├── LawError         a law that does not hold on this model
     ├── DataError        data that cannot be used; names the file and line
     ├── TaskError        a task that this model, tokenizer or label set cannot do
@@ -60,6 +64,22 @@ class BaseError(FileError):
 
 class MergeError(InlayError):
     """A piece that cannot be folded into the base's weights."""
+
+
+class NotFoldableError(MergeError):
+    """A piece that no linear map computes."""
+
+
+class NoBiasError(MergeError):
+    """A piece that changes a bias, in a module without one."""
+
+
+class TiedWeightsError(MergeError):
+    """A matrix that another part of the model uses too."""
+
+
+class QuantisedError(MergeError):
+    """Weights that are not floating-point numbers."""
 
 
 class LawError(InlayError):

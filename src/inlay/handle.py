@@ -22,7 +22,7 @@ from inlay.architectures.resolve import require_model, resolve
 from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
 from inlay.core.piece import PromptVectors
 from inlay.core.piece_set import PieceSet
-from inlay.errors import NamingError, SpecError
+from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
 from inlay.runtime.container import CHILD, Container, container_of
@@ -154,6 +154,7 @@ class Inlay:
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `training_state` of an equal inlay returned."""
+        self._pieces.resize(state)
         self._pieces.load_state_dict(state)
 
     def copy_from(self, other: Inlay, indices: Mapping[int, int]) -> None:
@@ -342,7 +343,13 @@ def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]
         raise NamingError("inlays are attached to a model inside or around this one; use that one")
     chart = resolve(model) if container is None else container.chart
     pieces = make(chart)
+    created = container is None
     if container is None:
         container = create_container(model, chart)
-    install(container, name, pieces)
+    try:
+        install(container, name, pieces)
+    except InlayError:
+        if created:
+            remove_container(model, container)
+        raise
     return Inlay(model, name, pieces, chart)

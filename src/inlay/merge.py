@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from inlay.core.method import Placed, Spec
 from inlay.core.piece import Foldable, InputMap, Piece
 from inlay.core.site import Site, stored_transposed
-from inlay.errors import MergeError
+from inlay.errors import MergeError, NotFoldableError, QuantisedError, TiedWeightsError
 
 Write = tuple[nn.Parameter, Tensor]
 """A parameter of the base and its new value, in fp32."""
@@ -38,7 +38,7 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
         if entry.method.has_head:
             continue
         if not isinstance(entry.piece, Foldable):
-            raise MergeError(
+            raise NotFoldableError(
                 f"{type(entry.method).__name__} at {entry.site.name} cannot be folded into "
                 "weights: no linear map computes it"
             )
@@ -49,7 +49,7 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
     for site, pieces in by_site.values():
         module = weights.setdefault(id(site.host), ModuleWeights(site.host))
         if id(module.weight) in tied:
-            raise MergeError(
+            raise TiedWeightsError(
                 f"{site.name} shares its matrix with another part of the model, "
                 "which merging would change as well"
             )
@@ -60,7 +60,7 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
             try:
                 w, b = piece.fold(w, b)
             except MergeError as error:
-                raise MergeError(f"{site.name}: {error}") from None
+                raise type(error)(f"{site.name}: {error}") from None
         module.put(site, w, b)
     return [write for module in weights.values() for write in module.writes()]
 
@@ -71,7 +71,7 @@ class ModuleWeights:
     def __init__(self, module: nn.Module):
         weight = module.weight
         if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-            raise MergeError(
+            raise QuantisedError(
                 f"{type(module).__name__} is quantised; dequantise the base before merging"
             )
         self.weight = weight

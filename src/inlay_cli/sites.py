@@ -114,5 +114,7 @@ def _ports(site: Site) -> str:
     if site.heads:
         return "extra keys/values" if has_port(site.host) else "[dim]none[/]"
     if site.role == "final":
-        return "head"
+        return "head, side networks"
+    if site.role == "final.target":
+        return "side networks"
     return "hooks, prompts" if site.role in ("embed", "embed.target") else "hooks"

@@ -38,11 +38,11 @@ ENCODERS = {
     "vit": (BLOCK, {"norm.final", "final"}),
 }
 ENCODER_DECODERS = {  # family -> roles in an encoder's block, outside the blocks of both stacks
-    "t5": (BLOCK, {"embed", "embed.target", "norm.final", "final", "head"}),
-    "t5-gated": (GATED, {"embed", "embed.target", "norm.final", "final", "head"}),
-    "mt5": (GATED, {"embed", "embed.target", "norm.final", "final", "head"}),
-    "bart": (BLOCK, {"embed", "embed.target", "norm.embed", "final", "head"}),
-    "marian": (BLOCK, {"embed", "embed.target", "final", "head"}),
+    "t5": (BLOCK, {"embed", "embed.target", "norm.final", "final", "final.target", "head"}),
+    "t5-gated": (GATED, {"embed", "embed.target", "norm.final", "final", "final.target", "head"}),
+    "mt5": (GATED, {"embed", "embed.target", "norm.final", "final", "final.target", "head"}),
+    "bart": (BLOCK, {"embed", "embed.target", "norm.embed", "final", "final.target", "head"}),
+    "marian": (BLOCK, {"embed", "embed.target", "final", "final.target", "head"}),
 }
 DESCRIBED = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 

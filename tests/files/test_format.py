@@ -23,14 +23,14 @@ from safetensors.torch import save_file
 import inlay
 from inlay.errors import BaseError, FileError, NamingError
 from inlay.files.format import digest, write_whole
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.laws.traces import snapshot
 from tests import zoo
 
 
 def written(model: Any, path: Path, spec: Any = None) -> dict[str, torch.Tensor]:
     handle = inlay.attach(model, spec or inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=None))
-    move(handle)
+    perturb(handle)
     handle.save(path)
     tensors = {name: t.clone() for name, t in handle.named_tensors().items()}
     handle.detach()

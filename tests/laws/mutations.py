@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ import inlay
 from inlay import handle as handle_module
 from inlay import merge as merge_file
 from inlay.blocks import kv_prefix
+from inlay.core.context import PassContext
+from inlay.core.method import Shared
 from inlay.core.piece import Piece
 from inlay.core.site import Part, Site
 from inlay.files import format as state_file
@@ -28,11 +31,13 @@ from inlay.runtime import (
     extra_kv,
     module_hooks,
     prompts,
+    reminder,
     routing,
     shared_prefix,
     stack,
 )
 from inlay.runtime.routing import Groups, Routing
+from tests.core import interfaces
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extra_kv, "_causal", lambda module, more: False)
 
 
-def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
+def queries_before_the_text_not_removed(patch: pytest.MonkeyPatch) -> None:
     def attend(inner: Any, module: Any, q: Any, k: Any, v: Any, mask: Any, **more: Any) -> Any:
         queries = q.shape[2]
         port = vars(module).get(attention.EXTRA_KV)
@@ -69,7 +74,7 @@ def queries_in_front_not_taken_off(patch: pytest.MonkeyPatch) -> None:
 def prefix_columns_hidden_from_the_mask(patch: pytest.MonkeyPatch) -> None:
     real = extra_kv._widen
 
-    def wrong(mask: Any, seen: Any, extra: int, length: int) -> Any:
+    def wrong(mask: Any, visible: Any, extra: int, length: int) -> Any:
         return real(mask, None, extra, length)  # shorter prefixes get phantom keys
 
     patch.setattr(extra_kv, "_widen", wrong)
@@ -134,9 +139,9 @@ def base_not_frozen(patch: pytest.MonkeyPatch) -> None:
     real = handle_module.create_container
 
     def create(model: Any, chart: Any) -> Any:
-        made = real(model, chart)
+        created = real(model, chart)
         chart.sites[5].host.requires_grad_(True)
-        return made
+        return created
 
     patch.setattr(handle_module, "create_container", create)
 
@@ -151,9 +156,9 @@ def half_of_the_prefix_dead(patch: pytest.MonkeyPatch) -> None:
 def rows_permuted(patch: pytest.MonkeyPatch) -> None:
     real = Routing._spread
 
-    def spread(self: Any, batch: int, here: Any) -> Groups:
-        made = real(self, batch, here)
-        return Groups(made.names, None if made.group is None else made.group[::-1])
+    def spread(self: Any, batch: int, among: Any) -> Groups:
+        groups = real(self, batch, among)
+        return Groups(groups.names, None if groups.group is None else groups.group[::-1])
 
     patch.setattr(Routing, "_spread", spread)
 
@@ -166,11 +171,11 @@ def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
 def beams_tiled(patch: pytest.MonkeyPatch) -> None:
     real = Routing._spread
 
-    def spread(self: Any, batch: int, here: Any) -> Groups:
-        made = real(self, batch, here)
+    def spread(self: Any, batch: int, among: Any) -> Groups:
+        groups = real(self, batch, among)
         times = batch // len(self.bound)
-        group = made.group and made.group[::times] * times
-        return Groups(made.names, group)
+        group = groups.group and groups.group[::times] * times
+        return Groups(groups.names, group)
 
     patch.setattr(Routing, "_spread", spread)
 
@@ -183,7 +188,7 @@ def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
 
 
-def text_not_moved_behind_the_front(patch: pytest.MonkeyPatch) -> None:
+def text_not_moved_after_the_prefix(patch: pytest.MonkeyPatch) -> None:
     real = shared_prefix.SharedPrefix.view
     patch.setattr(
         shared_prefix.SharedPrefix,
@@ -192,7 +197,7 @@ def text_not_moved_behind_the_front(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def front_of_another_row(patch: pytest.MonkeyPatch) -> None:
+def prefix_of_another_row(patch: pytest.MonkeyPatch) -> None:
     real = shared_prefix.PrefixView._spread
     patch.setattr(
         shared_prefix.PrefixView, "_spread", lambda self, one, batch: real(self, one.flip(0), batch)
@@ -211,7 +216,7 @@ def opening_put_back_elsewhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shared_prefix.PrefixView, "states", lambda self, batch: real(self, batch).flip(1))
 
 
-def shorter_front_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
+def shorter_prefix_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
     real = shared_prefix.SharedPrefix.view
     patch.setattr(
         shared_prefix.SharedPrefix,
@@ -220,15 +225,15 @@ def shorter_front_seen_beyond_its_end(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def front_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
+def prefix_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
     real = stack.StackHooks._put_back
 
     def rebind(self: Any) -> Any:
-        made = real(self)
+        put_back = real(self)
 
         def wrong(grad: Any) -> None:
-            made(grad)
-            self.passing.beside = None
+            put_back(grad)
+            self.extra_kv.attention_pass.prefix = None
 
         return wrong
 
@@ -265,6 +270,7 @@ def copies_share_an_inlay(patch: pytest.MonkeyPatch) -> None:
 
 def file_rounded(patch: pytest.MonkeyPatch) -> None:
     real = state_file.to_bytes
+    patch.setattr(state_file, "digest", lambda header, tensors: "")
     patch.setattr(
         state_file,
         "to_bytes",
@@ -274,7 +280,7 @@ def file_rounded(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def something_else_served(patch: pytest.MonkeyPatch) -> None:
+def something_else_exported(patch: pytest.MonkeyPatch) -> None:
     real = kv_prefix.Sliced.export
     patch.setattr(
         kv_prefix.Sliced,
@@ -304,8 +310,132 @@ def interleaved_heads_read_as_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Part, "take", take)
 
 
-def numbers_kept_when_loading(patch: pytest.MonkeyPatch) -> None:
+def values_kept_when_loading(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Piece, "load", lambda self, tensors: None)
+
+
+def index_altered_in_the_file(patch: pytest.MonkeyPatch) -> None:
+    real = state_file.to_bytes
+    patch.setattr(state_file, "digest", lambda header, tensors: "")
+    patch.setattr(
+        state_file,
+        "to_bytes",
+        lambda tensors, metadata: real(
+            {k: t if t.is_floating_point() else t.roll(1, 0) for k, t in tensors.items()},
+            metadata=metadata,
+        ),
+    )
+
+
+def index_altered_when_resuming(patch: pytest.MonkeyPatch) -> None:
+    real = handle_module.Inlay.load_training_state
+
+    def load(self: Any, state: Any) -> None:
+        real(self, {k: t if t.is_floating_point() else t.roll(1, 0) for k, t in state.items()})
+
+    patch.setattr(handle_module.Inlay, "load_training_state", load)
+
+
+def shared_module_stored_twice(patch: pytest.MonkeyPatch) -> None:
+    real = Piece.export, Piece.load
+
+    def export(self: Any) -> Any:
+        return {**real[0](self), "up": self._bases.module.up.detach().clone()}
+
+    def load(self: Any, tensors: Any) -> None:
+        real[1](self, {name: t for name, t in tensors.items() if name != "up"})
+
+    patch.setattr(interfaces.Scaled, "export", export)
+    patch.setattr(interfaces.Scaled, "load", load)
+
+
+def shared_module_made_for_every_piece(patch: pytest.MonkeyPatch) -> None:
+    def module(self: Any, key: str, make: Any) -> Any:
+        self.modules[key] = make()
+        return self.modules[key]
+
+    patch.setattr(Shared, "module", module)
+
+
+def frozen_part_trained(patch: pytest.MonkeyPatch) -> None:
+    real = handle_module.install
+
+    def install(container: Any, name: str, pieces: Any) -> None:
+        real(container, name, pieces)
+        pieces.requires_grad_(True)
+
+    patch.setattr(handle_module, "install", install)
+
+
+def parameter_in_no_group(patch: pytest.MonkeyPatch) -> None:
+    real = interfaces.Scheduled.parameter_groups
+    patch.setattr(
+        interfaces.Scheduled, "parameter_groups", lambda self, *more: real(self, *more)[1:]
+    )
+
+
+def draws_not_repeated_in_recomputation(patch: pytest.MonkeyPatch) -> None:
+    real = stack.StackHooks._put_back
+
+    def put_back(self: Any) -> Any:
+        right = real(self)
+
+        def wrong(grad: Any) -> None:
+            context = self.state.context  # that of the last pass
+            right(grad)
+            self.state.context = context
+
+        return wrong
+
+    patch.setattr(stack.StackHooks, "_put_back", put_back)
+
+
+def groups_draw_differently(patch: pytest.MonkeyPatch) -> None:
+    real, count = PassContext.generator, itertools.count()
+    patch.setattr(PassContext, "generator", lambda self, *key: real(self, *key, next(count)))
+
+
+def mask_not_cut_to_the_rows(patch: pytest.MonkeyPatch) -> None:
+    def select(self: Any, index: Any) -> Any:
+        return dataclasses.replace(self, mask=self.mask[: len(index)], row_numbers=index)
+
+    patch.setattr(PassContext, "select", select)
+
+
+def piece_kept_in_the_cache_of_other_rows(patch: pytest.MonkeyPatch) -> None:
+    def spread(self: Any, rows: Any) -> Any:
+        return rows.new_zeros(self.batch, *rows.shape[1:]).index_copy(
+            0, torch.arange(len(rows)), rows
+        )
+
+    patch.setattr(PassContext, "_spread", spread)
+
+
+def opening_run_without_the_rest(patch: pytest.MonkeyPatch) -> None:
+    real = shared_prefix.PrefixRunner.takes
+
+    def takes(self: Any, inputs: Any) -> Any:
+        relating = set(self.state.relating)
+        self.state.relating.clear()
+        try:
+            return real(self, inputs)
+        finally:
+            self.state.relating.update(relating)
+
+    patch.setattr(shared_prefix.PrefixRunner, "takes", takes)
+
+
+def steps_not_watched(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reminder.Reminder, "training_pass", lambda self: None)
+
+
+def schedule_not_in_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    real = handle_module.Inlay.load_training_state
+
+    def load(self: Any, state: Any) -> None:
+        real(self, {k: t * 0 if k.endswith("score") else t for k, t in state.items()})
+
+    patch.setattr(handle_module.Inlay, "load_training_state", load)
 
 
 LORA = inlay.LoRA(rank=2)
@@ -317,7 +447,7 @@ MUTATIONS = [
     for f, family, spec, law in [
         (mask_function_not_registered, "llama", PREFIX, "padding is inert"),
         (mask_function_not_registered, "bert", PREFIX, "rows do not meet"),
-        (queries_in_front_not_taken_off, "llama", PREFIX, "generation"),
+        (queries_before_the_text_not_removed, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "gpt2", PREFIX, "padding is inert"),
         (prefix_columns_hidden_from_the_mask, "qwen3", PREFIX, "rows do not meet"),
@@ -341,20 +471,35 @@ MUTATIONS = [
         (rows_of_the_last_pass_recomputed, "gpt2", PREFIX, "gradient checkpointing"),
         (positions_not_counted, "llama", PREFIX, "padding is inert"),
         (prompt_not_cut_off, "mistral", PROMPT, "rows do not meet"),
-        (text_not_moved_behind_the_front, "llama", PROMPT, "once in front"),
-        (text_not_moved_behind_the_front, "gpt2", PROMPT, "once in front"),
-        (front_of_another_row, "llama", PROMPT, "once in front"),
-        (front_of_another_row, "llama", LORA, "once in front"),
-        (opening_without_gradient, "llama", LORA, "once in front"),
-        (opening_put_back_elsewhere, "llama", LORA, "once in front"),
-        (shorter_front_seen_beyond_its_end, "llama", PROMPT, "rows do not meet"),
-        (front_of_the_last_pass_recomputed, "llama", PROMPT, "gradient checkpointing"),
+        (text_not_moved_after_the_prefix, "llama", PROMPT, "shared prefix"),
+        (text_not_moved_after_the_prefix, "gpt2", PROMPT, "shared prefix"),
+        (prefix_of_another_row, "llama", PROMPT, "shared prefix"),
+        (prefix_of_another_row, "llama", LORA, "shared prefix"),
+        (opening_without_gradient, "llama", LORA, "shared prefix"),
+        (opening_put_back_elsewhere, "llama", LORA, "shared prefix"),
+        (shorter_prefix_seen_beyond_its_end, "llama", PROMPT, "rows do not meet"),
+        (prefix_of_the_last_pass_recomputed, "llama", PROMPT, "gradient checkpointing"),
         (decoder_does_not_see_the_prompt, "t5", PROMPT, "rows do not meet"),
         (later_positions_not_moved, "mistral", PROMPT, "generation"),
         (copies_share_an_inlay, "llama", LORA, "copies are independent"),
         (file_rounded, "llama", LORA, "save → load"),
-        (numbers_kept_when_loading, "llama", LORA, "save → load"),
-        (something_else_served, "llama", inlay.Prefix(length=2, mlp=5), "dropped at inference"),
+        (values_kept_when_loading, "llama", LORA, "save → load"),
+        (something_else_exported, "llama", inlay.Prefix(length=2, mlp=5), "dropped at inference"),
         (starts_off_the_base, "llama", inlay.IA3(), "identity"),
+        (index_altered_in_the_file, "llama", interfaces.Scheduled(), "indices and masks"),
+        (index_altered_when_resuming, "gpt2", interfaces.Scheduled(), "indices and masks"),
+        (shared_module_stored_twice, "llama", interfaces.SharedBases(), "shared modules"),
+        (shared_module_made_for_every_piece, "t5", interfaces.SharedBases(), "shared modules"),
+        (frozen_part_trained, "llama", interfaces.SharedBases(), "only pieces learn"),
+        (parameter_in_no_group, "bert", interfaces.Scheduled(), "only pieces learn"),
+        (draws_not_repeated_in_recomputation, "llama", interfaces.Experts(), "draws"),
+        (draws_not_repeated_in_recomputation, "t5", interfaces.Experts(), "gradient checkpointing"),
+        (groups_draw_differently, "llama", interfaces.Experts(), "draws"),
+        (mask_not_cut_to_the_rows, "bert", interfaces.TextMean(), "rows do not meet"),
+        (piece_kept_in_the_cache_of_other_rows, "llama", interfaces.SideAttention(), "generation"),
+        (piece_kept_in_the_cache_of_other_rows, "bart", interfaces.FirstTokenKV(), "generation"),
+        (opening_run_without_the_rest, "llama", interfaces.TextMean(), "shared prefix"),
+        (steps_not_watched, "llama", interfaces.Scheduled(), "penalty and schedule"),
+        (schedule_not_in_the_checkpoint, "llama", interfaces.Scheduled(), "penalty and schedule"),
     ]
 ]

@@ -1,28 +1,18 @@
-"""Every law, for every method's examples, on every family of the zoo."""
+"""Every law, for every method's examples, on every family: as the committed matrix says."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-import inlay
-from inlay.errors import SiteError
-from inlay.laws import LAWS, Case, NotApplicable
-from tests import zoo
+from inlay.core.method import Spec
+from inlay.laws import LAWS
+from inlay.testing import FAMILIES
+from tests.laws import matrix
 
-SPECS = [example for kind in inlay.METHODS.values() for example in kind.examples]
-SUMS = [
-    inlay.LoRA(rank=2) + inlay.Prefix(length=2, mlp=None),
-    inlay.Houlsby(bottleneck=3, std=0.1) + inlay.LoRA(rank=2) + inlay.IA3(),
-    inlay.Prompt(length=2) + inlay.Prefix(length=3, mlp=None) + inlay.BitFit(),
-]
-
-
-def case(family: str, spec: inlay.Method) -> Case:
-    """The case, or a skip where this family has no such place: that refusal has tests of its own."""
-    try:
-        return Case(zoo.model(family), spec)
-    except SiteError as refusal:
-        pytest.skip(str(refusal))
+COMMITTED = matrix.read()
+AGAIN = "; if that is meant, run `python -m tests.laws.matrix` and commit tests/laws/matrix.json"
 
 
 PORTABLE = {"llama", "bert"}
@@ -30,20 +20,47 @@ PORTABLE = {"llama", "bert"}
 
 EVERY = [
     pytest.param(family, marks=pytest.mark.processor if family in PORTABLE else ())
-    for family in zoo.FAMILIES
+    for family in FAMILIES
 ]
 
 
 @pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize("spec", [*SPECS, *SUMS], ids=repr)
-def test_laws(family: str, spec: inlay.Method) -> None:
-    subject = case(family, spec)
-    broken = []
-    for name, law in LAWS.items():
-        try:
-            law(subject)
-        except NotApplicable:
-            continue
-        except Exception as error:
-            broken.append(f"{name}: {type(error).__name__}: {error}")
-    assert not broken, "\n".join(broken)
+@pytest.mark.parametrize("spec", matrix.specs(), ids=repr)
+def test_laws(family: str, spec: Spec) -> None:
+    row = COMMITTED.get(repr(spec))
+    assert row is not None, f"{spec!r} is not in the matrix{AGAIN}"
+    cell = matrix.cell(spec, family)
+    assert cell == row[family], f"{spec!r} on {family}: {describe(row[family], cell)}{AGAIN}"
+
+
+def describe(committed: str, cell: str) -> str:
+    """The difference between two cells, in words."""
+    if len(committed) != len(LAWS) or len(cell) != len(LAWS):
+        return f"it was {committed}, and is {cell}"
+    lost = [
+        law for law, letter in matrix.LETTERS.items() if letter in committed and letter not in cell
+    ]
+    new = [
+        law for law, letter in matrix.LETTERS.items() if letter in cell and letter not in committed
+    ]
+    return f"laws that speak no more: {lost}; laws that spoke not before: {new}"
+
+
+def test_the_matrix_holds_every_spec_once_and_nothing_else() -> None:
+    names = [repr(spec) for spec in matrix.specs()]
+    assert len(set(names)) == len(names)
+    assert list(COMMITTED) == names, f"the matrix has other specs{AGAIN}"
+    assert all(list(row) and set(row) == set(FAMILIES) for row in COMMITTED.values())
+
+
+def test_the_counts_are_those_of_the_matrix() -> None:
+    committed = json.loads(matrix.FILE.read_text())
+    assert committed["laws"] == {letter: law for law, letter in matrix.LETTERS.items()}
+    assert committed["counts"] == matrix.counts(COMMITTED), f"the counts are others{AGAIN}"
+
+
+def test_every_family_is_spoken_about() -> None:
+    """Laws of every method speak wherever the family has what they are about."""
+    counts = matrix.counts(COMMITTED)
+    for law in ("identity", "no trace", "only pieces learn", "save → load", "rows do not meet"):
+        assert all(counts[law].values()), law

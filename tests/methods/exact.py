@@ -12,7 +12,8 @@ from torch import Tensor
 
 import inlay
 from inlay.core.method import Placed, Spec
-from inlay.laws.case import answer, far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error
 from tests import zoo
 
 TWO_STACKS = ("t5", "t5-gated", "mt5", "bart", "marian")
@@ -31,7 +32,7 @@ def batch(family: str, count: int = 2, length: int = 7) -> dict[str, Tensor]:
 def run(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """The logits, without gradients."""
     with torch.no_grad():
-        return answer(model, inputs)
+        return model_output(model, inputs)
 
 
 def moved(family: str, spec: Spec) -> tuple[Any, inlay.Inlay]:
@@ -39,7 +40,7 @@ def moved(family: str, spec: Spec) -> tuple[Any, inlay.Inlay]:
     model = zoo.fresh(family)
     handle = inlay.attach(model, spec)
     torch.manual_seed(5)
-    move(handle)
+    perturb(handle)
     return model.double(), handle
 
 
@@ -80,8 +81,8 @@ def check_merge(family: str, spec: Spec) -> None:
     attached = run(model, inputs)
     handle.merge()
     assert not inlay.attached(model)
-    assert far(run(model, inputs), attached) < 1e-6  # folded in fp32
-    assert far(run(zoo.fresh(family), inputs), attached) > 1e-3
+    assert relative_error(run(model, inputs), attached) < 1e-6  # folded in fp32
+    assert relative_error(run(zoo.fresh(family), inputs), attached) > 1e-3
 
 
 def train(family: str, spec: Spec, steps: int = 3) -> tuple[Any, inlay.Inlay]:
@@ -94,9 +95,9 @@ def train(family: str, spec: Spec, steps: int = 3) -> tuple[Any, inlay.Inlay]:
     optimiser = torch.optim.AdamW(handle.parameters(), lr=1e-2)
     for _ in range(steps):
         optimiser.zero_grad()
-        answer(model, inputs).logsumexp(-1).mean().backward()
+        model_output(model, inputs).logsumexp(-1).mean().backward()
         optimiser.step()
-    assert far(run(model, inputs), base) > 1e-4
+    assert relative_error(run(model, inputs), base) > 1e-4
     for name, p in model.named_parameters():
         if name in before:
             assert torch.equal(p, before[name]) and p.grad is None, name
@@ -123,8 +124,8 @@ def peft_layers(model: Any, projection: str) -> list[Any]:
 def check_peft(handle: inlay.Inlay, model: Any, other: Any, family: str) -> None:
     """Both models compute the same logits, and gradients of the same total size."""
     inputs = batch(family)
-    ours, theirs = answer(model, inputs), answer(other, inputs)
-    assert far(ours, theirs) < 1e-6
+    ours, theirs = model_output(model, inputs), model_output(other, inputs)
+    assert relative_error(ours, theirs) < 1e-6
     norms = []
     for logits, parameters in (
         (ours, list(handle.parameters())),

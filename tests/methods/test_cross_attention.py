@@ -10,7 +10,7 @@ import torch
 import inlay
 from inlay.architectures.resolve import resolve
 from inlay.errors import SiteError
-from inlay.laws.case import answer
+from inlay.laws.compare import model_output
 from tests import zoo
 from tests.methods import exact
 
@@ -69,7 +69,7 @@ def test_no_gradient_enters_the_encoder() -> None:
     model.get_encoder().register_forward_hook(
         lambda module, args, out: seen.append(out.last_hidden_state)
     )
-    answer(model, exact.batch("bart")).sum().backward()
+    model_output(model, exact.batch("bart")).sum().backward()
     assert not seen[0].requires_grad
 
 

@@ -10,7 +10,8 @@ import torch
 import inlay
 from inlay.core.context import PassContext
 from inlay.errors import MergeError, SiteError, SpecError
-from inlay.laws.case import answer, far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error
 from tests import zoo
 
 PRE_NORM = ("llama", "gpt2", "t5", "gpt_neox", "modernbert", "gemma2")
@@ -28,7 +29,7 @@ def batch(family: str, count: int = 2, length: int = 7) -> dict[str, torch.Tenso
 
 def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return answer(model, inputs)
+        return model_output(model, inputs)
 
 
 # --- LoRA ------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_lora_is_alpha_over_r_times_b_a() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoRA(rank=3, alpha=12, at="attn.q"))
-    move(handle)
+    perturb(handle)
     _, site, piece = next(zoo.pieces(handle))
     x = torch.randn(2, 5, 32)
     expected = x @ site.weight().T + 4.0 * x @ piece.a.T @ piece.b.T
@@ -49,7 +50,7 @@ def test_lora_merge_and_back() -> None:
     model = zoo.fresh("gpt2")
     before = model.transformer.h[0].attn.c_attn.weight.clone()
     handle = inlay.attach(model, inlay.LoRA(rank=2))
-    move(handle)
+    perturb(handle)
     deltas = {
         name: (site, piece.scale * piece.b.detach() @ piece.a.detach())
         for name, site, piece in zoo.pieces(handle)
@@ -78,11 +79,11 @@ def test_lora_rank_larger_than_the_matrix() -> None:
 def test_lora_drops_out_in_training_only() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoRA(rank=2, dropout=0.5))
-    move(handle)
+    perturb(handle)
     inputs = batch("llama")
     assert torch.equal(run(model, inputs), run(model, inputs))
     model.train()
-    assert not torch.equal(run(model, inputs), run(model, inputs))
+    assert not torch.equal(run(model, inputs), model_output(model, inputs, seed=1).detach())
 
 
 # --- adapters --------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def test_adapter_with_a_zeroed_up_projection_is_the_base(family: str, spec: inla
     for name, parameter in handle._pieces.named_parameters():
         if "up" in name.rsplit(".", 1)[-1]:
             parameter.data.zero_()
-    assert far(run(model, inputs), base) < 1e-6
+    assert relative_error(run(model, inputs), base) < 1e-6
 
 
 @pytest.mark.parametrize("family", POST_NORM)
@@ -108,7 +109,7 @@ def test_pfeiffer_reads_the_normalised_sum_and_normalises_again(family: str) -> 
     """out = LN(s + U f(D LN(s))), s = the sum in front of the block's last norm."""
     model = zoo.fresh(family)
     handle = inlay.attach(model, inlay.Pfeiffer(bottleneck=4))
-    move(handle)
+    perturb(handle)
     _, site, piece = next(zoo.pieces(handle))
     assert site.norm is site.host
     s = torch.randn(2, 5, 32)
@@ -136,7 +137,7 @@ def test_parallel_doubles_with_its_scale(family: str) -> None:
     """Doubling s doubles the added term exactly; the bottleneck reads the residual stream."""
     model = zoo.fresh(family)
     handle = inlay.attach(model, inlay.Parallel(bottleneck=4, scale=1.0))
-    move(handle)
+    perturb(handle)
     _, site, piece = next(zoo.pieces(handle))
     x, y = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
     delta = piece(x, y, PassContext())
@@ -164,11 +165,11 @@ def test_ia3_places_and_starting_values() -> None:
 def test_ia3_merges_exactly_bias_included(family: str) -> None:
     model = zoo.fresh(family)
     handle = inlay.attach(model, inlay.IA3())
-    move(handle)
+    perturb(handle)
     inputs = batch(family)
     whole = run(model, inputs)
     handle.merge()
-    assert far(run(model, inputs), whole) < 1e-5
+    assert relative_error(run(model, inputs), whole) < 1e-5
 
 
 def test_bitfit_leaves_every_matrix_alone_and_key_biases_do_nothing() -> None:
@@ -176,7 +177,7 @@ def test_bitfit_leaves_every_matrix_alone_and_key_biases_do_nothing() -> None:
     model = zoo.fresh("bert")
     matrices = {n: p.clone() for n, p in model.named_parameters() if p.dim() > 1}
     handle = inlay.attach(model, inlay.BitFit())
-    answer(model, batch("bert")).square().mean().backward()
+    model_output(model, batch("bert")).square().mean().backward()
     sizes = {
         site.role: piece.shift.grad.abs().max().item()
         for _, site, piece in zoo.pieces(handle)
@@ -216,7 +217,7 @@ def test_prefix_from_words_is_running_the_words_as_context(family: str, mlp: int
         handle = inlay.attach(model, inlay.Prefix(length=3, mlp=mlp, start=words))
         positions = torch.arange(3, 6).expand(2, -1)
         got = model(**inputs, position_ids=positions).logits
-    assert far(got, expected) < (1e-5 if mlp is None else 1e-3)
+    assert relative_error(got, expected) < (1e-5 if mlp is None else 1e-3)
     handle.detach()
 
 
@@ -236,13 +237,13 @@ def test_a_prefix_may_be_longer_than_the_base_reads() -> None:
 def test_prefix_slots_have_no_order() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.Prefix(length=4, mlp=None))
-    move(handle)
+    perturb(handle)
     inputs = batch("llama")
     before = run(model, inputs)
     for _, _, piece in zoo.pieces(handle):
         piece.k.data = piece.k.data[:, [2, 0, 3, 1]]
         piece.v.data = piece.v.data[:, [2, 0, 3, 1]]
-    assert far(run(model, inputs), before) < 1e-5
+    assert relative_error(run(model, inputs), before) < 1e-5
 
 
 def test_a_zero_prefix_is_not_the_base() -> None:
@@ -252,7 +253,7 @@ def test_a_zero_prefix_is_not_the_base() -> None:
     handle = inlay.attach(model, inlay.Prefix(length=4, mlp=None))
     for parameter in handle.parameters():
         parameter.data.zero_()
-    assert far(run(model, inputs), base) > 1e-2
+    assert relative_error(run(model, inputs), base) > 1e-2
 
 
 def test_prefix_in_an_encoder_decoder_is_three_independent_sets() -> None:
@@ -282,7 +283,7 @@ def test_prefix_runs_its_mlp_once_a_step() -> None:
     calls = []
     net = next(iter(handle._pieces.shared.values())).net
     net.register_forward_hook(lambda *_: calls.append(1))
-    answer(model, batch("llama", count=4)).sum().backward()
+    model_output(model, batch("llama", count=4)).sum().backward()
     assert len(calls) == 1
     with torch.no_grad():
         model.generate(**batch("llama"), max_new_tokens=5, pad_token_id=0)
@@ -331,7 +332,7 @@ def test_prompt_of_words_is_feeding_the_words(family: str) -> None:
     got = run(model, inputs)
     if "decoder_input_ids" not in inputs:
         expected = torch.cat((expected[:, :kept], expected[:, kept + 3 :]), 1)
-    assert far(got, expected) < 2e-5
+    assert relative_error(got, expected) < 2e-5
 
 
 def test_cls_stays_first_for_the_pooler() -> None:
@@ -346,7 +347,7 @@ def test_cls_stays_first_for_the_pooler() -> None:
         expected = model(input_ids=whole).pooler_output
         inlay.attach(model, inlay.Prompt(length=2, start=((11,), (12,))))
         got = model(**inputs).pooler_output
-    assert far(got, expected) < 1e-5
+    assert relative_error(got, expected) < 1e-5
 
 
 def test_prompt_starting_values() -> None:

@@ -15,7 +15,8 @@ from inlay.core.method import ParameterGroup
 from inlay.core.parse import from_json, parse, to_json
 from inlay.core.piece import Piece
 from inlay.errors import MergeError, PortError, SpecError, TrainingError
-from inlay.laws.case import answer, far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error
 from tests import zoo
 from tests.methods import exact
 
@@ -38,7 +39,7 @@ def gated(family: str, inner: inlay.Method, gate: float) -> tuple[Tensor, Tensor
     torch.manual_seed(1)
     alone = inlay.attach(model, inner)
     torch.manual_seed(2)
-    move(alone)
+    perturb(alone)
     method = exact.run(model, inputs)
     alone.detach()
     torch.manual_seed(1)
@@ -61,7 +62,7 @@ def test_one_is_the_method_and_zero_the_base(family: str, inner: inlay.Method) -
     output, method = gated(family, inner, 1.0)
     torch.testing.assert_close(output, method)
     base = exact.run(zoo.fresh(family), exact.batch(family))
-    assert far(method, base) > 1e-3
+    assert relative_error(method, base) > 1e-3
     torch.testing.assert_close(gated(family, inner, 0.0)[0], base)
 
 
@@ -106,7 +107,7 @@ def test_file(tmp_path: Path) -> None:
     model = zoo.fresh("llama")
     spec = inlay.Gate(inner=inlay.VeRA(rank=5))
     handle = inlay.attach(model, spec)
-    move(handle)
+    perturb(handle)
     assert {
         "decoder.0.attn.q/0/gate/gate",
         "decoder.0.attn.q/0/gate/inner.scale_b",
@@ -209,7 +210,7 @@ def test_a_loop_is_reminded_of_what_the_inner_method_needs_and_of_nothing_else(
 
     def steps() -> None:
         for _ in range(4):
-            answer(model, exact.batch("llama")).mean().backward()
+            model_output(model, exact.batch("llama")).mean().backward()
             optimiser.step()
 
     if isinstance(inner, Scheduled):

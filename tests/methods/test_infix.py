@@ -10,7 +10,9 @@ from torch import Tensor
 
 import inlay
 from inlay import Infix, LoRA, Prefix, Prompt, PTuning
-from inlay.laws.case import far, first_virtual, join, move
+from inlay.laws.batches import first_virtual_id, pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from inlay.tasks import Generate
 from tests import zoo
 
@@ -19,18 +21,18 @@ TEXT = [11, 12, 13, 14, 15, 16]
 
 def batch(model: Any, *rows: list[int], side: str = "left") -> dict[str, Tensor]:
     """Rows of ids, where -n is the n-th virtual token, padded on one side."""
-    first = first_virtual(model)
+    first = first_virtual_id(model)
     singles = []
     for row in rows:
         ids = torch.tensor([[n if n >= 0 else first - n - 1 for n in row]])
         singles.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    return join(singles, side)
+    return pad_batch(singles, side)
 
 
 def attach(model: Any, spec: Any, name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     handle = inlay.attach(model, spec, name=name)
-    move(handle)
+    perturb(handle)
     return handle
 
 
@@ -39,7 +41,7 @@ def test_it_begins_as_the_words_it_starts_from(mlp: int | None) -> None:
     model = zoo.fresh("llama")
     plain = model(**batch(model, [*TEXT, 21, 22, 23])).logits
     inlay.attach(model, Infix(length=2, mlp=mlp, start=(21, 22)))
-    assert far(model(**batch(model, [*TEXT, -1, -2, 23])).logits, plain) < 1e-5
+    assert relative_error(model(**batch(model, [*TEXT, -1, -2, 23])).logits, plain) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -53,7 +55,7 @@ def test_only_what_follows_sees_it(family: str) -> None:
             torch.nn.init.normal_(piece.values)
     after = model(**row).logits
     assert torch.equal(after[:, : len(TEXT)], before[:, : len(TEXT)])
-    assert far(after[:, -2:], before[:, -2:]) > 1e-2
+    assert relative_error(after[:, -2:], before[:, -2:]) > 1e-2
 
 
 def test_offsets_are_added_to_keys_and_values() -> None:
@@ -81,7 +83,7 @@ def test_offsets_are_added_to_keys_and_values() -> None:
 
         hooks.append(host.register_forward_hook(add))
     assert len(hooks) == 2 * model.config.num_hidden_layers
-    assert far(model(inputs_embeds=embeds).logits, right) < 1e-5
+    assert relative_error(model(inputs_embeds=embeds).logits, right) < 1e-5
     for hook in hooks:
         hook.remove()
 
@@ -135,7 +137,7 @@ def test_rows_are_served_as_if_alone(family: str, side: str, checkpointing: bool
     together = learned([name for name, _ in rows], whole)
     alone = [learned([name], batch(model, text)) for name, text in rows]
     for one, several in zip(together, zip(*alone, strict=True), strict=True):
-        assert far(one, torch.stack(several).sum(0)) < 1e-4
+        assert relative_error(one, torch.stack(several).sum(0)) < 1e-4
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"cache_implementation": "static"}])
@@ -164,7 +166,7 @@ def test_an_opening_of_virtual_tokens_runs_once() -> None:
     assert prefix.view is not None and prefix.view.prefix.opening == len(opening)
     prefix.enabled = False
     mask = whole["attention_mask"][..., None]
-    assert far(once * mask, model(**whole).logits * mask) < 1e-5
+    assert relative_error(once * mask, model(**whole).logits * mask) < 1e-5
 
 
 def test_it_stands_behind_the_text_where_no_template_says_where() -> None:

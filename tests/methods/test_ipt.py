@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import inlay
 from inlay.errors import FileError, SpecError, TrainingError
-from inlay.laws.case import far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from inlay.methods.ipt import Decoder
 from inlay.tasks import Classify, Verbalizer
 from inlay.training import Subtask, fit, fit_decoder
@@ -33,7 +34,7 @@ def lessons(model, count: int, length: int = 3) -> list[Subtask]:
         task.bind(model, tokenizer("decoder"))
         torch.manual_seed(number)
         handle = inlay.attach(model, inlay.Prompt(length=length), name=f"t{number}")
-        move(handle)
+        perturb(handle)
         made.append(Subtask(task, ROWS, (handle,)))
     return made
 
@@ -42,7 +43,7 @@ def test_only_the_code_learns_and_the_prompt_is_what_is_served(tmp_path: Path) -
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.IPT(length=3, code=4, inner=5))
     assert handle.count() == 4
-    move(handle)
+    perturb(handle)
     ids = torch.arange(8, 15)[None]
     logits = model(ids).logits
     logits.square().sum().backward()
@@ -53,13 +54,13 @@ def test_only_the_code_learns_and_the_prompt_is_what_is_served(tmp_path: Path) -
         handle.detach()
         served = inlay.load(model, path)
         assert served.spec == inlay.IPT(length=3, code=None, inner=5)
-        assert far(model(ids).logits, logits) < 1e-5
+        assert relative_error(model(ids).logits, logits) < 1e-5
 
 
 def test_it_is_the_formula() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.IPT(length=2, code=4, inner=5))
-    move(handle)
+    perturb(handle)
     _, _, piece = next(iter(zoo.pieces(handle)))
     z = piece.code
     hidden = torch.tanh(piece.inner_weight @ z + piece.inner_bias)

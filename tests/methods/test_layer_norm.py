@@ -8,7 +8,7 @@ from torch import nn
 
 import inlay
 from inlay.errors import SiteError
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from tests import zoo
 from tests.methods import exact
 
@@ -36,7 +36,7 @@ def test_formula(family: str) -> None:
 def test_formula_of_an_rms_norm() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, SPEC)
-    move(handle)
+    perturb(handle)
     placed = exact.first(handle)
     host = placed.site.host
     x = exact.host_input(placed).float()
@@ -91,7 +91,7 @@ def test_equals_peft(family: str) -> None:
     peft = exact.peft()
     model = zoo.fresh(family)
     handle = inlay.attach(model, SPEC)
-    move(handle)
+    perturb(handle)
     ours = {placed.site.host: placed.piece for placed in handle.placed}
     paths = [path for path, module in model.named_modules() if module in ours]
     other = exact.with_peft(family, peft.LNTuningConfig(target_modules=paths))

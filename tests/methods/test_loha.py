@@ -7,7 +7,7 @@ import torch
 
 import inlay
 from inlay.errors import SpecError
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from tests import zoo
 from tests.methods import exact
 
@@ -48,7 +48,7 @@ def test_equals_peft() -> None:
     peft = exact.peft()
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoHa(rank=3, alpha=12, at="attn.q"))
-    move(handle)
+    perturb(handle)
     config = peft.LoHaConfig(r=3, alpha=12, target_modules=["q_proj"])
     other = exact.with_peft("llama", config)
     layers = exact.peft_layers(other, "q_proj")

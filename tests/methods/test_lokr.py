@@ -7,7 +7,7 @@ import torch
 
 import inlay
 from inlay.blocks.kronecker import kronecker, split
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from tests import zoo
 from tests.methods import exact
 
@@ -79,7 +79,7 @@ def test_equals_peft(spec: inlay.LoKr) -> None:
     where = inlay.Where(("attn.q", "attn.v"))
     handle = inlay.attach(model, spec)
     assert handle.spec.at.roles[:2] == where.roles
-    move(handle)
+    perturb(handle)
     factor = -1 if spec.factor is None else spec.factor
     config = peft.LoKrConfig(
         r=spec.rank,

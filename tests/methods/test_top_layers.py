@@ -11,7 +11,7 @@ from torch import Tensor
 import inlay
 from inlay.architectures.resolve import resolve
 from inlay.errors import SiteError, SpecError
-from inlay.laws.case import answer
+from inlay.laws.compare import model_output
 from tests import zoo
 from tests.methods import exact
 
@@ -74,7 +74,7 @@ def test_no_gradient_is_computed_below(family: str) -> None:
     below.register_forward_hook(
         lambda module, args, out: reached.append(out[0] if isinstance(out, tuple) else out)
     )
-    answer(model, exact.batch(family)).sum().backward()
+    model_output(model, exact.batch(family)).sum().backward()
     assert not reached[0].requires_grad
 
 

@@ -11,7 +11,8 @@ import torch
 import inlay
 from inlay.core.piece_set import PieceSet
 from inlay.files import format as file_format
-from inlay.laws.case import far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from tests import zoo
 from tests.methods import exact
 
@@ -53,7 +54,7 @@ def test_the_pair_is_as_large_as_the_largest_place() -> None:
 def test_the_pair_is_one_storage_in_memory_in_the_file_and_after_loading(tmp_path: Path) -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, SPEC)
-    move(handle)
+    perturb(handle)
     path = handle.save(tmp_path / "vera.safetensors")
     file = file_format.read(path)
     shared = [name for name in file.tensors if name.startswith("shared/")]
@@ -114,7 +115,7 @@ def test_equals_peft(roles: tuple[str, str]) -> None:
     names = {"attn.q": "q_proj", "attn.v": "v_proj", "mlp.down": "down_proj"}
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.VeRA(rank=40, at=roles))
-    move(handle)
+    perturb(handle)
     config = peft.VeraConfig(r=40, target_modules=[names[role] for role in roles])
     other = exact.with_peft("llama", config)
     tensors = handle.named_tensors()
@@ -132,11 +133,11 @@ def test_equals_peft(roles: tuple[str, str]) -> None:
 def test_a_copy_has_a_pair_of_its_own() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, SPEC)
-    move(handle)
+    perturb(handle)
     twin = copy.deepcopy(model)
     inputs = exact.batch("llama")
     before = exact.run(model, inputs)
     for tensor in pair(inlay.attached(twin)["default"]):
         tensor.data.zero_()
     assert torch.equal(exact.run(model, inputs), before)
-    assert far(exact.run(twin, inputs), before) > 1e-3
+    assert relative_error(exact.run(twin, inputs), before) > 1e-3

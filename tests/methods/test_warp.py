@@ -10,7 +10,8 @@ import torch
 
 import inlay
 from inlay.errors import SiteError, SpecError, TaskError
-from inlay.laws.case import far, move
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from inlay.tasks import Classify, TrainedHead, Verbalizer
 from inlay.training import fit
 from tests import zoo
@@ -54,7 +55,10 @@ def test_without_virtual_tokens_it_is_the_verbalizer(family: str) -> None:
     with torch.no_grad():
         wanted = hard.outputs(model, batch).scores
         inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=0, words=words()))
-        assert far(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted) < 1e-4
+        assert (
+            relative_error(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted)
+            < 1e-4
+        )
 
 
 def test_a_decoder_is_read_behind_its_text() -> None:
@@ -66,7 +70,10 @@ def test_a_decoder_is_read_behind_its_text() -> None:
     with torch.no_grad():
         wanted = hard.outputs(model, hard.collate(hard.encode_all(ROWS))).scores
         inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=0, words=ids))
-        assert far(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted) < 1e-4
+        assert (
+            relative_error(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted)
+            < 1e-4
+        )
 
 
 @pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("llama", "decoder")])
@@ -82,7 +89,10 @@ def test_the_words_of_p_tuning_s_labels_can_learn_too(family: str, kind: str) ->
     handle = inlay.attach(model, spec)
     with torch.no_grad():
         wanted = hard.outputs(model, hard.collate(hard.encode_all(ROWS))).scores
-        assert far(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted) < 1e-4
+        assert (
+            relative_error(soft.outputs(model, soft.collate(soft.encode_all(ROWS))).scores, wanted)
+            < 1e-4
+        )
     before = handle.training_state()
     before = {name: tensor.clone() for name, tensor in before.items()}
     fit(model, handle, soft, ROWS, steps=2, lr=0.1, console=quiet())
@@ -117,14 +127,17 @@ def test_rows_of_one_batch_have_their_own_labels() -> None:
     model, task = bound("bert", "{p} {text} {mask}")
     for number, name in enumerate("ab"):
         torch.manual_seed(number)
-        move(inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=1), name=name))
+        perturb(inlay.attach(model, inlay.WARP(labels=("yes", "no"), length=1), name=name))
     batch = task.collate(task.encode_all(ROWS))
     with torch.no_grad():
         with inlay.rows(model, ["a", "b", "a", "b"]):
             mixed = task.outputs(model, batch).scores
         for name, start in (("a", 0), ("b", 1)):
             with inlay.rows(model, [name]):
-                assert far(task.outputs(model, batch).scores[start::2], mixed[start::2]) < 1e-4
+                assert (
+                    relative_error(task.outputs(model, batch).scores[start::2], mixed[start::2])
+                    < 1e-4
+                )
 
 
 def test_what_does_not_fit_is_refused() -> None:

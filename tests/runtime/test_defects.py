@@ -13,7 +13,9 @@ import transformers as hf
 
 import inlay
 from inlay.errors import PortError
-from inlay.laws.case import answer, far, join, move, weigh
+from inlay.laws.batches import pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error, weighted_sum
 from tests import zoo
 
 DECODERS = ("llama", "gpt2", "opt", "gpt_neox", "qwen2", "phi3")
@@ -54,8 +56,8 @@ def test_d1_every_trained_number_of_an_encoder_decoder_learns(kind: str, spec: A
     """There half of a prefix, a prompt or the vectors of P-tuning never get a gradient."""
     model = unequal(kind.split()[0]) if "unequal" in kind else zoo.fresh(kind)
     handle = inlay.attach(model, spec)
-    move(handle)
-    weigh(answer(model, join(rows(2, seq2seq=True)))).backward()
+    perturb(handle)
+    weighted_sum(model_output(model, pad_batch(rows(2, seq2seq=True)))).backward()
     for key, _, piece in zoo.pieces(handle):
         for name, parameter in piece.named_parameters():
             assert parameter.grad is not None, key
@@ -72,17 +74,17 @@ def test_d2_checkpointing_turned_on_afterwards(family: str, spec: Any) -> None:
     seq2seq = family in ("t5", "bart")
     model = zoo.fresh(family)
     handle = inlay.attach(model, spec)
-    batch = join(rows(2, seq2seq=seq2seq))
-    weigh(answer(model, batch)).backward()
+    batch = pad_batch(rows(2, seq2seq=seq2seq))
+    weighted_sum(model_output(model, batch)).backward()
     plain = [p.grad.clone() for p in handle.parameters()]
     for p in handle.parameters():
         p.grad = None
     model.activation_checkpointing_enable()
     model.train()
     zoo.drop_nothing(model)
-    weigh(answer(model, batch)).backward()
+    weighted_sum(model_output(model, batch)).backward()
     for p, before in zip(handle.parameters(), plain, strict=True):
-        assert far(p.grad, before) < 1e-3
+        assert relative_error(p.grad, before) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -102,19 +104,19 @@ def test_d3_a_checkpoint_goes_back_where_it_came_from(spec: Any, tmp_path: Any) 
     single = rows(1)[0]["input_ids"]
     ids = single if virtual is None else torch.cat((virtual, single), 1)
     handle = inlay.attach(model, spec)
-    move(handle)
+    perturb(handle)
     with torch.no_grad():
         trained = model(ids).logits
     state = {name: tensor.clone() for name, tensor in handle.training_state().items()}
     path = handle.save(tmp_path / "served.safetensors")
-    move(handle)
+    perturb(handle)
     with torch.no_grad():
-        assert far(model(ids).logits, trained) > 1e-2
+        assert relative_error(model(ids).logits, trained) > 1e-2
         handle.load_training_state(state)
         assert torch.equal(model(ids).logits, trained)
         handle.detach()
         served = inlay.load(model, path)
-        assert far(model(ids).logits, trained) < 1e-5
+        assert relative_error(model(ids).logits, trained) < 1e-5
     assert served.spec == spec.exported()
 
 
@@ -133,16 +135,16 @@ def test_d4_every_row_is_served_by_the_inlay_it_names(specs: Any) -> None:
     model = zoo.fresh("llama")
     for number, (name, spec) in enumerate(zip("ab", specs, strict=True)):
         torch.manual_seed(number)
-        move(inlay.attach(model, spec, name=name))
+        perturb(inlay.attach(model, spec, name=name))
     singles = rows(3)
     names = ["a", None, "b"]
     with torch.no_grad():
         with inlay.rows(model, names):
-            mixed = model(**join(singles)).logits
+            mixed = model(**pad_batch(singles)).logits
         for number, (name, single) in enumerate(zip(names, singles, strict=True)):
             with inlay.rows(model, [name]):
                 alone = model(**single).logits
-            assert far(mixed[number : number + 1, : alone.shape[1]], alone) < 1e-4
+            assert relative_error(mixed[number : number + 1, : alone.shape[1]], alone) < 1e-4
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -152,8 +154,8 @@ def test_d4_every_row_is_served_by_the_inlay_it_names(specs: Any) -> None:
 def test_d5_static_caches_and_none(family: str, spec: Any, more: dict[str, Any]) -> None:
     """There both raise."""
     model = zoo.fresh(family)
-    move(inlay.attach(model, spec))
-    batch = join(rows(3), "left")
+    perturb(inlay.attach(model, spec))
+    batch = pad_batch(rows(3), "left")
     with torch.no_grad():
         assert torch.equal(model.generate(**batch, **NEW, **more), model.generate(**batch, **NEW))
 
@@ -162,14 +164,14 @@ def test_d5_static_caches_and_none(family: str, spec: Any, more: dict[str, Any])
 def test_d7_labels_of_tokens_and_a_pooler_that_reads_cls(spec: Any) -> None:
     """There logits are longer than the labels, and the pooler reads a virtual token."""
     config = hf.BertConfig(**zoo.DIMS, **zoo.IDS, num_labels=3)
-    batch = join(rows(2))
+    batch = pad_batch(rows(2))
     tagger = hf.BertForTokenClassification(config).eval()
-    move(inlay.attach(tagger, spec))
+    perturb(inlay.attach(tagger, spec))
     out = tagger(**batch, labels=torch.ones_like(batch["input_ids"]))
     assert out.logits.shape == (2, 9, 3)
     assert torch.isfinite(out.loss)
     judge = hf.BertForSequenceClassification(config).eval()
-    move(inlay.attach(judge, spec))
+    perturb(inlay.attach(judge, spec))
     seen = []
     judge.bert.pooler.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     states = []
@@ -188,13 +190,13 @@ def test_d8_a_model_with_a_state_is_prompted_once_or_not_at_all() -> None:
     model = hf.MambaForCausalLM(config).eval()
     with pytest.raises(PortError, match="PTuning"):
         inlay.attach(model, inlay.Prompt(length=3))
-    move(inlay.attach(model, inlay.PTuning(length=3)))
+    perturb(inlay.attach(model, inlay.PTuning(length=3)))
     ids = torch.tensor([[99, 100, 101, 11, 12, 13]])
     told = {"return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), **NEW, **told)
         forced = model(made.sequences[:, :-1]).logits[:, -4:]
-    assert far(torch.stack(made.logits, 1), forced) < 1e-4
+    assert relative_error(torch.stack(made.logits, 1), forced) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["t5", "mt5", "bart"])
@@ -211,13 +213,13 @@ def test_d8_a_model_with_a_state_is_prompted_once_or_not_at_all() -> None:
 def test_d9_training_and_generation_see_the_same_prompts(family: str, spec: Any) -> None:
     """There training prompts encoder and decoder, and generation the encoder alone."""
     model = zoo.fresh(family)
-    move(inlay.attach(model, spec))
-    batch = join(rows(2))
+    perturb(inlay.attach(model, spec))
+    batch = pad_batch(rows(2))
     told = {"return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
         made = model.generate(**batch, **NEW, **told)
         forced = model(**batch, decoder_input_ids=made.sequences[:, :-1]).logits[:, -4:]
-    assert far(torch.stack(made.logits, 1), forced) < 1e-4
+    assert relative_error(torch.stack(made.logits, 1), forced) < 1e-4
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -227,24 +229,24 @@ def test_d9_training_and_generation_see_the_same_prompts(family: str, spec: Any)
 def test_d10_left_padding_does_not_change_a_row(family: str, spec: Any) -> None:
     """There the answer depends on the rest of the batch."""
     model = zoo.fresh(family)
-    move(inlay.attach(model, spec))
+    perturb(inlay.attach(model, spec))
     singles = rows(3)
     for single in singles:
         if isinstance(spec, inlay.PTuning):
             single["input_ids"][0, :2] = torch.tensor([99, 100])
-    together = join(singles, "left")
+    together = pad_batch(singles, "left")
     with torch.no_grad():
         whole = model(**together).logits
         for number, single in enumerate(singles):
             length = single["input_ids"].shape[1]
-            assert far(whole[number, -length:], model(**single).logits[0]) < 1e-4
+            assert relative_error(whole[number, -length:], model(**single).logits[0]) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "bart"])
 def test_d11_a_prefix_takes_no_context(family: str) -> None:
     """There 59 of 64 tokens are the most behind a prefix of 5."""
     model = zoo.fresh(family)
-    move(inlay.attach(model, inlay.Prefix(length=5)))
+    perturb(inlay.attach(model, inlay.Prefix(length=5)))
     ids = torch.full((1, 64), 9)
     more = {"decoder_input_ids": ids} if family == "bart" else {}
     with torch.no_grad():
@@ -256,7 +258,7 @@ def test_d12_a_prefix_is_seen_from_behind_a_sliding_window(family: str) -> None:
     """There the prefix leaves the window with the first tokens."""
     model = zoo.fresh(family)
     handle = inlay.attach(model, inlay.Prefix(length=3, mlp=None))
-    move(handle)
+    perturb(handle)
     model(torch.randint(8, 99, (1, 20))).logits[0, -1].square().sum().backward()
     for key, _, piece in zoo.pieces(handle):
         for parameter in piece.parameters():
@@ -295,8 +297,8 @@ def test_d17_a_prefix_beside_a_lora_leaves_it_learning() -> None:
     """There the second method freezes the first and leaves it out of the checkpoint."""
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.LoRA(rank=2) + inlay.Prefix(length=3))
-    move(handle)
-    weigh(answer(model, join(rows(2)))).backward()
+    perturb(handle)
+    weighted_sum(model_output(model, pad_batch(rows(2)))).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in handle.parameters())
     kinds = {name.split("/")[2] for name in handle.named_tensors()}
     assert kinds == {"lora", "prefix"}

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import inlay
-from inlay.laws.case import answer, far, join, move, weigh
+from inlay.laws.batches import pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import model_output, relative_error, weighted_sum
 from tests import zoo
 
 FOUR = {
@@ -26,7 +28,7 @@ def dressed(family: str) -> Any:
     model = zoo.fresh(family)
     for i, (name, spec) in enumerate(FOUR.items()):
         torch.manual_seed(i)
-        move(inlay.attach(model, spec, name=name))
+        perturb(inlay.attach(model, spec, name=name))
     return model
 
 
@@ -56,7 +58,7 @@ def test_eight_inlays_in_one_left_padded_generation(family: str, more: dict[str,
     rows = singles(8)
     with torch.no_grad():
         with inlay.rows(model, ROWS):
-            together = model.generate(**join(rows, "left"), **NEW, **more)
+            together = model.generate(**pad_batch(rows, "left"), **NEW, **more)
         for i, (name, row) in enumerate(zip(ROWS, rows, strict=True)):
             with inlay.rows(model, [name]):
                 alone = model.generate(**row, **NEW, **more)
@@ -70,7 +72,7 @@ def test_eight_inlays_in_one_encoder_decoder(family: str, more: dict[str, Any]) 
     rows = singles(8)
     with torch.no_grad():
         with inlay.rows(model, ROWS):
-            together = model.generate(**join(rows), **NEW, **more)
+            together = model.generate(**pad_batch(rows), **NEW, **more)
         for i, (name, row) in enumerate(zip(ROWS, rows, strict=True)):
             with inlay.rows(model, [name]):
                 alone = model.generate(**row, **NEW, **more)
@@ -96,20 +98,20 @@ def test_gradients_of_a_mixed_padded_batch(family: str, checkpointed: bool) -> N
 
     for name, row in zip(ROWS, rows, strict=True):
         with inlay.rows(model, [name]):
-            out = answer(model, row)
+            out = model_output(model, row)
         if out.requires_grad:
-            weigh(out).backward()
+            weighted_sum(out).backward()
     alone = gradients()
     if checkpointed:
         model.train()
         zoo.drop_nothing(model)
         model.activation_checkpointing_enable({"use_reentrant": False})
     with inlay.rows(model, ROWS):
-        out = answer(model, join(rows))
+        out = model_output(model, pad_batch(rows))
     total = 0
     for i, row in enumerate(rows):
         length = out.shape[1] if "decoder_input_ids" in row else row["input_ids"].shape[1]
-        total = total + weigh(out[i : i + 1, :length])
+        total = total + weighted_sum(out[i : i + 1, :length])
     total.backward()
     mixed = gradients()
     for name in handles:
@@ -126,7 +128,7 @@ def test_sampling_and_several_returned_sequences_keep_their_rows() -> None:
     with torch.no_grad():
         with inlay.rows(model, names):
             made = model.generate(
-                **join(rows, "left"), max_new_tokens=4, min_new_tokens=4, do_sample=True,
+                **pad_batch(rows, "left"), max_new_tokens=4, min_new_tokens=4, do_sample=True,
                 num_return_sequences=3, top_k=1, pad_token_id=0,
             )  # fmt: skip
         for i, (name, row) in enumerate(zip(names, rows, strict=True)):
@@ -141,8 +143,8 @@ def test_sampling_and_several_returned_sequences_keep_their_rows() -> None:
 def test_a_full_context_leaves_room_for_keys_but_not_for_slots() -> None:
     """Keys take no positions: a prefix works at the very end of the context (64 here)."""
     model = zoo.fresh("bert")
-    move(inlay.attach(model, inlay.Prefix(length=20, mlp=None)))
-    assert answer(model, {"input_ids": torch.ones(1, 64, dtype=torch.long)}).isfinite().all()
+    perturb(inlay.attach(model, inlay.Prefix(length=20, mlp=None)))
+    assert model_output(model, {"input_ids": torch.ones(1, 64, dtype=torch.long)}).isfinite().all()
 
 
 @pytest.mark.processor
@@ -153,7 +155,7 @@ def test_bf16_base_and_fp32_pieces() -> None:
             parameter.data = parameter.data.float()
     rows = singles(8)
     with inlay.rows(model, ROWS):
-        out = model(**join(rows)).logits
+        out = model(**pad_batch(rows)).logits
         assert out.dtype == torch.bfloat16
         out.float().square().mean().backward()
     for handle in inlay.attached(model).values():
@@ -168,7 +170,7 @@ def test_attach_to_a_bf16_base_makes_fp32_pieces() -> None:
     for name, spec in FOUR.items():
         handle = inlay.attach(model, spec, name=name)
         assert {p.dtype for p in handle.parameters()} == {torch.float32}
-    out = answer(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)})
+    out = model_output(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)})
     assert out.isfinite().all()
 
 
@@ -192,11 +194,14 @@ def test_rows_alone_equal_rows_together_forward() -> None:
         rows = singles(8, family == "t5")
         with torch.no_grad():
             with inlay.rows(model, ROWS):
-                together = answer(model, join(rows))
+                together = model_output(model, pad_batch(rows))
             for i, (name, row) in enumerate(zip(ROWS, rows, strict=True)):
                 with inlay.rows(model, [name]):
-                    alone = answer(model, row)
-                assert far(together[i : i + 1, : alone.shape[1]], alone) < 3e-5, (family, name)
+                    alone = model_output(model, row)
+                assert relative_error(together[i : i + 1, : alone.shape[1]], alone) < 3e-5, (
+                    family,
+                    name,
+                )
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -205,7 +210,7 @@ def test_a_prefix_is_made_once_for_all_that_is_written(family: str, beams: int) 
     model = zoo.fresh(family).eval()
     for number, length in enumerate((2, 3)):
         torch.manual_seed(number)
-        move(inlay.attach(model, inlay.Prefix(length=length, mlp=None), name=f"p{number}"))
+        perturb(inlay.attach(model, inlay.Prefix(length=length, mlp=None), name=f"p{number}"))
     made = []
     pieces = [p for one in inlay.attached(model).values() for _, _, p in zoo.pieces(one)]
     for piece in pieces:

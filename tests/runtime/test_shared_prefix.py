@@ -1,4 +1,4 @@
-"""What runs once in front of all rows must equal what runs in every row."""
+"""What runs shared prefix of all rows must equal what runs in every row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import inlay
-from inlay.laws.case import far, join, move
+from inlay.laws.batches import pad_batch
+from inlay.laws.case import perturb
+from inlay.laws.compare import relative_error
 from inlay.runtime.container import stack_hooks
 from tests import zoo
 
@@ -33,7 +35,7 @@ def dressed(family: str, names: Any = tuple(SPECS)) -> Any:
     model = zoo.fresh(family)
     for i, name in enumerate(names):
         torch.manual_seed(i)
-        move(inlay.attach(model, SPECS[name], name=name))
+        perturb(inlay.attach(model, SPECS[name], name=name))
     return model
 
 
@@ -44,7 +46,7 @@ def batch(count: int, side: str, opening: int = 0) -> dict[str, Tensor]:
         rest = torch.randint(8, 99, (3 + 2 * (i % 3),), generator=generator)
         ids = torch.cat((OPENING[:opening], rest))[None]
         made.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    return join(made, side)
+    return pad_batch(made, side)
 
 
 @contextmanager
@@ -98,10 +100,10 @@ def test_states_and_gradients_equal_the_plain_way(
         logits, found = gradients(model, inputs)
         with plainly(model):
             plain, wanted = gradients(model, inputs)
-    assert far(logits, plain) < 1e-4
+    assert relative_error(logits, plain) < 1e-4
     assert found.keys() == wanted.keys()
     for name, grad in found.items():
-        assert far(grad, wanted[name]) < 2e-3, name
+        assert relative_error(grad, wanted[name]) < 2e-3, name
 
 
 @pytest.mark.parametrize("family", WHOLE)
@@ -128,7 +130,7 @@ def test_generation_equals_the_plain_way(
             plain = model.generate(**inputs, **NEW, **more, **told)
     assert torch.equal(ours.sequences, plain.sequences)
     for a, b in zip(ours.scores, plain.scores, strict=True):
-        assert far(a.exp(), b.exp()) < 1e-4
+        assert relative_error(a.exp(), b.exp()) < 1e-4
 
 
 def test_a_prompt_runs_once_for_all_rows() -> None:
@@ -181,7 +183,7 @@ def test_hidden_states_that_are_asked_for_come_whole() -> None:
     seen = inputs["attention_mask"].bool()
     for a, b in zip(ours.hidden_states, plain.hidden_states, strict=True):
         assert a.shape == b.shape
-        assert far(a[seen], b[seen]) < 1e-4
+        assert relative_error(a[seen], b[seen]) < 1e-4
 
 
 def test_given_positions_are_kept() -> None:
@@ -194,7 +196,7 @@ def test_given_positions_are_kept() -> None:
             ours = model(**inputs, position_ids=positions).logits
             with plainly(model):
                 plain = model(**inputs, position_ids=positions).logits
-        assert far(ours[seen], plain[seen]) < 1e-4
+        assert relative_error(ours[seen], plain[seen]) < 1e-4
 
 
 def test_rows_asked_for_in_the_middle_of_a_text_are_refused() -> None:
@@ -228,7 +230,7 @@ def test_sliding_windows_keep_the_plain_way_unless_all_is_within(family: str) ->
         ours = model(**short, use_cache=False).logits
         with plainly(model):
             plain = model(**short, use_cache=False).logits
-    assert far(ours, plain) < 1e-4
+    assert relative_error(ours, plain) < 1e-4
 
 
 def test_nothing_is_left_behind() -> None:

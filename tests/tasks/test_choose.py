@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import inlay
 from inlay.errors import DataError, TaskError
 from inlay.heads import head_inputs, head_of
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
 from inlay.tasks import Choose, from_spec
@@ -115,7 +115,7 @@ def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
 
     base = fresh("llama")
     piece = inlay.attach(base, LoRA(rank=2))
-    move(piece)
+    perturb(piece)
     task = made("llama", base, by="mean")
     batch = task.collate(task.encode_all(ROWS))
 
@@ -140,7 +140,7 @@ def test_an_encoder_gives_no_likelihood():
 def headed(family, **fields):
     base = fresh(family)
     piece = inlay.attach(base, LoRA(rank=2) + Head(labels=("score",)))
-    move(piece)
+    perturb(piece)
     return base, made(family, base, **fields)
 
 
@@ -184,7 +184,7 @@ def any_way(family, by, **fields):
     if by == "head":
         return headed(family, **fields)
     base = fresh(family)
-    move(inlay.attach(base, LoRA(rank=2)))
+    perturb(inlay.attach(base, LoRA(rank=2)))
     return base, made(family, base, by=by, **fields)
 
 

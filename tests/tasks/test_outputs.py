@@ -8,7 +8,7 @@ import torch
 import inlay
 from inlay import LoRA
 from inlay.architectures.resolve import resolve
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.tasks import (
     BinaryCrossEntropy,
     Choose,
@@ -179,7 +179,7 @@ def test_two_runs_of_every_task_can_be_compared(task):
     base = fresh("llama")
     bind(task, "llama", base)
     if task.head() is None:
-        move(inlay.attach(base, LoRA(rank=2)))
+        perturb(inlay.attach(base, LoRA(rank=2)))
     else:
         add_head(base, task)
     batch = task.collate(task.encode_all(ROWS[task.name]))

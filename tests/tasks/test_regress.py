@@ -5,7 +5,7 @@ import torch
 
 import inlay
 from inlay.errors import DataError, TaskError
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
 from inlay.tasks import Regress, from_spec
@@ -25,7 +25,7 @@ ROWS = examples(
 
 def made(family, **fields):
     base = fresh(family)
-    move(inlay.attach(base, LoRA(rank=2) + Head(labels=("value",))))
+    perturb(inlay.attach(base, LoRA(rank=2) + Head(labels=("value",))))
     task = Regress(**fields)
     task.bind(base, tokenizer(KINDS[family], bos=True))
     return base, task

@@ -10,7 +10,7 @@ import torch
 import inlay
 from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError, RowsError, TrainingError
-from inlay.laws.case import far
+from inlay.laws.compare import relative_error
 from inlay.tasks import Classify, Generate, TrainedHead, Verbalizer
 from tests import zoo
 from tests.tasks.tiny import examples, tokenizer
@@ -69,7 +69,7 @@ def test_vectors_of_real_words_are_feeding_the_words() -> None:
         for encoder in (None, "mlp", "lstm"):
             handle = inlay.attach(model, inlay.PTuning(length=3, encoder=encoder, start=start))
             got = soft.outputs(model, soft.collate(soft.encode_all(rows))).scores
-            assert far(got, want) < 1e-4, encoder
+            assert relative_error(got, want) < 1e-4, encoder
             handle.detach()
 
 
@@ -89,7 +89,7 @@ def test_the_encoder_is_dropped_in_the_file(encoder: Any, tmp_path: Any) -> None
         loaded = inlay.load(model, path)
         assert loaded.spec == inlay.PTuning(length=3, encoder=None)
         assert loaded.count() == 3 * 32
-        assert far(task.outputs(model, batch).scores, trained) < 1e-5
+        assert relative_error(task.outputs(model, batch).scores, trained) < 1e-5
 
 
 def test_generation_behind_virtual_tokens_is_generation_behind_the_words() -> None:

@@ -30,8 +30,7 @@ def stack_sites(stack: Stack, layout: Layout, *, reads_encoder: bool) -> Iterato
             yield _norm_site(f"{stack.name}.{role}", role, norm, stack.name, None)
     for number, block in enumerate(stack.layers):
         yield from _Block(stack, layout, number, block).sites()
-    if not reads_encoder:
-        yield _final_site(stack, layout)
+    yield _final_site(stack, layout, "final.target" if reads_encoder else "final")
 
 
 def projection_site(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
@@ -159,7 +158,7 @@ def _part(place: Fused, columns: int, attention: nn.Module | None) -> Part:
     return Part(place.index * size, size, columns)
 
 
-def _final_site(stack: Stack, layout: Layout) -> Site:
+def _final_site(stack: Stack, layout: Layout, role: str) -> Site:
     """The last hidden state: the output of the last norm, or of the last block."""
     last_block = stack.layers[-1]
     if layout.closing_norm is not None:
@@ -168,7 +167,7 @@ def _final_site(stack: Stack, layout: Layout) -> Site:
         path = layout.norms.get("norm.final")
         norm = None if path is None else submodule(stack.module, path)
     width = hidden_width(stack.module.config)
-    return Site("final", "final", norm or last_block, width, width, stack.name)
+    return Site(role, role, norm or last_block, width, width, stack.name)
 
 
 def _norm_site(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:

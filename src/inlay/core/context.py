@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
-from inlay.errors import SpecError
+from inlay.errors import RowsError, SpecError
+
+LAYERS = "inlay_layers"
+"""The attribute under which a cache keeps the numbers of the layers that pieces added to it."""
 
 
 @dataclass(frozen=True)
@@ -18,18 +21,25 @@ class PassContext:
 
     mask:   `[B, S]`, 1 where a position holds text or a prompt, 0 where it is padding. The last T
             columns are the positions of x; S - T of them are in the cache already. None where the
-            pass has no padding mask, or not one of two dimensions.
+            pass has no padding mask, and where no piece of the pass declares
+            `relates_positions = True`.
+    source_mask: in a decoder that reads an encoder, the padding mask of the encoder's states; at
+            `cross.k` and `cross.v`, whose x they are, `mask` is this one.
     cached: how many positions are in the cache already; 0 in training.
-    cache:  the cache of the pass, for pieces with a cache of their own; None without one.
+    cache:  the cache of the pass, None without one. Pieces write to it with `append_to_cache`.
     seed:   what random draws start from; None unless a piece of the pass declares `draws = True`.
+    batch:  how many rows the pass has; row_numbers `[b]`: which of them x holds, None for all.
 
     The same context is used again when a checkpointed block is recomputed in backward.
     """
 
     mask: Tensor | None = None
+    source_mask: Tensor | None = None
     cached: int = 0
     cache: Cache | None = None
     seed: int | None = None
+    batch: int = 0
+    row_numbers: Tensor | None = None
 
     def generator(self, *key: object) -> torch.Generator:
         """A CPU random generator for the draw called `key`.
@@ -43,17 +53,63 @@ class PassContext:
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
+    def append_to_cache(
+        self, owner: object, keys: Tensor, values: Tensor, number: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Keep tensors in the cache beside the base's own, and return all that were kept.
+
+        owner: the piece, which sees nothing but its own. keys, values: each `[b, H, T, K]`, to be
+        put after those of earlier passes; T may be 0. number: for pieces that keep several.
+
+        Beams reorder what is kept like the rest of the cache. Without a cache the arguments are
+        returned. Raises RowsError where the cache was begun without this piece.
+        """
+        if self.cache is None:
+            return keys, values
+        cache = self.cache
+        layers = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        places: dict[tuple[int, int], int] = vars(cache).setdefault(LAYERS, {})
+        place = places.get((id(owner), number))
+        if place is None:
+            if self.cached:
+                raise RowsError(
+                    "this cache was begun without the inlay of these rows; begin generation again "
+                    "with the rows it shall use, and an empty cache in the first pass"
+                )
+            place = places[id(owner), number] = len(layers.layers)
+            layers.layers.append(DynamicLayer())
+        layer = layers.layers[place]
+        assert isinstance(layer, DynamicLayer)
+        kept = layer.update(self._spread(keys), self._spread(values))
+        if self.row_numbers is None:
+            return kept
+        return kept[0][self.row_numbers], kept[1][self.row_numbers]
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """Rows of x as rows of the batch, the others zero: `[b, …] -> [B, …]`."""
+        if self.row_numbers is None:
+            return rows
+        whole = rows.new_zeros(self.batch, *rows.shape[1:])
+        return whole.index_copy(0, self.row_numbers, rows)
+
     def of(self, x: Tensor) -> PassContext:
-        """The context for a module that reads x `[B', …]`: without a mask where B' is not B."""
-        mismatch = self.mask is not None and len(self.mask) != len(x)
-        return replace(self, mask=None) if mismatch else self
+        """The context for a module that reads x `[B', …]`: without rows where B' is not B."""
+        if len(x) == self.batch:
+            return self
+        return replace(self, mask=None, source_mask=None, cache=None, batch=len(x))
+
+    def of_source(self) -> PassContext:
+        """The context for a module that reads the states of the encoder."""
+        return replace(self, mask=self.source_mask)
 
     def rows(self, start: int, stop: int) -> PassContext:
         """The context of the rows from `start` to before `stop`."""
-        return self if self.mask is None else replace(self, mask=self.mask[start:stop])
+        if self.mask is None and self.source_mask is None and self.cache is None:
+            return self
+        return self.select(torch.arange(start, stop))
 
     def select(self, index: Tensor) -> PassContext:
         """The context of the rows with these indices, `[b]`."""
-        return (
-            self if self.mask is None else replace(self, mask=self.mask[index.to(self.mask.device)])
-        )
+        masks = (self.mask, self.source_mask)
+        mask, source = (None if m is None else m[index.to(m.device)] for m in masks)
+        return replace(self, mask=mask, source_mask=source, row_numbers=index)

@@ -47,10 +47,17 @@ class Piece(nn.Module):
 
     A parameter built with `requires_grad=False` stays frozen; a buffer is not a parameter.
 
+    A piece may hold other pieces; what these export, load and resize is then theirs to say.
+
     draws: whether it draws random numbers in a pass, from `context.generator(...)`.
+    relates_positions: whether what it does at one position depends on other positions of x. It is
+        then given the padding mask, and the beginnings that rows have in common are not run
+        separately (see `runtime.shared_prefix`). In a decoder that generates, x is one position:
+        what a piece needs of earlier ones it keeps with `context.append_to_cache`.
     """
 
     draws: ClassVar[bool] = False
+    relates_positions: ClassVar[bool] = False
 
     def export(self) -> dict[str, Tensor]:
         """The tensors that a file holds, by name: parameters and persistent buffers, any dtype.
@@ -59,7 +66,15 @@ class Piece(nn.Module):
         returns what is left after dropping it; its method's `exported()` is the spec that reads
         it back.
         """
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        held = self._held_pieces()
+        tensors = {
+            name: tensor.detach()
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(tuple(held))
+        }
+        for prefix, piece in held.items():
+            tensors |= {prefix + name: tensor for name, tensor in piece.export().items()}
+        return tensors
 
     def resize(self, shapes: Mapping[str, torch.Size]) -> None:
         """Get ready for tensors of these shapes, before `load`.
@@ -67,12 +82,34 @@ class Piece(nn.Module):
         Only for a piece whose sizes its method's fields do not fix, such as a pruned rank; the
         default keeps its shapes, and a file with other ones is refused.
         """
+        for prefix, piece in self._held_pieces().items():
+            piece.resize(_under(prefix, shapes))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take tensors that `export` of an equal piece returned; names and shapes are checked."""
-        state = self.state_dict()
+        state, held = self.state_dict(), self._held_pieces()
         for name, tensor in tensors.items():
-            state[name].copy_(tensor)
+            if not name.startswith(tuple(held)):
+                state[name].copy_(tensor)
+        for prefix, piece in held.items():
+            piece.load(_under(prefix, tensors))
+
+    def _held_pieces(self) -> dict[str, Piece]:
+        """The pieces directly inside this one, by how the names of their tensors begin."""
+        held: dict[str, Piece] = {}
+        for name, module in self.named_modules(remove_duplicate=False):
+            prefix = f"{name}."
+            if name and isinstance(module, Piece) and not prefix.startswith(tuple(held)):
+                held[prefix] = module
+        return held
+
+
+ValueT = TypeVar("ValueT")
+
+
+def _under(prefix: str, entries: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """The entries whose names begin with `prefix`, by the rest of their names."""
+    return {n.removeprefix(prefix): e for n, e in entries.items() if n.startswith(prefix)}
 
 
 class OutputDelta(Piece):
@@ -104,7 +141,8 @@ class Foldable:
         """The weights of a module that computes alone what module and piece compute together.
 
         w `[d_out, d_in]` (a norm's gain `[d]`) and b `[d_out]` in fp32; b is None where the module
-        has no bias, and stays None. Raises MergeError where no such weights exist.
+        has no bias, and stays None. Raises NoBiasError or another MergeError where no such
+        weights exist.
         """
 
 
@@ -197,13 +235,11 @@ class SideNetwork(Piece):
     """A network beside a stack, which replaces its last hidden state.
 
     It reads what the blocks compute, detached, so that no gradient enters the base. In generation
-    it keeps what it needs of earlier positions in layers of `context.cache` after the base's own
-    (`depth`, `depth + 1`, …), which beams then reorder along with them.
-
-    depth: how many blocks the stack has.
+    it keeps what it needs of earlier positions with `context.append_to_cache`. Whatever is trained
+    together with it below the last state gets no gradient.
     """
 
-    depth: int
+    relates_positions: ClassVar[bool] = True
 
     @abstractmethod
     @override

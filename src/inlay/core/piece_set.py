@@ -87,6 +87,17 @@ class PieceSet(nn.Module):
         pieces = (placed.piece for placed in self.placed)
         return sum(piece.length for piece in pieces if isinstance(piece, VirtualTokens))
 
+    def resize(self, state: Mapping[str, Tensor]) -> None:
+        """Get ready for the tensors of a checkpoint, whose sizes may differ."""
+        for key, piece in self.pieces.items():
+            assert isinstance(piece, Piece)
+            prefix = f"pieces.{key}."
+            named = {
+                n.removeprefix(prefix): t.shape for n, t in state.items() if n.startswith(prefix)
+            }
+            if named != {name: tensor.shape for name, tensor in piece.state_dict().items()}:
+                piece.resize(named)
+
     def copy_from(self, other: PieceSet, indices: Mapping[int, int]) -> None:
         """Copy the tensors of another set; indices: number of a method here -> its number there."""
         for index, source in indices.items():

@@ -43,7 +43,8 @@ ROLES: dict[str, str] = {
     "block": "a whole block: y is the hidden state that the next block reads",
     "embed": "input embeddings (of the encoder, in an encoder–decoder); prompts go here",
     "embed.target": "input embeddings of the decoder in an encoder–decoder",
-    "final": "the last hidden state, which heads read",
+    "final": "the last hidden state (of the encoder, in an encoder–decoder), which heads read",
+    "final.target": "the last hidden state of the decoder in an encoder–decoder",
     "head": "the language-model head",
 }
 """Every role there is, with what it means."""
@@ -171,7 +172,9 @@ class Site:
     def is_projection(self) -> bool:
         """Whether x goes through a matrix here, y = W x + b."""
         weight = getattr(self.host, "weight", None)
-        whole = self.enter is not None or self.heads or self.role in ("block", "final")
+        whole = (
+            self.enter is not None or self.heads or self.role in ("block", "final", "final.target")
+        )
         embeds = self.role in ("embed", "embed.target")
         return isinstance(weight, Tensor) and weight.dim() == 2 and not whole and not embeds
 

@@ -1,33 +1,45 @@
 """The laws: what must hold for every method on every base. Tests and `inlay check` run these.
 
-Each law is a function of a `Case`. It attaches what it needs under names of its own, leaves the
-model as it found it, and returns how far off the worst number was. `Broken` means the law does
-not hold; `NotApplicable` that it says nothing about this case, and why.
+Each law is a function of a `Case`, a base with a spec. It attaches what it needs under names of its
+own, leaves the model as it was, and returns the largest error that it measured, relative to the
+size of the numbers compared; 0.0 where it compares bit for bit. It raises `Broken` where it does
+not hold, and `NotApplicable`, with the reason, where it says nothing about the case.
 """
 
 from collections.abc import Callable
 
 from inlay.laws.case import Broken, Case, NotApplicable
-from inlay.laws.function import dropped, generation, identity, merging
-from inlay.laws.learning import checkpointing, only_pieces_learn
-from inlay.laws.rows import padding_inert, rows_apart
-from inlay.laws.shared_prefix import shared_prefix_runs_once
-from inlay.laws.traces import copies_apart, no_trace, save_load
+from inlay.laws.draws import draws_repeat
+from inlay.laws.function import attached_is_base, export_computes_the_same, merged_computes_the_same
+from inlay.laws.generation import generation_agrees
+from inlay.laws.learning import checkpointing_keeps_gradients, only_pieces_learn
+from inlay.laws.loops import loops_cannot_skip_steps
+from inlay.laws.rows import padding_is_inert, rows_do_not_meet
+from inlay.laws.shared_prefix import shared_prefix_computes_the_same
+from inlay.laws.sharing import shared_modules_are_stored_once
+from inlay.laws.tensors import index_tensors_are_exact
+from inlay.laws.traces import copies_are_independent, detach_leaves_no_trace, file_restores_inlay
 
-__all__ = ["LAWS", "Broken", "Case", "NotApplicable"]
+__all__ = ["LAWS", "Broken", "Case", "Law", "NotApplicable"]
 
-LAWS: dict[str, Callable[[Case], float]] = {
-    "identity": identity,
-    "no trace": no_trace,
+Law = Callable[[Case], float]
+
+LAWS: dict[str, Law] = {
+    "identity": attached_is_base,
+    "no trace": detach_leaves_no_trace,
     "only pieces learn": only_pieces_learn,
-    "save → load": save_load,
-    "rows do not meet": rows_apart,
-    "padding is inert": padding_inert,
-    "once in front": shared_prefix_runs_once,
-    "merge": merging,
-    "gradient checkpointing": checkpointing,
-    "copies are independent": copies_apart,
-    "generation": generation,
-    "dropped at inference": dropped,
+    "save → load": file_restores_inlay,
+    "rows do not meet": rows_do_not_meet,
+    "padding is inert": padding_is_inert,
+    "shared prefix": shared_prefix_computes_the_same,
+    "merge": merged_computes_the_same,
+    "gradient checkpointing": checkpointing_keeps_gradients,
+    "copies are independent": copies_are_independent,
+    "generation": generation_agrees,
+    "dropped at inference": export_computes_the_same,
+    "shared modules": shared_modules_are_stored_once,
+    "draws": draws_repeat,
+    "penalty and schedule": loops_cannot_skip_steps,
+    "indices and masks": index_tensors_are_exact,
 }
 """The laws by name, in the order of the design. Parameter counts are each method's own test."""

@@ -21,18 +21,22 @@ from inlay.laws.case import TOO_LARGE
 
 @dataclass(frozen=True)
 class Finding:
-    """What one law found. holds: None where it says nothing about this model. worst: relative."""
+    """What one law said about a model.
+
+    law: its name. holds: None where it says nothing about this model. error: the largest one that
+    it measured, relative. note: what is broken, or why it says nothing. seconds: how long it took.
+    """
 
     law: str
     holds: bool | None
-    worst: float
+    error: float
     note: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about one inlay on one model."""
+    """What all laws said about one inlay on one model. subject: a title that names it."""
 
     subject: str
     findings: tuple[Finding, ...]
@@ -56,9 +60,10 @@ class Report:
         table.add_column("largest difference", justify="right")
         table.add_column("note", overflow="fold")
         marks = {True: "[green]yes", False: "[bold red]NO", None: "[dim]–"}
-        for one in self.findings:
-            worst = f"{one.worst:.1e}" if one.holds and one.worst else "exact" if one.holds else ""
-            table.add_row(one.law, marks[one.holds], worst, one.note)
+        for finding in self.findings:
+            error = f"{finding.error:.1e}" if finding.error else "exact"
+            error = error if finding.holds else ""
+            table.add_row(finding.law, marks[finding.holds], error, finding.note)
         return table
 
     def __str__(self) -> str:
@@ -100,13 +105,13 @@ def check(
         report(law)
         start = time.perf_counter()
         holds: bool | None = True
-        worst, note = 0.0, ""
+        error, note = 0.0, ""
         try:
-            worst = LAWS[law](case)
+            error = LAWS[law](case)
         except Broken as broken:
             holds, note = False, str(broken)
-        except NotApplicable as beside:
-            holds, note = None, str(beside)
-        findings.append(Finding(law, holds, worst, note, time.perf_counter() - start))
+        except NotApplicable as reason:
+            holds, note = None, str(reason)
+        findings.append(Finding(law, holds, error, note, time.perf_counter() - start))
     title += " · on a copy in fp32" if copied else "" if exact else " · in 16 bits"
     return Report(title, tuple(findings))

@@ -4,110 +4,105 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 from transformers import PreTrainedModel
 
 from inlay.core.piece import HeadPiece
 from inlay.handle import Inlay, attached, rows
-from inlay.laws.case import (
-    Broken,
-    Case,
-    NotApplicable,
-    answer,
-    join,
-    move,
-    weigh,
+from inlay.laws.batches import Inputs, pad_batch
+from inlay.laws.case import Broken, Case, NotApplicable, perturb
+from inlay.laws.compare import (
+    gradient_error,
+    model_output,
+    take_gradients,
+    training_without_dropout,
+    weighted_sum,
 )
+
+PASSES = 3
+"""A rectifier may be shut for every token by chance, hardly in three passes."""
 
 
 def only_pieces_learn(case: Case) -> float:
-    """Every number of the pieces gets a gradient, and nothing of the base does."""
-    inputs = join(case.inputs(3))
-    if not case.learns:
+    """Every trained parameter gets a gradient, and nothing else does."""
+    inputs = pad_batch(case.inputs(3))
+    if not case.changes_outputs:
         raise NotApplicable("a head learns through the task's loss")
-    with case.quiet(), case.inlay() as handle:
-        weigh(answer(case.model, inputs)).backward()
-        for _ in range(2):  # a rectifier may be shut for every token by chance, hardly thrice
-            move(handle)
-            weigh(answer(case.model, inputs)).backward()
+    with case.isolated(), case.inlay() as handle:
+        check_parameter_groups(handle)
+        weighted_sum(model_output(case.model, inputs)).backward()
+        for _ in range(PASSES - 1):
+            perturb(handle)
+            weighted_sum(model_output(case.model, inputs)).backward()
         heads = [p.piece for p in handle.placed if isinstance(p.piece, HeadPiece)]
-        apart = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
-        pieces = {id(p) for p in handle.parameters()} - apart
-        others = {id(p) for one in attached(case.model).values() for p in one.parameters()}
+        of_heads = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
+        trained = {id(p) for p in handle.parameters()} - of_heads
+        others = {id(p) for other in attached(case.model).values() for p in other.parameters()}
         for name, parameter in case.model.named_parameters():
-            if id(parameter) in pieces:
+            learns = parameter.requires_grad or parameter.grad is not None
+            if id(parameter) in trained:
                 if not parameter.requires_grad or parameter.grad is None:
                     raise Broken(f"{name} gets no gradient")
                 if not parameter.grad.any():
                     raise Broken(f"{name} gets a gradient that is zero everywhere")
-            elif id(parameter) not in others | apart and (
-                parameter.requires_grad or parameter.grad is not None
-            ):
-                raise Broken(f"{name} of the base learns")
+            elif learns and id(parameter) not in others | of_heads:
+                raise Broken(f"{name} is frozen and gets a gradient")
     return 0.0
 
 
-def checkpointing(case: Case) -> float:
+def check_parameter_groups(handle: Inlay) -> None:
+    """Raise Broken unless every trained parameter is in exactly one group."""
+    grouped = [id(p) for group in handle.parameter_groups() for p in group.parameters]
+    if len(grouped) != len(set(grouped)):
+        raise Broken("a parameter is in two groups")
+    if set(grouped) != {id(p) for p in handle.parameters()}:
+        raise Broken("the groups are not all that is trained")
+
+
+def checkpointing_keeps_gradients(case: Case) -> float:
     """Gradient checkpointing gives the same gradients, for the rows of each pass."""
-    model = case.model
-    if not model.supports_gradient_checkpointing:
+    if not case.model.supports_gradient_checkpointing:
         raise NotApplicable("this base has no gradient checkpointing")
-    if not case.learns:
+    if not case.changes_outputs:
         raise NotApplicable("a head learns outside the blocks")
-    singles = case.inputs(2)
-    batch = {**join(singles)}
+    batch = pad_batch(case.inputs(2))
+    with case.isolated(), case.inlay() as first, case.inlay("law-b", seed=5) as second:
+        return compare_recomputed(case, [first, second], batch)
+
+
+def compare_recomputed(case: Case, handles: list[Inlay], batch: Inputs) -> float:
+    """How far gradients with checkpointing are from those without, in training mode.
+
+    batch: two rows. Two passes with different rows run before one backward: each must be
+    recomputed as it was. Raises Broken where gradients differ.
+    """
+    model = case.model
     if case.chart.stacks[-1].takes("use_cache"):
-        batch["use_cache"] = False  # type: ignore[assignment]
+        batch = {**batch, "use_cache": False}  # type: ignore[dict-item]
+    first, second = (handle.name for handle in handles)
 
-    def gradients(handles: list[Inlay]) -> list[Tensor]:
-        # two passes with different rows before one backward: each must be recomputed as it was
-        with rows(model, ["law", "law-b"]):
-            first = weigh(answer(model, batch))
-        with rows(model, ["law-b", None]):
-            second = weigh(answer(model, batch))
+    def gradients() -> list[Tensor | None]:
+        with rows(model, [first, second]):
+            one = weighted_sum(model_output(model, batch, seed=1))
+        with rows(model, [second, None]):
+            two = weighted_sum(model_output(model, batch, seed=2))
         with rows(model, [None]):
-            (first + 2 * second).backward()
-        made = [p.grad.clone() for h in handles for p in h.parameters() if p.grad is not None]
-        for handle in handles:
-            for parameter in handle.parameters():
-                parameter.grad = None
-        return made
+            (one + 2 * two).backward()
+        return take_gradients(handles)
 
-    with case.quiet(), case.inlay() as a, case.inlay("law-b", seed=5) as b, no_dropout(model):
-        model.train()
-        plain = gradients([a, b])
+    with training_without_dropout(model):
+        plain = gradients()
         with checkpointed(model):
-            again = gradients([a, b])
-    if len(plain) != len(again):
-        raise Broken("checkpointing loses gradients")
-    size = max(float(g.abs().max()) for g in plain)
-    worst = max(float((x - y).abs().max()) for x, y in zip(plain, again, strict=True)) / size
-    if not worst <= case.tolerance:
-        raise Broken(f"gradients with checkpointing are off by {worst:.2e}")
-    return worst
-
-
-@contextmanager
-def no_dropout(model: PreTrainedModel) -> Iterator[None]:
-    """Training mode without chance."""
-    kept: list[tuple[Any, str, float]] = []
-    for part in model.modules():
-        if isinstance(part, torch.nn.Dropout):
-            kept.append((part, "p", part.p))
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
-            value = vars(part).get(name)
-            if isinstance(value, float):
-                kept.append((part, name, value))
-    try:
-        for part, name, _ in kept:
-            setattr(part, name, 0.0)
-        yield
-    finally:
-        for part, name, value in kept:
-            setattr(part, name, value)
+            try:
+                recomputed = gradients()
+            except CheckpointError as mismatch:
+                raise Broken(f"a recomputed block runs something else: {mismatch!s:.200}") from None
+    error = gradient_error(recomputed, plain)
+    if not error <= case.tolerance:
+        raise Broken(f"gradients with checkpointing are off by {error:.2e}")
+    return error
 
 
 SWITCHES = ("gradient_checkpointing", "_gradient_checkpointing_func")
@@ -116,7 +111,7 @@ HOOKS = ("_require_grads_hooks", "_require_grads_hook")
 
 @contextmanager
 def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Gradient checkpointing on, and afterwards every switch and hook of it as it was."""
+    """Inside, gradient checkpointing is on; its switches and hooks are put back afterwards."""
     switches = {
         part: {name: vars(part)[name] for name in SWITCHES if name in vars(part)}
         for part in model.modules()
@@ -129,10 +124,10 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
         for hook in vars(model).get("_require_grads_hooks", ()):
             if hook not in hooks.get("_require_grads_hooks", ()):
                 hook.remove()
-        for part, kept in switches.items():
+        for part, values in switches.items():
             for name in SWITCHES:
                 vars(part).pop(name, None)
-            vars(part).update(kept)
+            vars(part).update(values)
         for name in HOOKS:
             vars(model).pop(name, None)
         vars(model).update(hooks)

@@ -3,92 +3,78 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from inlay.handle import Inlay, rows
-from inlay.laws.case import (
-    Broken,
-    Case,
-    NotApplicable,
-    aligned,
-    answer,
-    join,
-    near,
-    paddings,
-    weigh,
+from inlay.laws.batches import Inputs, pad_batch, row_output
+from inlay.laws.case import Broken, Case, NotApplicable
+from inlay.laws.compare import (
+    gradient_error,
+    model_output,
+    require_close,
+    take_gradients,
+    valid_paddings,
+    weighted_sum,
+    weighted_sum_of_rows,
 )
 
 
-def rows_apart(case: Case) -> float:
+def rows_do_not_meet(case: Case) -> float:
     """A mixed batch computes what each row computes alone with its own inlay."""
     singles = case.inputs(4)
     names: list[str | None] = ["law", None, "law-b", "law"]
     worst = 0.0
-    with case.quiet():
-        ways = paddings(case, singles)
-    with case.quiet(), case.inlay() as a, case.inlay("law-b", seed=5) as b:
+    with case.isolated():
+        ways = valid_paddings(case, singles)
+    with case.isolated(), case.inlay() as first, case.inlay("law-b", seed=5) as second:
+        with torch.no_grad():
+            alone = []
+            for name, single in zip(names, singles, strict=True):
+                with rows(case.model, [name]):
+                    alone.append(model_output(case.model, single))
         for side, pad in ways:
-            with torch.no_grad():
-                alone = []
-                for name, single in zip(names, singles, strict=True):
-                    with rows(case.model, [name]):
-                        alone.append(answer(case.model, single))
-                with rows(case.model, names):
-                    mixed = answer(case.model, pad(singles))
+            with torch.no_grad(), rows(case.model, names):
+                mixed = model_output(case.model, pad(singles))
             for number, single in enumerate(singles):
-                got = aligned(case, mixed, number, single, side)
+                result = row_output(case.chart, mixed, number, single, side)
                 what = f"row {number} ({names[number]}, padded {side})"
-                worst = max(worst, near(case, got, alone[number], what, 3))
-        if case.learns:
-            worst = max(worst, _gradients_apart(case, [a, b], names, singles))
+                worst = max(worst, require_close(case, result, alone[number], what, 3))
+        if case.changes_outputs:
+            worst = max(worst, _gradients_do_not_meet(case, [first, second], names, singles))
     return worst
 
 
-def _gradients_apart(
-    case: Case, handles: list[Inlay], names: list[str | None], singles: list[dict[str, Tensor]]
+def _gradients_do_not_meet(
+    case: Case, handles: list[Inlay], names: list[str | None], singles: list[Inputs]
 ) -> float:
-    def total(name: str | None, single: dict[str, Tensor]) -> None:
-        with rows(case.model, [name]):
-            out = answer(case.model, single)
-        if out.requires_grad:
-            weigh(out).backward()
-
-    parameters = [p for handle in handles for p in handle.parameters()]
     for name, single in zip(names, singles, strict=True):
-        total(name, single)
-    alone = [p.grad.clone() for p in parameters if p.grad is not None]
-    for p in parameters:
-        p.grad = None
+        with rows(case.model, [name]):
+            output = model_output(case.model, single)
+        if output.requires_grad:
+            weighted_sum(output).backward()
+    alone = take_gradients(handles)
     with rows(case.model, names):
-        out = answer(case.model, join(singles))
-    pairs = enumerate(singles)
-    sum(weigh(aligned(case, out, number, single, "right")) for number, single in pairs).backward()  # type: ignore[union-attr]
-    mixed = [p.grad for p in parameters if p.grad is not None]
-    for p in parameters:
-        p.grad = None
-    if len(mixed) != len(alone):
-        raise Broken("a mixed batch gives gradients to other numbers than its rows alone")
-    size = max(float(g.abs().max()) for g in alone)
-    errors = [float((x - y).abs().max()) for x, y in zip(mixed, alone, strict=True)]
-    worst = max(errors) / max(size, 1e-6)
-    if not worst <= case.tolerance * 10:
-        raise Broken(f"gradients of a mixed batch are off by {worst:.2e}")
-    return worst
+        output = model_output(case.model, pad_batch(singles))
+    weighted_sum_of_rows(case, output, singles).backward()
+    error = gradient_error(take_gradients(handles), alone)
+    if not error <= case.tolerance * 10:
+        raise Broken(f"gradients of a mixed batch are off by {error:.2e}")
+    return error
 
 
-def padding_inert(case: Case) -> float:
+def padding_is_inert(case: Case) -> float:
     """A padded row computes what the row alone does, on every side where the base does so."""
     singles = case.inputs(3)
     if case.chart.kind == "vision":
         raise NotApplicable("images are not padded")
     worst = 0.0
-    with case.quiet():
-        ways = paddings(case, singles)
-    with case.quiet(), case.inlay(), torch.no_grad():
-        alone = [answer(case.model, single) for single in singles]
+    with case.isolated():
+        ways = valid_paddings(case, singles)
+    with case.isolated(), case.inlay(), torch.no_grad():
+        alone = [model_output(case.model, single) for single in singles]
         for side, pad in ways:
-            whole = answer(case.model, pad(singles))
-            for i, single in enumerate(singles):
-                got = aligned(case, whole, i, single, side)
-                worst = max(worst, near(case, got, alone[i], f"row {i}, padded {side}", 3))
+            output = model_output(case.model, pad(singles))
+            for number, single in enumerate(singles):
+                result = row_output(case.chart, output, number, single, side)
+                what = f"row {number}, padded {side}"
+                worst = max(worst, require_close(case, result, alone[number], what, 3))
     return worst

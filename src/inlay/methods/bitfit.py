@@ -14,7 +14,7 @@ from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site, Where
-from inlay.errors import MergeError
+from inlay.errors import NoBiasError
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,5 +78,5 @@ class Shift(Foldable, OutputDelta):
     @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if b is None:
-            raise MergeError("the base has no bias here to fold a created one into")
+            raise NoBiasError("the base has no bias here to fold a created one into")
         return w, b + self.shift.detach()

@@ -167,13 +167,15 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
+        x, self._x = self._x, None
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
             additions.append((*prefix.pair(self.site.name, batch), prefix.visible))
         groups = self.state.routing.groups(batch, self.pieces)
         if groups is not None:
-            additions.append(self._from_pieces(groups, batch, key))
+            assert x is not None
+            additions.append(self._from_pieces(groups, batch, key, x))
         if not additions:
             return query, key, value, mask, more
         return _prepend(module, query, key, value, mask, more, _joined(additions), maskless)
@@ -187,26 +189,22 @@ class SiteExtraKV:
         """Keep what the attention reads until its keys are asked for."""
         self._x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
 
-    def _from_pieces(self, groups: Groups, batch: int, key: Tensor) -> Addition:
+    def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""
         pieces = [p for names in groups.names for name in names for p in self.pieces[name]]
         conditions = (groups, batch, key.dtype, key.device, pieces)
         cached = self._cached
         if self.attention_pass.continues and cached is not None and cached[0] == conditions:
-            self._x = None
             return cached[1]
-        pairs = self._pairs(groups)
-        self._x = None
+        pairs = self._pairs(groups, x)
         by_row = any(pair is not None and pair[0].dim() == 4 for pair in pairs)
         addition = _rows(groups, pairs, key) if by_row else _spread(groups, pairs, batch, key)
         reusable = not by_row and not torch.is_grad_enabled()
         self._cached = (conditions, addition) if reusable else None
         return addition
 
-    def _pairs(self, groups: Groups) -> list[tuple[Tensor, Tensor] | None]:
+    def _pairs(self, groups: Groups, x: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """The keys and values of each group, `[H, P, K]` or `[b, H, P, K]`; None where none."""
-        x = self._x
-        assert x is not None
         context = self.state.context.of(x)
         if groups.group is None:
             return [self._of(groups.names[0], x, context)]

@@ -82,7 +82,15 @@ def remove_container(model: PreTrainedModel, container: Container) -> None:
 
 
 def install(container: Container, name: str, pieces: PieceSet) -> None:
-    """Let the pieces of an inlay act."""
+    """Let the pieces of an inlay act. Raises PortError, with nothing changed, where two cannot."""
+    try:
+        _install(container, name, pieces)
+    except InlayError:
+        uninstall(container, name)
+        raise
+
+
+def _install(container: Container, name: str, pieces: PieceSet) -> None:
     container.sets[name] = pieces.train(container.chart.base.training)
     container.routing.enable(name, True)
     reminder = container.reminders[name] = Reminder(name, pieces)
@@ -94,8 +102,11 @@ def install(container: Container, name: str, pieces: PieceSet) -> None:
     for placed in pieces.placed:
         stack = container.stack(placed.site.stack)
         stack.state.port(port_for(placed.piece)).add(name, placed.site, placed.piece)
-        if _draws(placed.piece):
+        parts = [part for part in placed.piece.modules() if isinstance(part, Piece)]
+        if any(part.draws for part in parts):
             stack.state.drawing.add(name)
+        if any(part.relates_positions for part in parts):
+            stack.state.relating.add(name)
 
 
 def uninstall(container: Container, name: str) -> None:
@@ -125,7 +136,3 @@ def _check_kind(method: Method, site: Site, piece: Piece, chart: Chart) -> None:
     if not isinstance(piece, Piece):
         raise PortError(f"{kind}.build returned {piece!r:.60}, which is no Piece")
     port_for(piece).check(kind, site, piece, chart)
-
-
-def _draws(piece: Piece) -> bool:
-    return any(isinstance(part, Piece) and part.draws for part in piece.modules())

@@ -35,7 +35,7 @@ class ModuleHookPort(Port):
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
-        if site.heads or site.role == "final":
+        if site.heads or site.role in ("final", "final.target"):
             raise PortError(
                 f"{method} changes the output of a module, and {site.role!r} is not a module; use "
                 "a role such as 'attn.q' or 'mlp'"
@@ -115,7 +115,13 @@ class SiteHooks:
         groups = self.state.routing.groups(x.shape[0], self.input)
         if groups is None:
             return args
-        return (groups.apply(self._map_input, (x,), self.state.context.of(x)), *args[1:])
+        return (groups.apply(self._map_input, (x,), self._context(x)), *args[1:])
+
+    def _context(self, x: Tensor) -> PassContext:
+        """What pieces at this site may know of the pass."""
+        context = self.state.context
+        reads_encoder = self.site.role in ("cross.k", "cross.v")
+        return (context.of_source() if reads_encoder else context).of(x)
 
     def _map_input(self, names: Names, x: Tensor, context: PassContext) -> Tensor:
         for name in names:
@@ -136,7 +142,7 @@ class SiteHooks:
         part = self.site.part
         y = whole if part is None else part.take(whole)
         if groups is not None:
-            y = groups.apply(self._add_deltas, (x, y), self.state.context.of(y))
+            y = groups.apply(self._add_deltas, (x, y), self._context(y))
         for piece, number in at_tokens:
             y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)

@@ -37,7 +37,8 @@ class StackState:
     limit:   the most positions, where the base looks them up in a table that ends.
     context: what pieces may know of the pass under way.
     shifts:  by how many positions each inlay's extra keys move the text back.
-    drawing: the inlays with pieces that draw random numbers.
+    drawing: the inlays with pieces that draw random numbers. relating: those with pieces that
+             relate positions with each other.
     """
 
     def __init__(self, chart: Chart, stack: Stack, routing: Routing, limit: int | None):
@@ -48,6 +49,7 @@ class StackState:
         self.context = PassContext()
         self.shifts: dict[str, int] = {}
         self.drawing: set[str] = set()
+        self.relating: set[str] = set()
         self.ports: dict[type[Port], Port] = {}
         for kind in dict.fromkeys(PORTS.values()):
             self.port(kind)

@@ -32,7 +32,6 @@ from inlay.runtime.extra_kv import ExtraKVPort
 from inlay.runtime.port import StackState
 from inlay.runtime.prompts import BEFORE, OTHER_ROWS, PromptPort
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.side import SidePort
 from inlay.runtime.stack_inputs import cached, last_state, replace_last_state, text_of
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
@@ -126,7 +125,6 @@ class PrefixRunner:
         self.routing = state.routing
         self.prompts = state.port(PromptPort)
         self.tokens = state.port(VirtualTokenPort)
-        self.side = state.port(SidePort)
         self.attention_pass = state.port(ExtraKVPort).attention_pass
         self.absolute = absolute
         self.configs = attention.configs(self.stack.module)
@@ -143,8 +141,8 @@ class PrefixRunner:
         text = text_of(inputs)
         if not self.enabled or text is None or not attention.has_implementation(self.configs):
             return False
-        if self.side.serves():  # a side network reads all positions of its rows
-            return False
+        if not self.routing.serving().isdisjoint(self.state.relating):
+            return False  # such a piece reads all positions of its rows
         window = self.stack.window
         if window is None:
             return True
@@ -220,7 +218,7 @@ class PrefixRunner:
         bound, context = self.routing.bound, self.state.context
         try:
             self.routing.bound = tuple(names)
-            self.state.context = replace(context, mask=None, cached=0, cache=None)
+            self.state.context = replace(context, mask=None, cached=0, cache=None, batch=len(names))
             self.attention_pass.record = recorded
             attention.enter(self.configs)
             with _not_checkpointed(self.stack):

@@ -41,8 +41,11 @@ class SidePort(Port):
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
-        if site.role != "final":
-            raise PortError(f"{method} is a side network, which stands at 'final'")
+        if site.role not in ("final", "final.target"):
+            raise PortError(
+                f"{method} is a side network, which stands at 'final' or 'final.target', "
+                f"not at {site.role!r}"
+            )
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
@@ -56,6 +59,7 @@ class SidePort(Port):
                 *(layer.register_forward_hook(self._keep_output) for layer in layers),
             ]
         self.pieces[name] = piece
+        self.state.relating.add(name)  # it needs the states of all positions
 
     @override
     def remove(self, name: str) -> None:
@@ -65,14 +69,11 @@ class SidePort(Port):
                 hook.remove()
             self._hooks = []
 
-    def serves(self) -> bool:
-        """Whether a side network serves any row of the pass under way."""
-        return not self.routing.serving().isdisjoint(self.pieces)
-
     @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Begin to keep states, where a side network serves."""
-        self._states = [] if self.serves() else None
+        serves = not self.routing.serving().isdisjoint(self.pieces)
+        self._states = [] if serves else None
         return inputs
 
     @override

@@ -30,7 +30,7 @@ from inlay.errors import DataError
 from inlay.runtime import attention
 from inlay.runtime.extra_kv import ExtraKVPort
 from inlay.runtime.port import StackState
-from inlay.runtime.prompts import BEFORE, PromptPort
+from inlay.runtime.prompts import BEFORE, PromptPort, flat_mask
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.shared_prefix import PrefixRunner
@@ -40,7 +40,6 @@ from inlay.runtime.stack_inputs import (
     cache_of,
     cached,
     last_state,
-    padding_mask,
     text_of,
     with_positions,
 )
@@ -101,6 +100,7 @@ class StackHooks:
             port.remove(name)
         self.state.shifts.pop(name, None)
         self.state.drawing.discard(name)
+        self.state.relating.discard(name)
         self.once.pop(name, None)
         self.reminders.pop(name, None)
 
@@ -121,13 +121,23 @@ class StackHooks:
             if not isinstance(port, OWN_ORDER):
                 inputs = port.enter(inputs)
         inputs = self._insert(inputs)
-        self.state.context = replace(
-            self.state.context,
-            mask=padding_mask(inputs),
-            cached=cached(inputs),
-            cache=cache_of(inputs),
-        )
+        self.state.context = self._context(inputs)
         return (), inputs
+
+    def _context(self, inputs: dict[str, Any]) -> PassContext:
+        """What pieces may know of a pass with these inputs."""
+        text, before = text_of(inputs), cached(inputs)
+        batch = 0 if text is None else len(text)
+        context = replace(self.state.context, cached=before, cache=cache_of(inputs), batch=batch)
+        if text is None or self.routing.serving().isdisjoint(self.state.relating):
+            return context
+        mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
+        source = inputs.get("encoder_attention_mask")
+        return replace(
+            context,
+            mask=flat_mask(mask, cache, before + text.shape[1]),
+            source_mask=source if isinstance(source, Tensor) and source.dim() == 2 else None,
+        )
 
     def _begin_pass(self, inputs: dict[str, Any]) -> None:
         """Bind the rows and drop what the last pass left."""
@@ -172,16 +182,17 @@ class StackHooks:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         self._keep_on_cache(output)
+        output = output if self.prefix is None else self.prefix.restore(output)
         for port in self.state.ports.values():
             if not isinstance(port, OWN_ORDER):
                 output = port.leave(output)
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
-        output = output if self.prefix is None else self.prefix.restore(output)
         states = last_state(output)
         if states.requires_grad:
             states.register_hook(self._put_back())
         self.extra_kv.attention_pass.prefix = None
+        self.state.context = replace(self.state.context, cache=None)  # it may be large
         return output
 
     def _shifted(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import inlay
-from inlay.laws.case import move
+from inlay.laws.case import perturb
 from inlay.tasks import Classify, Generate, Verbalizer
 from inlay.tasks.outputs import Scores
 from inlay.training import predict, vote
@@ -27,7 +27,7 @@ def members(model, count):
     for number in range(count):
         torch.manual_seed(number)
         handles.append(inlay.attach(model, inlay.Prompt(length=2 + number), name=f"m{number}"))
-        move(handles[-1])
+        perturb(handles[-1])
     return handles
 
 
