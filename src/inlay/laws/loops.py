@@ -86,6 +86,7 @@ def _train(
 
     Raises Broken where the penalty is not a finite scalar, TrainingError as the library does.
     """
+    optimizer = torch.optim.SGD(handle.parameters(), lr=LEARNING_RATE)
     for step in steps:
         with rows(case.model, [handle.name]):
             loss = weighted_sum(model_output(case.model, batch, seed=step))
@@ -95,10 +96,7 @@ def _train(
                 raise Broken(f"the penalty is {term}, not a finite scalar")
             loss = loss + term
         loss.backward()
-        with torch.no_grad():
-            for parameter in handle.parameters():
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=LEARNING_RATE)
+        optimizer.step()
         if after_step:
             handle.after_step((step + 1) / STEPS)
         take_gradients([handle])

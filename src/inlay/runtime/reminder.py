@@ -9,7 +9,8 @@ loop can forget either, and would then silently train something else.
     model(**batch)            after a step: were both called? Then the notes are cleared
 
 The versions that torch counts of each parameter cannot tell that a step was made: fused optimisers
-do not count them up, and loading a state does.
+do not count them up, and loading a state does. A loop that changes parameters without an optimiser
+of torch is not noticed.
 """
 
 from __future__ import annotations
