@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -160,8 +161,13 @@ class Chart:
         outputs of those layers; elsewhere they are the hidden states, scaled in some families.
         """
         recorded: list[Tensor] = []
-        embeddings = output_embeddings(model)
-        hook = embeddings.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
+        embeddings, thread = output_embeddings(model), get_ident()
+
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if get_ident() == thread:  # another may be in a pass of its own
+                recorded.append(args[0])
+
+        hook = embeddings.register_forward_pre_hook(record)
         try:
             self.logits(model, hidden)
         finally:

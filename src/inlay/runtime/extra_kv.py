@@ -8,7 +8,6 @@ them, sliding window or not. `runtime.attention` calls `SiteExtraKV.extend` insi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from typing_extensions import override
 
 from inlay.architectures.chart import Chart
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import ExtraKV, Piece
 from inlay.core.site import Site
 from inlay.errors import PortError
@@ -51,9 +51,8 @@ Observer = Callable[[str, Tensor, Tensor | None], None]
 first, and the additive mask over them; None where everything is visible."""
 
 
-@dataclass
-class AttentionPass:
-    """What the attentions of one stack share in the pass under way.
+class AttentionPass(PerThread):
+    """What the attentions of one stack share in the pass under way in this thread.
 
     prefix:    keys and values that they add to those of the pieces.
     record:    where they store the keys and values that they receive, by site; None for nowhere.
@@ -122,6 +121,12 @@ class ExtraKVPort(Port):
         return not any(site.pieces for site in self.sites.values())
 
 
+class _Entered(PerThread):
+    """What the attention reads, kept until its keys are asked for."""
+
+    x: Tensor | None = None
+
+
 class SiteExtraKV:
     """All pieces of all inlays in one attention, and the entrance for the stack's shared prefix."""
 
@@ -130,7 +135,7 @@ class SiteExtraKV:
         self.state = state
         self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
-        self._x: Tensor | None = None
+        self._entered = _Entered()
         self._hook: RemovableHandle | None = None
         self._cached: tuple[tuple[Any, ...], Addition] | None = None
 
@@ -167,7 +172,7 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        x, self._x = self._x, None
+        x, self._entered.x = self._entered.x, None
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
@@ -187,7 +192,8 @@ class SiteExtraKV:
 
     def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the attention reads until its keys are asked for."""
-        self._x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+        x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+        self._entered.x = x
 
     def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""

@@ -18,6 +18,7 @@ from transformers.cache_utils import StaticCache, StaticLayer
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
@@ -55,9 +56,16 @@ class PromptLayout:
     mask: Tensor
 
 
+class _Pass(PerThread):
+    layout: PromptLayout | None = None
+
+
 @accepts(PromptVectors)
 class PromptPort(Port):
-    """All prompts of all inlays before one stack. layout: of the pass under way."""
+    """All prompts of all inlays before one stack.
+
+    layout: of the pass under way in this thread.
+    """
 
     label = "prompts"
 
@@ -65,7 +73,15 @@ class PromptPort(Port):
         super().__init__(state)
         self.tokens = state.port(VirtualTokenPort)
         self.pieces: dict[str, list[PromptVectors]] = {}
-        self.layout: PromptLayout | None = None
+        self._pass = _Pass()
+
+    @property
+    def layout(self) -> PromptLayout | None:  # noqa: D102
+        return self._pass.layout
+
+    @layout.setter
+    def layout(self, layout: PromptLayout | None) -> None:
+        self._pass.layout = layout
 
     @classmethod
     @override

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import OncePerPass
 from inlay.errors import DataError
 from inlay.runtime import attention
@@ -47,6 +48,12 @@ from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 OWN_ORDER = (ExtraKVPort, PromptPort, VirtualTokenPort)
 """Ports whose part in a pass depends on that of the others, so that it is written out here."""
+
+
+class _Pass(PerThread):
+    """Whether this thread has entered the stack while its hooks were on."""
+
+    entered: bool = False
 
 
 class StackHooks:
@@ -75,6 +82,7 @@ class StackHooks:
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}
         self._configs = attention.configs(stack.module)
+        self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
 
     def hook(self) -> None:
@@ -114,7 +122,10 @@ class StackHooks:
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.routing.enabled:  # the last inlay was detached while this thread waited
+            return None
+        self._pass.entered = True
         inputs = by_name(module, args, kwargs)
         self._begin_pass(inputs)
         for port in self.state.ports.values():
@@ -181,6 +192,9 @@ class StackHooks:
         return inputs
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self._pass.entered:  # the first inlay was attached while this thread was inside
+            return output
+        self._pass.entered = False
         self._keep_on_cache(output)
         output = output if self.prefix is None else self.prefix.restore(output)
         for port in self.state.ports.values():
