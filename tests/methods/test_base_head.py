@@ -78,7 +78,7 @@ def load(folder: Path, kind: type, seed: int, **more: Any) -> Any:
 def answer(model: Any) -> Tensor:
     with torch.no_grad():
         output = model(input_ids=IDS)
-    return output["logits"] if "logits" in output else torch.stack([output.start_logits, output.end_logits])  # fmt: skip  # noqa: E501
+    return output["logits"] if "logits" in output else torch.stack([output.start_logits, output.end_logits])  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -112,7 +112,7 @@ def test_training_moves_it_through_trainer(pretrained: dict[str, Path], tmp_path
     before = model.classifier.weight.clone()
     handle = inlay.attach(model, inlay.LoRA(rank=2))
     assert handle.count() == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows = [{"input_ids": ids, "labels": torch.tensor(i % 2)} for i, ids in enumerate(IDS.repeat(8, 1))]  # fmt: skip  # noqa: E501
+    rows = [{"input_ids": ids, "labels": torch.tensor(i % 2)} for i, ids in enumerate(IDS.repeat(8, 1))]  # fmt: skip
     options = hf.TrainingArguments(
         str(tmp_path), max_steps=20, learning_rate=0.02, report_to=[], use_cpu=True, save_strategy="no"
     )  # fmt: skip
@@ -189,7 +189,7 @@ def test_a_trained_base_keeps_its_head_and_so_does_one_with_a_head_of_the_inlay(
 def test_it_can_be_asked_for() -> None:
     model = hf.BertForSequenceClassification(zoo.fresh("bert").config).eval()
     handle = inlay.attach(model, inlay.BaseHead())
-    assert sorted(p.site.name for p in handle.placed) == ["base_head.bert.pooler.dense", "base_head.classifier"]  # fmt: skip  # noqa: E501
+    assert sorted(p.site.name for p in handle.placed) == ["base_head.bert.pooler.dense", "base_head.classifier"]  # fmt: skip
     handle.detach()
     with pytest.raises(SiteError, match="no 'clasifier'; did you mean 'classifier'"):
         inlay.attach(model, inlay.BaseHead(parts=("clasifier",)))

@@ -17,7 +17,7 @@ from inlay.laws.compare import model_output, relative_error, weighted_sum
 from tests import zoo
 from tests.tasks import tiny
 
-SPEC = inlay.LoRA(rank=2) + inlay.Houlsby(bottleneck=3) + inlay.Prefix(length=2) + inlay.Prompt(length=3)  # fmt: skip  # noqa: E501
+SPEC = inlay.LoRA(rank=2) + inlay.Houlsby(bottleneck=3) + inlay.Prefix(length=2) + inlay.Prompt(length=3)  # fmt: skip
 IDS = torch.randint(8, 99, (3, 6), generator=torch.Generator().manual_seed(5))
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 1, 1, 1, 1, 1]])
 INPUTS = {"input_ids": IDS, "attention_mask": MASK}
@@ -104,7 +104,7 @@ def test_pipelines_serve_the_inlay() -> None:
             for text, (answer,) in zip(texts, answers, strict=True):
                 ids = tokenizer(text, return_tensors="pt")["input_ids"]
                 written = model.generate(ids, **GREEDY)[0, ids.shape[1] :]
-                assert answer["generated_text"].split() == tokenizer.decode(written, skip_special_tokens=True).split()  # fmt: skip  # noqa: E501
+                assert answer["generated_text"].split() == tokenizer.decode(written, skip_special_tokens=True).split()  # fmt: skip
     config = zoo.fresh("bert").config
     classifier = hf.BertForSequenceClassification(config).eval()
     perturb(inlay.attach(classifier, SPEC, name="all"))
@@ -136,5 +136,5 @@ def test_a_resized_vocabulary_never_gives_virtual_ids_another_meaning() -> None:
     again.load_training_state(state)
     moved = torch.where(ids >= first, ids + 5, ids)
     with torch.no_grad():
-        assert relative_error(model_output(model, {"input_ids": moved})[..., :first], expected) < 1e-5  # fmt: skip  # noqa: E501
+        assert relative_error(model_output(model, {"input_ids": moved})[..., :first], expected) < 1e-5  # fmt: skip
         assert relative_error(model_output(model, {"input_ids": IDS})[..., :first], plain) < 1e-5

@@ -180,7 +180,7 @@ def test_a_thread_is_served_by_all_until_it_says_otherwise() -> None:
     with torch.no_grad():
         everything = model_output(model, inputs)
     with inlay.rows(model, ["lora"]), torch.no_grad(), ThreadPoolExecutor(1) as thread:
-        assert torch.equal(thread.submit(torch.no_grad()(model_output), model, inputs).result(), everything)  # fmt: skip  # noqa: E501
+        assert torch.equal(thread.submit(torch.no_grad()(model_output), model, inputs).result(), everything)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

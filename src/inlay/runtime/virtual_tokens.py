@@ -95,8 +95,8 @@ class VirtualTokenPort(Port):
         """
         if self.pieces and self.first_id != self._first_id:
             raise RowsError(
-                f"the base had {self._first_id} tokens when virtual tokens were attached to it, and "
-                f"has {self.first_id} now, so that their ids mean other ones; detach them, load or "
+                f"the base had {self._first_id} tokens when virtual tokens were attached, and has "
+                f"{self.first_id} now, so that their ids mean other ones; detach them, load or "
                 "attach them again, and encode the texts anew"
             )
         ids = inputs.get("input_ids")
