@@ -34,8 +34,10 @@ def base_head_sites(
         return []
     paths = {module: path for path, module in model.named_modules()}
     blocks = [paths[layer] for stack in stacks for layer in stack.layers]
-    holders = {path.rsplit(".", 2)[0] for path in blocks} - {paths[model.base_model]}
-    others = {*(site.host for site in sites), model.get_output_embeddings()}
+    backbone = paths[model.base_model]
+    holders = {path.rsplit(".", 2)[0] for path in blocks} - {backbone}
+    norms = {m for m in model.base_model.modules() if isinstance(m, nn.LayerNorm)}
+    others = {*(site.host for site in sites), *norms, model.get_output_embeddings()}
     order = list(paths)
     behind = order[order.index(stacks[-1].layers[-1]) + 1 :]
     return [

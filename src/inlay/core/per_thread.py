@@ -4,6 +4,7 @@ Torch runs the forward passes of several threads at once, so what holds for the 
 for one thread. A class says what there is, and from which value a thread starts:
 
     class AttentionPass(PerThread):
+        __slots__ = ()
         continues: bool = False
 
     attention_pass = AttentionPass()      # one object, shared
@@ -19,8 +20,16 @@ from typing import Any
 class PerThread(threading.local):
     """Attributes that each thread reads and sets for itself.
 
-    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored.
+    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored. Subclasses
+    have empty `__slots__`: where an object has a dictionary besides those of the threads, a compiled
+    pass would write into that.
     """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        if "__slots__" not in vars(cls):
+            raise TypeError(f"{cls.__name__} is per thread, and needs __slots__ = ()")
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return type(self), ()

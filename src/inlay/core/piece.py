@@ -254,6 +254,7 @@ class SideNetwork(Piece):
 class _Once(PerThread):
     """The value of the pass under way, and the versions of the parameters that it is made of."""
 
+    __slots__ = ()
     value: Tensor | None = None
     versions: tuple[int, ...] = ()
 

@@ -54,6 +54,9 @@ class BaseHead(Method):
         return OwnWeights(site)
 
 
+BaseHead.examples = (BaseHead(),)
+
+
 class OwnWeights(Foldable, OutputDelta):
     """All weights of a projection or a norm, beginning as the base's."""
 

@@ -60,6 +60,7 @@ class AttentionPass(PerThread):
     continues: whether the pass goes on with texts that earlier passes began.
     """
 
+    __slots__ = ()
     prefix: PrefixKV | None = None
     record: dict[str, tuple[Tensor, Tensor]] | None = None
     observer: Observer | None = None
@@ -124,6 +125,7 @@ class ExtraKVPort(Port):
 class _Entered(PerThread):
     """What the attention reads, kept until its keys are asked for."""
 
+    __slots__ = ()
     x: Tensor | None = None
 
 

@@ -59,6 +59,7 @@ class ModuleHookPort(Port):
 class _Entered(PerThread):
     """The input of a whole sub-layer, kept until its output arrives."""
 
+    __slots__ = ()
     x: Tensor | None = None
 
 

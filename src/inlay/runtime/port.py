@@ -35,6 +35,7 @@ PortT = TypeVar("PortT", bound="Port")
 class CurrentContext(PerThread):
     """The context of the pass under way in this thread."""
 
+    __slots__ = ()
     context: PassContext = PassContext()
 
 

@@ -57,6 +57,7 @@ class PromptLayout:
 
 
 class _Pass(PerThread):
+    __slots__ = ()
     layout: PromptLayout | None = None
 
 

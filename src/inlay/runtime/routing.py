@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import MappingProxyType
+from itertools import count
 from typing import Any
 
 import torch
@@ -80,32 +80,51 @@ class Groups:
 
 Rows = tuple[Names, ...]
 
-_REQUESTS: ContextVar[Mapping[Requested, Rows]] = ContextVar("rows", default=MappingProxyType({}))
-"""What this thread or asyncio task requests of every model."""
+_REQUESTS: ContextVar[Mapping[int, Rows]] = ContextVar("rows")
+"""What this thread or asyncio task requests, by the number of the model's `Requested`."""
+
+_numbers = count()
 
 
 class Requested:
-    """The rows that each thread or asyncio task requests of one model; None: no request."""
+    """The rows that each thread or asyncio task requests of one model; None: no request.
+
+    A compiled pass must read them as well, and torch cannot trace `ContextVar.get`. It does look
+    an attribute up where that is written in C, and looks again in each call whether the value is
+    still the same. So the variable's own `get` is the getter of a property. Its argument is what
+    comes back where nothing is set: the object itself.
+    """
+
+    all = property(_REQUESTS.get)
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
 
     @property
     def rows(self) -> Rows | None:
         """What this thread or task requests; may be set."""
-        return _REQUESTS.get().get(self)
+        requests = self.all
+        return None if requests is self else requests.get(self.number)
 
     @rows.setter
     def rows(self, rows: Rows | None) -> None:
-        others = {key: value for key, value in _REQUESTS.get().items() if key is not self}
-        _REQUESTS.set(others if rows is None else {**others, self: rows})
+        requests = {} if self.all is self else {**self.all}
+        requests.pop(self.number, None)
+        _REQUESTS.set(requests if rows is None else {**requests, self.number: rows})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Requested:
         copy = Requested()
         copy.rows = self.rows
         return copy
 
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:  # a pickle requests nothing
+        return type(self), ()
+
 
 class Bound(PerThread):
     """The rows of the pass under way in this thread; a thread without one serves nothing."""
 
+    __slots__ = ()
     rows: Rows = ((),)
 
 

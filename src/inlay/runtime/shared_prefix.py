@@ -123,6 +123,7 @@ class PrefixView:
 class _Pass(PerThread):
     """view: the prefix that the rows see. back: where each position of the text went, `[B, T]`."""
 
+    __slots__ = ()
     view: PrefixView | None = None
     back: Tensor | None = None
 

@@ -30,6 +30,7 @@ from inlay.runtime.stack_inputs import by_name, last_state, replace_last_state
 class _Pass(PerThread):
     """The states of the pass under way; None where no side network serves it."""
 
+    __slots__ = ()
     states: list[Tensor] | None = None
 
 

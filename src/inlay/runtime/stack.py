@@ -53,6 +53,7 @@ OWN_ORDER = (ExtraKVPort, PromptPort, VirtualTokenPort)
 class _Pass(PerThread):
     """Whether this thread has entered the stack while its hooks were on."""
 
+    __slots__ = ()
     entered: bool = False
 
 

@@ -40,6 +40,7 @@ class VirtualPositions:
 
 
 class _Pass(PerThread):
+    __slots__ = ()
     positions: VirtualPositions | None = None
 
 
