@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from inlay import merge
 from inlay.architectures.base_head import never_trained
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.architectures.resolve import require_model, resolve
 from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
 from inlay.core.piece import PromptVectors
@@ -27,7 +28,7 @@ from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
 from inlay.methods.base_head import with_base_head
-from inlay.runtime.container import CHILD, Container, changing, container_of
+from inlay.runtime.container import Container, changing, container_of
 from inlay.runtime.install import (
     Prepared,
     build,

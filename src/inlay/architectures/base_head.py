@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inlay.architectures.chart import Stack
+from inlay.architectures.paths import own_modules
 from inlay.core.site import Site, stored_transposed
 
 LOADED = "_is_hf_initialized"
@@ -32,7 +33,7 @@ def base_head_sites(
     """
     if model.base_model is model:
         return []
-    paths = {module: path for path, module in model.named_modules()}
+    paths = {module: path for path, module in own_modules(model).items()}
     blocks = [paths[layer] for stack in stacks for layer in stack.layers]
     backbone = paths[model.base_model]
     holders = {path.rsplit(".", 2)[0] for path in blocks} - {backbone}
@@ -54,7 +55,8 @@ def never_trained(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[str, .
 
     A model that was not loaded, or was copied since, does not tell: then there are none.
     """
-    if not any(_is_loaded(parameter) for parameter in model.parameters()):
+    own = (parameter for module in own_modules(model).values() for parameter in module.parameters())
+    if not any(map(_is_loaded, own)):
         return ()
     return tuple(
         site.name.removeprefix(f"{ROLE}.")

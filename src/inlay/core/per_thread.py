@@ -21,8 +21,8 @@ class PerThread(threading.local):
     """Attributes that each thread reads and sets for itself.
 
     A deep copy or a pickle starts anew: a pass under way is neither copied nor stored. Subclasses
-    have empty `__slots__`: where an object has a dictionary besides those of the threads, a compiled
-    pass would write into that.
+    have empty `__slots__`: a compiled pass would write into an object's dictionary, where it has
+    one besides those of its threads.
     """
 
     __slots__ = ()

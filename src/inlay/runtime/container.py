@@ -10,15 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.core.piece_set import PieceSet
 from inlay.runtime.gate import Gate, GateHooks
 from inlay.runtime.head_input import ContiguousHeadInput
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.stack import StackHooks
-
-CHILD = "inlays"
-"""The name of that child."""
 
 _CHANGES = threading.RLock()
 """Held by whoever puts a container in or takes one out, so that two threads never do at once."""
