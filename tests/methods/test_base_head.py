@@ -118,7 +118,7 @@ def test_training_moves_it_through_trainer(pretrained: dict[str, Path], tmp_path
     )  # fmt: skip
     hf.Trainer(model, options, train_dataset=rows, callbacks=[inlay.InlayCallback(handle)]).train()
     assert torch.equal(model.classifier.weight, before)
-    own = next(p.piece for p in handle.placed if p.site.name == "base_head.classifier")
+    own = next(p.piece for p in handle.placed if p.site.name == "classifier.base_head")
     assert not torch.allclose(own.weight, before, atol=1e-3)
     model.eval()
     assert answer(model).argmax(-1).tolist() == [0, 1]
@@ -189,7 +189,7 @@ def test_a_trained_base_keeps_its_head_and_so_does_one_with_a_head_of_the_inlay(
 def test_it_can_be_asked_for() -> None:
     model = hf.BertForSequenceClassification(zoo.fresh("bert").config).eval()
     handle = inlay.attach(model, inlay.BaseHead())
-    assert sorted(p.site.name for p in handle.placed) == ["base_head.bert.pooler.dense", "base_head.classifier"]  # fmt: skip
+    assert sorted(p.site.name for p in handle.placed) == ["bert.pooler.dense.base_head", "classifier.base_head"]  # fmt: skip
     handle.detach()
     with pytest.raises(SiteError, match="no 'clasifier'; did you mean 'classifier'"):
         inlay.attach(model, inlay.BaseHead(parts=("clasifier",)))

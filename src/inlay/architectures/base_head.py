@@ -59,7 +59,7 @@ def never_trained(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[str, .
     if not any(map(_is_loaded, own)):
         return ()
     return tuple(
-        site.name.removeprefix(f"{ROLE}.")
+        site.name.removesuffix(f".{ROLE}")
         for site in sites
         if site.role == ROLE and not any(map(_is_loaded, site.host.parameters()))
     )
@@ -71,7 +71,7 @@ def _site(path: str, module: nn.Module, stack: str) -> Site:
     d_out, d_in = sizes[0], sizes[-1]
     if stored_transposed(module):
         d_out, d_in = d_in, d_out
-    return Site(f"{ROLE}.{path}", ROLE, module, d_in, d_out, stack)
+    return Site(f"{path}.{ROLE}", ROLE, module, d_in, d_out, stack)
 
 
 def _is_loaded(parameter: nn.Parameter) -> bool:

@@ -105,4 +105,4 @@ def with_base_head(spec: Spec, parts: tuple[str, ...]) -> Spec:
 
 def base_head_path(site: Site) -> str:
     """The path in the base of a layer of its own head."""
-    return site.name.removeprefix("base_head.")
+    return site.name.removesuffix(".base_head")
