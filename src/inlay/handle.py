@@ -7,6 +7,7 @@ parameter names and values stay as they are; `detach` takes the child and every 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay import merge
-from inlay.architectures.base_head import never_trained
+from inlay.architectures.base_head import never_trained, never_trained_otherwise
 from inlay.architectures.chart import Chart
 from inlay.architectures.paths import CHILD
 from inlay.architectures.resolve import require_model, resolve
@@ -244,7 +245,8 @@ def attach(
     methods that look at the base and at data first.
 
     Where loading found no weights for the base's own task head ("newly initialized"), `BaseHead` is
-    added, so that it is learned and saved too; unless the spec has it, or a trained head.
+    added, so that it is learned and saved too; unless the spec has it, or a trained head. Other
+    parameters that loading found no values for are named in a warning.
 
     Raises SpecError, SiteError, PortError or NamingError; then the model is as it was.
     """
@@ -260,6 +262,13 @@ def attach(
                     "attached; call prepared = inlay.training.prepare(model, spec, task, data), "
                     "and attach(model, spec, prepared=prepared)"
                 )
+        others = never_trained_otherwise(model, chart.sites)
+        if others and not any(method.has_head for method in expanded.methods):
+            warnings.warn(
+                f"loading found no values for {', '.join(others[:3])}, and no inlay learns them: they "
+                "stay random, and another base has others; train and save the base with them first",
+                stacklevel=4,
+            )
         return build(chart, expanded, prepared)
 
     return _attach(model, name, build_prepared)

@@ -174,6 +174,13 @@ def test_a_head_that_is_not_brought_along_must_be_the_same(tmp_path: Path) -> No
         inlay.load(other, path)
 
 
+def test_what_cannot_be_learned_is_named(pretrained: dict[str, Path]) -> None:
+    model = load(pretrained["bert"], hf.BertForSequenceClassification, 1)
+    model.scale = torch.nn.Conv1d(2, 2, 1)
+    with pytest.warns(UserWarning, match=r"no values for scale\.weight, scale\.bias"):
+        inlay.attach(model, inlay.LoRA(rank=2))
+
+
 def test_a_trained_base_keeps_its_head_and_so_does_one_with_a_head_of_the_inlay(
     pretrained: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -55,14 +55,36 @@ def never_trained(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[str, .
 
     A model that was not loaded, or was copied since, does not tell: then there are none.
     """
-    own = (parameter for module in own_modules(model).values() for parameter in module.parameters())
-    if not any(map(_is_loaded, own)):
+    if not _was_loaded(model):
         return ()
     return tuple(
         site.name.removesuffix(f".{ROLE}")
         for site in sites
         if site.role == ROLE and not any(map(_is_loaded, site.host.parameters()))
     )
+
+
+def never_trained_otherwise(model: PreTrainedModel, sites: Iterable[Site]) -> tuple[str, ...]:
+    """The other parameters outside the backbone for which loading found no values.
+
+    Those of the output embeddings are left out: resizing a vocabulary makes new ones too.
+    """
+    if not _was_loaded(model):
+        return ()
+    known = [model.base_model, model.get_output_embeddings()]
+    known += [site.host for site in sites if site.role == ROLE]
+    others = {p for module in known if module is not None for p in module.parameters()}
+    return tuple(
+        f"{path}.{name}"
+        for path, module in own_modules(model).items()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter not in others and not _is_loaded(parameter)
+    )
+
+
+def _was_loaded(model: PreTrainedModel) -> bool:
+    own = own_modules(model).values()
+    return any(_is_loaded(parameter) for module in own for parameter in module.parameters())
 
 
 def _site(path: str, module: nn.Module, stack: str) -> Site:
