@@ -265,8 +265,8 @@ def attach(
         others = never_trained_otherwise(model, chart.sites)
         if others and not any(method.has_head for method in expanded.methods):
             warnings.warn(
-                f"loading found no values for {', '.join(others[:3])}, and no inlay learns them: they "
-                "stay random, and another base has others; train and save the base with them first",
+                f"loading found no values for {', '.join(others[:3])}, which no inlay learns; they "
+                "stay random, and another base has others: train and save the base with them first",
                 stacklevel=4,
             )
         return build(chart, expanded, prepared)
