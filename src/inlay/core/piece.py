@@ -268,6 +268,9 @@ class OncePerPass(nn.Module):
 
     def renew(self) -> None:
         """Run `net` for a new pass, unless nothing can have changed and no graph is needed."""
+        if torch.compiler.is_compiling():  # the graph of the pass has it once anyway
+            self.value = self.net()
+            return
         versions = tuple(p._version for p in self.net.parameters())
         stale = self.value is None or self.value.requires_grad or versions != self._versions
         if stale or torch.is_grad_enabled():
