@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,11 +28,14 @@ SPECS: dict[str, Spec | Any] = {
     "IA3": inlay.IA3(),
     "BitFit": inlay.BitFit(),
     "Prefix": inlay.Prefix(length=3, mlp=None),
-    "Prefix with MLP": inlay.Prefix(length=3, mlp=5, shifts=True),
+    "Prefix with MLP": inlay.Prefix(length=3, mlp=5),
+    "Prefix that shifts": inlay.Prefix(length=3, mlp=None, shifts=True),
     "Prompt": inlay.Prompt(length=4),
     "PTuning": inlay.PTuning(length=3, encoder="mlp"),
     "Infix": inlay.Infix(length=3),
-    "all in front": inlay.LoRA(rank=2) + inlay.Prompt(length=2) + inlay.Prefix(length=1, mlp=None),
+    "sum": inlay.LoRA(rank=2)
+    + inlay.Prompt(length=2)
+    + inlay.Prefix(length=1, mlp=None, shifts=True),
 }
 WAITS = {
     "aten::_local_scalar_dense": "reads a number",
@@ -106,13 +110,13 @@ def decode(model: Any, inputs: dict[str, Tensor], cache: Any) -> None:
             model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache)
 
 
-def waits(model: Any, run: Any, rows: Any) -> list[str]:
-    """What a pass waits for that is not its first one with these rows."""
+def waits(model: Any, run: Any, rows: Any) -> Counter[str]:
+    """What a pass waits for that is not its first one with these rows, and how often."""
     with nullcontext() if rows is None else inlay.rows(model, rows):
         run()
         with Waits() as noted:
             run()
-    return noted.names
+    return Counter(noted.names)
 
 
 ROWS = [["a"], ["a", None, "b", "a"], [None]]
@@ -121,10 +125,12 @@ ROWS = [["a"], ["a", None, "b", "a"], [None]]
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "mistral"])
 @pytest.mark.parametrize("method", SPECS)
 def test_a_pass_with_gradients_waits_for_nothing(family: str, method: str) -> None:
+    if family == "t5" and method in ("Prefix that shifts", "sum"):
+        pytest.skip("has no positions")
     model, inputs = dressed(family, SPECS[method]), batch(family)
     bare = waits(model, lambda: train(zoo.model(family), inputs), None)
     for rows in ROWS:
-        assert waits(model, lambda: train(model, inputs), rows) == bare, rows
+        assert not waits(model, lambda: train(model, inputs), rows) - bare, rows
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -139,7 +145,7 @@ def test_decoding_waits_for_nothing(family: str, method: str, kind: Any) -> None
 
     expected = waits(model, lambda: run(bare), None)
     for rows in ROWS:
-        assert waits(model, lambda: run(model), rows) == expected, rows
+        assert not waits(model, lambda: run(model), rows) - expected, rows
 
 
 def sizes(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -162,12 +168,11 @@ def test_an_opening_that_the_cpu_copy_shows_runs_once_without_asking(method: str
     with inlay.rows(model, ["a"]):
         plain, whole = sizes(model, inputs)
         moved = {name: tensor.clone() for name, tensor in inputs.items()}
-        with known_openings([prefix.openings], [(inputs, moved)]):
-            with Waits() as noted:
-                logits, parts = sizes(model, moved)
+        with known_openings([prefix.openings], [(inputs, moved)]), Waits() as noted:
+            logits, parts = sizes(model, moved)
     assert whole[-1] == (4, 14)
     assert parts == [(1, 10 + prompt), (4, 4)]
-    assert "aten::_local_scalar_dense" not in noted.names
+    assert noted.names.count("aten::_local_scalar_dense") <= 2  # transformers' own, of the mask
     text = inputs["attention_mask"].bool()
     assert relative_error(logits[text], plain[text]) < 1e-4
 

@@ -220,13 +220,16 @@ class PrefixRunner:
         return self._alone([names], [self._embeds(names, None)])[0]
 
     def _alone(self, names: list[Names], rows: list[Tensor]) -> tuple[KeysAndValues, Tensor]:
-        """Run the prefix of each group, as a batch of its own."""
+        """Run the prefix of each group, as a batch of its own.
+
+        Shorter ones are padded at the end, which nothing before it sees. The mask is given whole:
+        of any other, transformers asks the device whether it masks anything.
+        """
         extra = max(map(len, rows))
         embeds = torch.stack([F.pad(row, (0, 0, 0, extra - len(row))) for row in rows])
         recorded: KeysAndValues = {}
-        start = self.stack.position_start
-        place = torch.arange(extra, device=embeds.device)
-        positions = torch.stack([place + (start + self.state.shift(n)) for n in names])
+        start, place = self.stack.position_start, torch.arange(extra, device=embeds.device)
+        positions = [place + (start + self.state.shift(n)) for n in names]
         bound, context = self.routing.bound, self.state.context
         try:
             self.routing.bound = tuple(names)
@@ -238,8 +241,8 @@ class PrefixRunner:
             with _not_checkpointed(self.stack):
                 states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
-                    attention_mask=torch.ones_like(positions),
-                    position_ids=positions,
+                    attention_mask=(place <= place[:, None])[None, None],
+                    position_ids=torch.stack(positions),
                 )
         finally:
             self.attention_pass.record = None
