@@ -288,6 +288,9 @@ class OncePerPass(nn.Module):
 
     def renew(self) -> None:
         """Run `net` for a new pass, unless nothing can have changed and no graph is needed."""
+        if torch.compiler.is_compiling():  # the graph of the pass has it once anyway
+            self.value = self.net()
+            return
         versions = tuple(p._version for p in self.net.parameters())
         value = self.value
         stale = value is None or value.requires_grad or versions != self._pass.versions

@@ -9,6 +9,7 @@ not hold, and `NotApplicable`, with the reason, where it says nothing about the 
 from collections.abc import Callable
 
 from inlay.laws.case import Broken, Case, NotApplicable
+from inlay.laws.compiled import compiled_equals_eager
 from inlay.laws.draws import draws_repeat
 from inlay.laws.function import attached_is_base, export_computes_the_same, merged_computes_the_same
 from inlay.laws.generation import generation_agrees
@@ -20,7 +21,7 @@ from inlay.laws.sharing import shared_modules_are_stored_once
 from inlay.laws.tensors import index_tensors_are_exact
 from inlay.laws.traces import copies_are_independent, detach_leaves_no_trace, file_restores_inlay
 
-__all__ = ["LAWS", "Broken", "Case", "Law", "NotApplicable"]
+__all__ = ["LAWS", "SLOW_LAWS", "Broken", "Case", "Law", "NotApplicable"]
 
 Law = Callable[[Case], float]
 
@@ -43,3 +44,6 @@ LAWS: dict[str, Law] = {
     "indices and masks": index_tensors_are_exact,
 }
 """The laws by name, in the order of the design. Parameter counts are each method's own test."""
+
+SLOW_LAWS: dict[str, Law] = {"compiled": compiled_equals_eager}
+"""Laws that take long, and are checked only by name."""

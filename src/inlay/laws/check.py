@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from inlay.core.method import Spec
 from inlay.errors import LawError
 from inlay.handle import Inlay, attached
-from inlay.laws import LAWS, Broken, Case, NotApplicable
+from inlay.laws import LAWS, SLOW_LAWS, Broken, Case, NotApplicable
 from inlay.laws.case import TOO_LARGE
 
 
@@ -84,8 +84,8 @@ def check(
 
     The model and the inlay are as they were afterwards. A base in 16 bits is checked as a copy in
     fp32, unless it is too large for that: rounding would hide small mistakes and look like large
-    ones. laws: names from `inlay.laws.LAWS`, all of them by default. report: called with the name
-    of each law before it runs.
+    ones. laws: names from `inlay.laws.LAWS`, all of them by default, and from `SLOW_LAWS`. report:
+    called with the name of each law before it runs.
     """
     exact = model.dtype not in (torch.bfloat16, torch.float16)
     copied = not exact and model.num_parameters() <= TOO_LARGE
@@ -107,7 +107,7 @@ def check(
         holds: bool | None = True
         error, note = 0.0, ""
         try:
-            error = LAWS[law](case)
+            error = (LAWS | SLOW_LAWS)[law](case)
         except Broken as broken:
             holds, note = False, str(broken)
         except NotApplicable as reason:

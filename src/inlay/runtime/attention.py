@@ -94,7 +94,8 @@ def enter(configs: list[Any]) -> None:
     """Switch attention to our functions where that is possible; cheap enough for every pass."""
     for config in configs:
         theirs = config._attn_implementation
-        config._attn_implementation_internal = OURS.get(theirs, theirs)
+        if theirs in OURS:
+            config._attn_implementation_internal = OURS[theirs]
 
 
 def leave(configs: list[Any]) -> None:

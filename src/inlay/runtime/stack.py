@@ -40,7 +40,10 @@ from inlay.runtime.stack_inputs import (
     by_name,
     cache_of,
     cached,
+    continues,
     last_state,
+    note_length,
+    readable,
     text_of,
     with_positions,
 )
@@ -126,7 +129,7 @@ class StackHooks:
         if not self.routing.enabled:  # the last inlay was detached while this thread waited
             return None
         self._pass.entered = True
-        inputs = by_name(module, args, kwargs)
+        inputs = by_name(self.stack, args, kwargs)
         self._begin_pass(inputs)
         for port in self.state.ports.values():
             if not isinstance(port, OWN_ORDER):
@@ -137,16 +140,18 @@ class StackHooks:
 
     def _context(self, inputs: dict[str, Any]) -> PassContext:
         """What pieces may know of a pass with these inputs."""
-        text, before = text_of(inputs), cached(inputs)
+        text, goes_on = text_of(inputs), self.extra_kv.attention_pass.continues
         batch = 0 if text is None else len(text)
-        context = replace(self.state.context, cached=before, cache=cache_of(inputs), batch=batch)
+        context = replace(
+            self.state.context, continues=goes_on, cache=cache_of(inputs), batch=batch
+        )
         if text is None or self.routing.serving().isdisjoint(self.state.relating):
             return context
         mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
         source = inputs.get("encoder_attention_mask")
         return replace(
             context,
-            mask=flat_mask(mask, cache, before + text.shape[1]),
+            mask=flat_mask(mask, cache, cached(inputs) + text.shape[1]),
             source_mask=source if isinstance(source, Tensor) and source.dim() == 2 else None,
         )
 
@@ -168,7 +173,7 @@ class StackHooks:
         self.prompts.layout = None
         if self.prefix is not None:
             self.prefix.forget()
-        self.extra_kv.attention_pass.continues = cached(inputs) > 0
+        self.extra_kv.attention_pass.continues = continues(inputs)
 
     def _insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Insert prompts and virtual tokens, or have them run separately."""
@@ -178,11 +183,11 @@ class StackHooks:
         adds_keys, prompts = not self.extra_kv.empty, bool(self.prompts.pieces)
         if not (adds_keys or prompts or self.tokens.pieces or widens or separate):
             return inputs
-        if adds_keys or self.tokens.pieces:
-            inputs = with_positions(self.stack, inputs)
         rest = self.prefix.remove(inputs) if separate and self.prefix is not None else None
+        if rest is None and (adds_keys or prompts or self.tokens.pieces):
+            inputs = with_positions(self.stack, inputs)
         if rest is None and prompts:
-            rest = self.prompts.insert(with_positions(self.stack, inputs))
+            rest = self.prompts.insert(inputs)
         inputs = self.tokens.enter(self._shifted(inputs if rest is None else rest))
         states = inputs.get("encoder_hidden_states")
         if widens and states is not None:
@@ -203,7 +208,7 @@ class StackHooks:
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
         states = last_state(output)
-        if states.requires_grad:
+        if states.requires_grad and not torch.compiler.is_compiling():
             states.register_hook(self._put_back())
         self.extra_kv.attention_pass.prefix = None
         self.state.context = replace(self.state.context, cache=None)  # it may be large
@@ -217,19 +222,25 @@ class StackHooks:
         batch, length = text.shape[:2]
         groups = self.routing.groups(batch, self.state.shifts)
         assert groups is not None
-        counts = torch.tensor([shift(names) for names in groups.names], device=text.device)
-        rows = counts if groups.group is None else counts[groups.index(text.device)]
-        positions = inputs.get("position_ids")
+        shifts = [shift(names) for names in groups.names]
+        positions, before = inputs.get("position_ids"), cached(inputs)
         if positions is None:
-            positions = arange(text, cached(inputs)) + self.stack.position_start
-        positions = positions + rows[:, None]
-        last = None if limit is None else limit + self.stack.position_start
-        if last is not None and int(positions.max()) >= last:
+            positions = arange(text, before) + self.stack.position_start
+        positions = positions + groups.by_row(shifts, text.device)[:, None]
+        longest = length + max(shifts) + (before if isinstance(before, int) else 0)
+        if limit is not None and (readable(positions) or longest > limit):
+            self._check_room(positions, length, max(shifts), limit)
+        return {**inputs, "position_ids": positions}
+
+    def _check_room(self, positions: Tensor, length: int, shift: int, limit: int) -> None:
+        """Raise DataError for positions behind the last one of a table; asks their device."""
+        if torch.compiler.is_compiling():
+            return
+        if int(positions.max()) >= limit + self.stack.position_start:
             raise DataError(
-                f"a text of {length} tokens after a prefix of {int(rows.max())} is longer than "
+                f"a text of {length} tokens after a prefix of {shift} is longer than "
                 f"the {limit} positions of this model; shorten the text"
             )
-        return {**inputs, "position_ids": positions}
 
     def _keep_on_cache(self, output: Any) -> None:
         """Keep with a cache what stands before the texts in it."""
@@ -237,8 +248,10 @@ class StackHooks:
         before = self.prompts.layout if view is None else view.prefix
         parts = output if isinstance(output, tuple) else (output.get("past_key_values"),)
         for part in parts:
-            if isinstance(part, Cache) and before is not None:
-                setattr(part, BEFORE, before)
+            if isinstance(part, Cache):
+                note_length(part)
+                if before is not None:
+                    setattr(part, BEFORE, before)
 
     def _put_back(self) -> Callable[[Tensor], None]:
         """A hook for the gradient of the output: puts back what this pass was like."""
