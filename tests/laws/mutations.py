@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
@@ -30,6 +29,7 @@ from inlay.runtime import (
     container,
     extra_kv,
     module_hooks,
+    positions,
     prompts,
     reminder,
     routing,
@@ -51,8 +51,8 @@ class Mutation:
     law: str
 
 
-def mask_function_not_registered(patch: pytest.MonkeyPatch) -> None:
-    patch.delitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "inlay_sdpa")
+def mask_lost_beside_extra_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(extra_kv, "_widen", lambda mask, visible, extra, length: None)
 
 
 def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attention, "leave", lambda configs: None)
+    patch.setattr(attention, "restore", lambda core: None)
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def rows_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
+    patch.setattr(positions, "with_positions", lambda stack, inputs: inputs)
 
 
 def text_not_moved_after_the_prefix(patch: pytest.MonkeyPatch) -> None:
@@ -445,8 +445,8 @@ PROMPT = inlay.Prompt(length=3)
 MUTATIONS = [
     Mutation(f.__name__, f, family, spec, law)
     for f, family, spec, law in [
-        (mask_function_not_registered, "llama", PREFIX, "padding is inert"),
-        (mask_function_not_registered, "bert", PREFIX, "rows do not meet"),
+        (mask_lost_beside_extra_keys, "llama", PREFIX, "padding is inert"),
+        (mask_lost_beside_extra_keys, "bert", PREFIX, "rows do not meet"),
         (queries_before_the_text_not_removed, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "gpt2", PREFIX, "padding is inert"),

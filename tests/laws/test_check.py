@@ -10,7 +10,7 @@ from inlay.errors import LawError
 from inlay.laws import LAWS
 from inlay.laws.case import perturb
 from inlay.laws.traces import snapshot
-from inlay.runtime import stack
+from inlay.runtime import positions
 from tests import zoo
 
 
@@ -32,7 +32,7 @@ def test_all_laws_hold_and_nothing_is_changed() -> None:
 
 
 def test_a_broken_law_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
+    monkeypatch.setattr(positions, "with_positions", lambda stack, inputs: inputs)
     report = inlay.check(zoo.fresh("llama"), inlay.Prefix(length=2, mlp=None))
     assert not report.holds
     (finding,) = [finding for finding in report.findings if finding.law == "padding is inert"]

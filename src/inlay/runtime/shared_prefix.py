@@ -30,6 +30,7 @@ from inlay.errors import RowsError
 from inlay.runtime import attention
 from inlay.runtime.extra_kv import ExtraKVPort
 from inlay.runtime.port import StackState
+from inlay.runtime.positions import is_packed
 from inlay.runtime.prompts import BEFORE, OTHER_ROWS, PromptPort
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import cached, last_state, replace_last_state, text_of
@@ -220,7 +221,6 @@ class PrefixRunner:
             self.routing.bound = tuple(names)
             self.state.context = replace(context, mask=None, cached=0, cache=None, batch=len(names))
             self.attention_pass.record = recorded
-            attention.enter(self.configs)
             with _not_checkpointed(self.stack):
                 states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
@@ -270,7 +270,7 @@ class PrefixRunner:
         plain = plain and not (config.output_attentions or config.output_hidden_states)
         if ids is None or ids.shape[0] < 2 or not plain or self.stack.window is not None:
             return 0
-        if inputs.get("token_type_ids") is not None:
+        if inputs.get("token_type_ids") is not None or is_packed(self.stack, inputs):
             return 0
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             return 0

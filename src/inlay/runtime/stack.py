@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
@@ -28,9 +29,13 @@ from inlay.core.context import PassContext
 from inlay.core.piece import OncePerPass
 from inlay.errors import DataError
 from inlay.runtime import attention
+from inlay.runtime.cache_length import count_positions, count_text
+from inlay.runtime.checkpointing import is_reentrant, with_gradient
 from inlay.runtime.extra_kv import ExtraKVPort
+from inlay.runtime.pass_checks import check_continuous_batching, check_packed, check_rows
 from inlay.runtime.port import StackState
-from inlay.runtime.prompts import BEFORE, PromptPort, flat_mask
+from inlay.runtime.positions import Positions
+from inlay.runtime.prompts import BEFORE, PromptLayout, PromptPort, flat_mask
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.shared_prefix import PrefixRunner
@@ -41,7 +46,6 @@ from inlay.runtime.stack_inputs import (
     cached,
     last_state,
     text_of,
-    with_positions,
 )
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
@@ -74,6 +78,8 @@ class StackHooks:
         self.upstream: StackHooks | None = None
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}
+        self.positions = Positions(self.state)
+        self._reentrant = False
         self._configs = attention.configs(stack.module)
         self._hooks: list[RemovableHandle] = []
 
@@ -84,15 +90,17 @@ class StackHooks:
             module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             module.register_forward_hook(self._leave, prepend=True),
         ]
+        if self.stack.embed is not None:
+            self._hooks.append(self.stack.embed.register_forward_hook(self._embedded))
         for extra_kv in self.extra_kv.sites.values():
-            setattr(extra_kv.site.host, attention.EXTRA_KV, extra_kv)
+            attention.redirect(extra_kv.site.host, extra_kv)
 
     def unhook(self) -> None:
         """Take the hooks off."""
         for handle in self._hooks:
             handle.remove()
         for extra_kv in self.extra_kv.sites.values():
-            delattr(extra_kv.site.host, attention.EXTRA_KV)
+            attention.restore(extra_kv.site.host)
 
     def remove(self, name: str) -> None:
         """Take out all that belongs to an inlay."""
@@ -116,13 +124,14 @@ class StackHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = by_name(module, args, kwargs)
+        count_positions(cache_of(inputs))
         self._begin_pass(inputs)
         for port in self.state.ports.values():
             if not isinstance(port, OWN_ORDER):
                 inputs = port.enter(inputs)
         inputs = self._insert(inputs)
         self.state.context = self._context(inputs)
-        return (), inputs
+        return (), with_gradient(inputs) if self._reentrant else inputs
 
     def _context(self, inputs: dict[str, Any]) -> PassContext:
         """What pieces may know of a pass with these inputs."""
@@ -142,15 +151,18 @@ class StackHooks:
     def _begin_pass(self, inputs: dict[str, Any]) -> None:
         """Bind the rows and drop what the last pass left."""
         self.routing.bind()
+        check_rows(self.routing, inputs)
+        check_continuous_batching(self.state, inputs)
+        check_packed(self.state, inputs)
+        self._reentrant = is_reentrant(self.stack)
         if not self.extra_kv.empty:
             attention.check_implementation(self._configs)
-        attention.enter(self._configs)
         serving = self.routing.serving()
         for name in serving:
             if torch.is_grad_enabled() and self.stack.module.training:
                 self.reminders[name].training_pass()
             for once in self.once.get(name, ()):
-                once.renew()
+                once.forget() if self._reentrant else once.renew()
         draws = not serving.isdisjoint(self.state.drawing)
         self.state.context = PassContext(seed=_seed() if draws else None)
         self.tokens.positions = None
@@ -158,20 +170,17 @@ class StackHooks:
         if self.prefix is not None:
             self.prefix.forget()
         self.extra_kv.attention_pass.continues = cached(inputs) > 0
+        self.state.measure_rows(inputs)
 
     def _insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Insert prompts and virtual tokens, or have them run separately."""
         upstream = self.upstream
         widens = upstream is not None and upstream.prompts.pieces
-        separate = self.prefix is not None and self.prefix.takes(inputs)
-        adds_keys, prompts = not self.extra_kv.empty, bool(self.prompts.pieces)
-        if not (adds_keys or prompts or self.tokens.pieces or widens or separate):
-            return inputs
-        if adds_keys or self.tokens.pieces:
-            inputs = with_positions(self.stack, inputs)
+        separate = self.prefix is not None and not self._reentrant and self.prefix.takes(inputs)
+        inputs = self._counted(inputs)
         rest = self.prefix.remove(inputs) if separate and self.prefix is not None else None
-        if rest is None and prompts:
-            rest = self.prompts.insert(with_positions(self.stack, inputs))
+        if rest is None and self.prompts.pieces:
+            rest = self.prompts.insert(inputs)
         inputs = self.tokens.enter(self._shifted(inputs if rest is None else rest))
         states = inputs.get("encoder_hidden_states")
         if widens and states is not None:
@@ -179,6 +188,19 @@ class StackHooks:
             mask = upstream.prompts.widened(inputs.get("encoder_attention_mask"), states)
             inputs["encoder_attention_mask"] = mask
         return inputs
+
+    def _counted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with positions for the rows that have something before their texts."""
+        text = text_of(inputs)
+        names = self.extra_kv.names | self.prompts.pieces.keys() | self.tokens.pieces.keys()
+        groups = None if text is None else self.routing.groups(len(text), names)
+        return inputs if groups is None else self.positions.counted(inputs, groups)
+
+    def _embedded(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Let checkpointed blocks learn, where these ask whether their input does."""
+        if self._reentrant and torch.is_grad_enabled() and not output.requires_grad:
+            return output.requires_grad_()
+        return None
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         self._keep_on_cache(output)
@@ -191,9 +213,20 @@ class StackHooks:
         states = last_state(output)
         if states.requires_grad:
             states.register_hook(self._put_back())
-        self.extra_kv.attention_pass.prefix = None
-        self.state.context = replace(self.state.context, cache=None)  # it may be large
+        self._forget()
         return output
+
+    def _forget(self) -> None:
+        """Drop what is known of a pass that is over: it may be large, and no copy can have it."""
+        self._reentrant = False
+        self.state.context = PassContext()
+        self.tokens.positions = None
+        self.extra_kv.attention_pass.prefix = None
+        if self.prefix is not None:
+            self.prefix.forget()
+        for modules in self.once.values():
+            for once in modules:
+                once.forget()
 
     def _shifted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs with the positions of every row moved back as its extra keys want it."""
@@ -225,12 +258,15 @@ class StackHooks:
         for part in parts:
             if isinstance(part, Cache) and before is not None:
                 setattr(part, BEFORE, before)
+            kept = vars(part).get(BEFORE) if isinstance(part, Cache) else None
+            if isinstance(kept, PromptLayout):
+                count_text(part, kept.extra)
 
     def _put_back(self) -> Callable[[Tensor], None]:
         """A hook for the gradient of the output: puts back what this pass was like."""
         state, routing, tokens = self.state, self.routing, self.tokens
         attention_pass = self.extra_kv.attention_pass
-        bound, context = routing.bound, state.context
+        bound, context = routing.bound, replace(state.context, cache=None)
         prefix, positions = attention_pass.prefix, tokens.positions
         values = [(once, once.value) for modules in self.once.values() for once in modules]
 
@@ -239,8 +275,18 @@ class StackHooks:
             attention_pass.prefix, tokens.positions = prefix, positions
             for once, value in values:
                 once.value = value
+            after_backward(forget)
+
+        def forget() -> None:
+            self._forget()
+            routing.bind()
 
         return put_back
+
+
+def after_backward(run: Callable[[], None]) -> None:
+    """Run something when the backward pass under way is over. To be called in one of its hooks."""
+    Variable._execution_engine.queue_callback(run)  # type: ignore[attr-defined]
 
 
 def _seed() -> int:
