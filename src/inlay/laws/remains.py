@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 
@@ -15,6 +16,7 @@ from inlay.laws.compare import (
     weighted_sum,
 )
 from inlay.laws.learning import checkpointed
+from inlay.runtime.container import Container, container_of
 
 OPENING = 12
 """Tokens that all rows of the batch begin with, so that a shared prefix runs."""
@@ -33,22 +35,37 @@ def nothing_outlives_the_pass(case: Case) -> float:
         _copy(case, "a forward pass")
         if not output.requires_grad:
             return 0.0
-        weighted_sum(output).backward()
-        _copy(case, "a training step")
         if case.model.supports_gradient_checkpointing:
             with checkpointed(case.model):
-                weighted_sum(model_output(case.model, batch)).backward()
-            _copy(case, "a training step with gradient checkpointing")
+                output = model_output(case.model, batch)
+                weighted_sum(output).backward()
+        else:
+            weighted_sum(output).backward()
+        _copy(case, "a training step")
         take_gradients([learner])
     return 0.0
 
 
 def _copy(case: Case, when: str) -> None:
     """Raise Broken where the model cannot be copied."""
+    container = container_of(case.model)
     try:
-        copy.deepcopy(case.model)
+        if container is None:
+            copy.deepcopy(case.model)
+        else:  # the base, which laws do not change, need not be copied with it
+            copy.deepcopy(container, {id(part): part for part in _of_the_base(case, container)})
     except RuntimeError as error:  # how torch refuses a tensor that has a graph
         raise Broken(f"after {when} the model cannot be copied: {error!s:.120}") from None
+
+
+def _of_the_base(case: Case, container: Container) -> Iterator[object]:
+    """What is not the container's."""
+    ours = set(container.modules())
+    for part in case.model.modules():
+        if part not in ours:
+            yield part
+    pieces = {id(parameter) for parameter in container.parameters()}
+    yield from (p for p in case.model.parameters() if id(p) not in pieces)
 
 
 def _batch(case: Case) -> Inputs:

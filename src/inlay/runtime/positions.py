@@ -6,13 +6,15 @@ that; a row that has none of them gets what the base alone gives it:
 
     row           inlays        mask        positions
     0             Prefix        0 0 1 1 1   0 0 0 1 2
-    1             LoRA, none    0 0 1 1 1   0 1 2 3 4   (GPT-2; OPT counts by itself)
+    1             LoRA, none    0 0 1 1 1   0 1 2 3 4   (GPT-2)
 
-What the base alone does is measured, once for each stack that ever needs it.
+What the base alone does is measured, once for each stack that ever needs it: GPT-2 numbers all
+positions, OPT those that the mask shows, RoBERTa those that do not hold the padding token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ from inlay.runtime.port import StackState
 from inlay.runtime.routing import Groups
 from inlay.runtime.stack_inputs import arange, padding_mask, text_of, with_positions
 
+Numbering = Callable[[Stack, Tensor, Tensor], Tensor]
+"""(stack, text `[B, T]` or `[B, T, D]`, mask `[B, S]`) -> position ids `[B or 1, T]`."""
+
 CLOSE = 1e-3
 """How far outputs of the same positions may differ, relative to their size."""
 
@@ -35,7 +40,7 @@ class Positions:
     def __init__(self, state: StackState):
         self.state = state
         self.stack = state.stack
-        self._counts: bool | None = None
+        self._numbering: Numbering | None = None
 
     def counted(self, inputs: dict[str, Any], groups: Groups) -> dict[str, Any]:
         """The inputs with position ids where none were given, and the stack takes any.
@@ -45,46 +50,60 @@ class Positions:
         Raises DataError where rows without such an inlay would need positions that nobody knows.
         """
         counted = with_positions(self.stack, inputs)
-        if counted is inputs or all(groups.names) or self._base_counts(inputs):
-            return counted
         mask, text = padding_mask(inputs), text_of(inputs)
-        assert mask is not None and text is not None
+        if counted is inputs or all(groups.names) or mask is None or text is None:
+            return counted
         served = [bool(names) for names in groups.names]
         rows = torch.tensor(served, device=text.device)[groups.index(text.device)]
-        plain = arange(text, mask.shape[1] - text.shape[1]) + self.stack.position_start
+        plain = self._alone()(self.stack, text, mask)
         positions = torch.where(rows[:, None], counted["position_ids"], plain)
         return {**counted, "position_ids": positions}
 
-    def _base_counts(self, inputs: dict[str, Any]) -> bool:
-        """Whether the base counts positions from the mask by itself; else they are 0, 1, 2, …"""
-        if self._counts is None and not torch.compiler.is_compiling():
-            self._counts = self._measured(inputs)
-        return bool(self._counts)
+    def _alone(self) -> Numbering:
+        """How the base numbers positions where it is given none."""
+        if self._numbering is None:
+            self._numbering = all_positions if torch.compiler.is_compiling() else self._measured()
+        return self._numbering
 
-    def _measured(self, inputs: dict[str, Any]) -> bool:
-        stack, text = self.stack, text_of(inputs)
-        assert text is not None
-        pad = stack.module.config.pad_token_id
-        ids = torch.arange(1, 7, device=text.device)[None] % max(2, stack.vocabulary)
-        ids[:, :2] = 0 if pad is None else pad
-        mask = torch.tensor([[0, 0, 1, 1, 1, 1]], device=text.device)
-        counted = (mask.cumsum(-1) - 1).clamp(min=0) + stack.position_start
-        ways = (None, arange(ids, 0) + stack.position_start, counted)
+    def _measured(self) -> Numbering:
+        stack = self.stack
+        ids = torch.arange(7, 13, device=stack.module.device)[None] % stack.vocabulary
+        ids[:, 0] = stack.module.config.pad_token_id or 0
+        mask = torch.tensor([[0, 0, 1, 1, 1, 1]], device=ids.device)
+
+        def states(positions: Tensor | None) -> Tensor:
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            return stack.run_without_hooks(**inputs)[:, 2:]
+
         with evaluating(stack.module), self.state.nothing_serves():
-            states = [
-                stack.run_without_hooks(input_ids=ids, attention_mask=mask, position_ids=way)[:, 2:]
-                for way in ways
-            ]
-        alone, plain, after_padding = states
-        if _close(plain, alone):
-            return False
-        if _close(after_padding, alone):
-            return True
+            alone = states(None)
+            for numbering in (all_positions, shown_positions, positions_of_words):
+                if _close(states(numbering(stack, ids, mask)), alone):
+                    return numbering
         raise DataError(
             "rows with and without an inlay that needs positions stand in one batch, and which "
             f"positions {type(stack.module).__name__} gives to padded rows is not known; "
             "give position_ids"
         )
+
+
+def all_positions(stack: Stack, text: Tensor, mask: Tensor) -> Tensor:
+    """0, 1, 2, …, padding included."""
+    return arange(text, mask.shape[1] - text.shape[1]) + stack.position_start
+
+
+def shown_positions(stack: Stack, text: Tensor, mask: Tensor) -> Tensor:
+    """Counted from the first that the mask shows."""
+    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return counted[:, -text.shape[1] :] + stack.position_start
+
+
+def positions_of_words(stack: Stack, text: Tensor, mask: Tensor) -> Tensor:
+    """Those of ids other than padding counted; padding stands before the first."""
+    if text.is_floating_point():
+        return all_positions(stack, text, mask)
+    words = text.ne(stack.module.config.pad_token_id).long()
+    return words.cumsum(-1) * words + stack.position_start - 1
 
 
 def is_packed(stack: Stack, inputs: dict[str, Any]) -> bool:
