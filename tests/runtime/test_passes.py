@@ -68,7 +68,9 @@ def logits(model: Any, **inputs: Any) -> Tensor:
 
 
 class TestNamesOfAttention:
-    @pytest.mark.parametrize("spec", [inlay.LoRA(rank=2, at="mlp.up"), inlay.BitFit(at="mlp.down")], ids=repr)
+    @pytest.mark.parametrize(
+        "spec", [inlay.LoRA(rank=2, at="mlp.up"), inlay.BitFit(at="mlp.down")], ids=repr
+    )
     def test_a_base_that_compares_the_name_keeps_its_mask(self, spec: Any) -> None:
         model, text = base("falcon"), ids(2, 9)
         alone = logits(model, input_ids=text)
@@ -90,7 +92,9 @@ class TestNamesOfAttention:
         names = {c._attn_implementation for c in attention.configs(model)}
         assert names == {name}
         handle.detach()
-        assert not any(isinstance(vars(m).get("config"), attention.Redirected) for m in model.modules())
+        assert not any(
+            isinstance(vars(m).get("config"), attention.Redirected) for m in model.modules()
+        )
 
     def test_an_attention_that_compares_the_name_has_no_port(self) -> None:
         config = hf.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=99, n_positions=64)
@@ -99,10 +103,34 @@ class TestNamesOfAttention:
         assert not attention.has_port(hf.GPT2Model(config).h[0].attn)
 
 
-def generated(model: Any, text: Tensor) -> list[list[int]]:
-    config = hf.GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    results = model.generate_batch([row.tolist() for row in text], generation_config=config)
-    return [results[key].generated_tokens for key in sorted(results)]
+def continuously(model: Any, text: Tensor) -> list[Any]:
+    """What continuous batching returns for each text."""
+    results = model.generate_batch(
+        [row.tolist() for row in text],
+        generation_config=hf.GenerationConfig(
+            max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0
+        ),
+        continuous_batching_config=hf.ContinuousBatchingConfig(
+            num_blocks=16, block_size=32, max_batch_tokens=64
+        ),
+    )
+    return [results[key] for key in sorted(results)]
+
+
+class TestContinuousBatching:
+    def test_what_adds_no_keys_works(self) -> None:
+        model, text = base("llama"), ids(2, 5)
+        perturb(inlay.attach(model, inlay.LoRA(rank=2), name="a"))
+        expected = model.generate(text, max_new_tokens=3, do_sample=False, eos_token_id=None)
+        results = continuously(model, text)
+        assert [r.generated_tokens for r in results] == expected[:, 5:].tolist()
+
+    @pytest.mark.parametrize("spec", [PREFIX, PROMPT], ids=repr)
+    def test_what_adds_keys_is_refused_in_our_words(self, spec: Any) -> None:
+        model, text = base("llama"), ids(2, 5)
+        inlay.attach(model, spec, name="a")
+        for result in continuously(model, text):
+            assert "generate_batch" in result.error and not result.generated_tokens
 
 
 class TestPacked:
