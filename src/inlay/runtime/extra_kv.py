@@ -7,7 +7,7 @@ them, sliding window or not. `runtime.attention` calls `SiteExtraKV.extend` insi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -114,9 +114,18 @@ class ExtraKVPort(Port):
         for site in self.sites.values():
             site.remove(name)
 
+    @override
+    def row_sites(self) -> Iterable[str]:
+        return (name for name, site in self.sites.items() if site.pieces)
+
+    @property
+    def names(self) -> set[str]:
+        """The inlays with pieces that add keys to an attention of the stack."""
+        return {name for site in self.sites.values() for name in site.pieces}
+
     @property
     def empty(self) -> bool:
-        """Whether no piece adds keys to an attention of the stack."""
+        """Whether there are none."""
         return not any(site.pieces for site in self.sites.values())
 
 
@@ -172,6 +181,8 @@ class SiteExtraKV:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
         x, self._entered.x = self._entered.x, None
+        if self.state.row_axis.under_way:
+            self.state.row_axis.note(self.site.name, query)
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
@@ -179,6 +190,8 @@ class SiteExtraKV:
         groups = self.state.routing.groups(batch, self.pieces)
         if groups is not None:
             assert x is not None
+            if groups.group is not None:
+                self.state.row_axis.check(self.site.name)
             additions.append(self._from_pieces(groups, batch, key, x))
         if not additions:
             return query, key, value, mask, more

@@ -23,6 +23,7 @@ from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
 from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.positions import is_packed
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import cached, continues, leading_padding, text_of
 from inlay.runtime.virtual_tokens import VirtualTokenPort, check_embed
@@ -35,6 +36,9 @@ OTHER_ROWS = (
     "start the generation again after choosing the rows"
 )
 
+NO_INLAYS = Groups(((),), None)
+"""Rows of the bare base."""
+
 FIRST_MASK = "inlay_first_mask"
 """The attribute under which a static cache keeps the padding mask of its first pass."""
 
@@ -45,7 +49,7 @@ class PromptLayout:
 
     extra: P, positions of the longest prompt. lengths `[B]`: positions of each row's prompt.
     start `[B]`: where a row's prompt begins. source `[B, T + P]`, back `[B, T]`: see above.
-    mask `[B, T + P]`: 1 = text or prompt.
+    mask `[B, T + P]`: 1 = text or prompt. served: the inlays with prompts of every group of rows.
     """
 
     extra: int
@@ -54,6 +58,12 @@ class PromptLayout:
     source: Tensor
     back: Tensor
     mask: Tensor
+    served: tuple[Names, ...]
+
+    def check(self, groups: Groups) -> None:
+        """Raise RowsError for rows that a cache with this layout was not filled for."""
+        if any(names not in self.served for names in groups.names):
+            raise RowsError(OTHER_ROWS)
 
 
 class _Pass(PerThread):
@@ -126,14 +136,23 @@ class PromptPort(Port):
 
     def insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Put the prompts into the stack's inputs."""
-        self.layout = None
         text = text_of(inputs)
         if text is None:
             return inputs
         groups = self.routing.groups(text.shape[0], self.pieces)
+        goes_on = continues(inputs)
+        if goes_on:
+            kept = vars(inputs["past_key_values"]).get(BEFORE)
+            if isinstance(kept, PromptLayout):
+                kept.check(groups or NO_INLAYS)
         if groups is None:
             return inputs
-        goes_on, tokens = continues(inputs), text.shape[1]
+        if is_packed(self.stack, inputs):
+            raise PortError(
+                f"{type(self.state.chart.base).__name__} reads a prompt as part of its row, and "
+                "these rows hold several texts each; give every text a row of its own"
+            )
+        tokens = text.shape[1]
         if goes_on:
             tokens += int(cached(inputs)) - max(self._lengths(groups))
         mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), tokens)
@@ -259,7 +278,7 @@ class PromptPort(Port):
         source = torch.where(prompt, length + place - begin, moved.clamp(0, length - 1))
         wide = F.pad(mask, (0, extra), value=1).gather(1, source)
         wide = wide.masked_fill(empty & ~prompt, 0)
-        return PromptLayout(extra, lengths, start, source, back, wide)
+        return PromptLayout(extra, lengths, start, source, back, wide, groups.names)
 
     def _lengths(self, groups: Groups) -> list[int]:
         return [self.length(names) for names in groups.names]

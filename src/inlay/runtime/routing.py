@@ -266,17 +266,22 @@ class Routing:
             groups = self._cache[key] = self._spread(batch, among)
         return groups if any(groups.names) else None
 
-    def _spread(self, batch: int, among: Collection[str]) -> Groups:
+    def times(self, batch: int) -> int:
+        """How many rows of a batch there are for every one requested. Raises RowsError."""
         times, rest = divmod(batch, len(self.bound))
-        if rest or not times:
+        if len(self.bound) > 1 and (rest or not times):
             raise RowsError(
                 f"rows names {len(self.bound)} rows, but the batch has {batch}; "
                 "call rows(model, [...]) with one entry for every row"
             )
+        return times
+
+    def _spread(self, batch: int, among: Collection[str]) -> Groups:
         rows = [tuple(name for name in row if name in among) for row in self.bound]
         names = tuple(dict.fromkeys(rows))
         if len(names) == 1:
             return Groups(names, None)
+        times = self.times(batch)
         number = {row: i for i, row in enumerate(names)}
         return Groups(names, tuple(number[row] for row in rows for _ in range(times)))
 

@@ -34,6 +34,7 @@ from inlay.runtime import attention
 from inlay.runtime.extra_kv import ExtraKVPort
 from inlay.runtime.openings import SHORTEST, Openings
 from inlay.runtime.port import StackState
+from inlay.runtime.positions import is_packed
 from inlay.runtime.prompts import BEFORE, OTHER_ROWS, PromptPort
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import (
@@ -259,7 +260,6 @@ class PrefixRunner:
                 context, mask=None, continues=False, cache=None, batch=len(names)
             )
             self.attention_pass.record = recorded
-            attention.enter(self.configs)
             with _not_checkpointed(self.stack):
                 states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
@@ -313,7 +313,7 @@ class PrefixRunner:
         plain = plain and not (config.output_attentions or config.output_hidden_states)
         if ids is None or ids.shape[0] < 2 or not plain or self.stack.window is not None:
             return 0
-        if inputs.get("token_type_ids") is not None:
+        if inputs.get("token_type_ids") is not None or is_packed(self.stack, inputs):
             return 0
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             return 0

@@ -41,6 +41,16 @@ def text_of(inputs: Mapping[str, Any]) -> Tensor | None:
     return inputs.get("inputs_embeds") if ids is None else ids
 
 
+NUMBERS = ("inputs_embeds", "pixel_values", "input_features", "input_values")
+"""What a stack may be given as floating-point numbers."""
+
+
+def main_input(inputs: Mapping[str, Any]) -> Tensor | None:
+    """What a pass reads, ids or numbers, one row after another; None where it is neither."""
+    names = ("input_ids", *NUMBERS)
+    return next((inputs[name] for name in names if inputs.get(name) is not None), None)
+
+
 def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
     """The cache of a pass, if it has one."""
     cache = inputs.get("past_key_values")
