@@ -30,7 +30,7 @@ SUMS = [
     inlay.Prompt(length=2) + inlay.Prefix(length=3, mlp=None) + inlay.BitFit(),
 ]
 
-LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwlj", strict=True))
+LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwljuktz", strict=True))
 """One letter for every law."""
 
 Cell = str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
@@ -31,6 +31,7 @@ class Stack:
             are inserted after it.
     position_start: the position id of a text's first token.
     window: how many positions back a block sees, where some block sees fewer than all; else None.
+    arguments: of the module's forward, in order.
     """
 
     name: str
@@ -41,10 +42,15 @@ class Stack:
     keeps_first: bool
     position_start: int
     window: int | None
+    arguments: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _, *arguments = inspect.signature(type(self.module).forward).parameters
+        object.__setattr__(self, "arguments", tuple(arguments))
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        return argument in self.arguments
 
     @property
     def vocabulary(self) -> int:

@@ -268,6 +268,7 @@ class OncePerPass(nn.Module):
 
         stack entered      once.renew()    value = net(), with its graph
         block 0 … L-1      once()          the same value
+        stack left         once.forget()   nothing with a graph outlives the pass
         backward           the value of this pass is put back before a block is recomputed
 
     value: that of the pass under way in this thread; None where there was none yet.
@@ -289,12 +290,20 @@ class OncePerPass(nn.Module):
 
     def renew(self) -> None:
         """Run `net` for a new pass, unless nothing can have changed and no graph is needed."""
+        if torch.compiler.is_compiling():  # the graph of the pass has it once anyway
+            self.value = self.net()
+            return
         versions = tuple(p._version for p in self.net.parameters())
         value = self.value
         stale = value is None or value.requires_grad or versions != self._pass.versions
         if stale or torch.is_grad_enabled():
             self.value = self.net()
             self._pass.versions = versions
+
+    def forget(self) -> None:
+        """Drop a value that has a graph; until the next pass the net runs wherever it is read."""
+        if self.value is not None and self.value.requires_grad:
+            self.value = None
 
     @override
     def forward(self) -> Tensor:

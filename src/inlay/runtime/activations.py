@@ -76,21 +76,17 @@ def _recording(chart: Chart) -> Iterator[KeysAndValues]:
     record: KeysAndValues = {}
     attention_pass = AttentionPass()
     attention_pass.record = record
-    configs = attention.configs(chart.base)
     sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
     before = {site.name: vars(site.host).get(attention.EXTRA_KV) for site in sites}
-    attention.check_implementation(configs)
+    attention.check_implementation(attention.configs(chart.base))
     try:
-        attention.enter(configs)
         for site in sites:
             state = StackState(chart, chart.stack(site.stack), Routing(), None)
-            setattr(site.host, attention.EXTRA_KV, SiteExtraKV(site, state, attention_pass))
+            attention.redirect(site.host, SiteExtraKV(site, state, attention_pass))
         yield record
     finally:
         for site in sites:
             if before[site.name] is None:
-                delattr(site.host, attention.EXTRA_KV)
+                attention.restore(site.host)
             else:
-                setattr(site.host, attention.EXTRA_KV, before[site.name])
-        if container_of(chart.base) is None:
-            attention.leave(configs)
+                attention.redirect(site.host, before[site.name])

@@ -6,6 +6,7 @@ copy of the base gets hooks of its own; it is prepended, so that `output_hidden_
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
 from inlay.runtime.port import Port, StackState, accepts
-from inlay.runtime.routing import Names
+from inlay.runtime.routing import Groups, Names
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
@@ -54,6 +55,10 @@ class ModuleHookPort(Port):
             hooks.remove(name)
             if hooks.empty:
                 del self.sites[site]
+
+    @override
+    def row_sites(self) -> Iterable[str]:
+        return self.sites
 
 
 class _Entered(PerThread):
@@ -120,10 +125,20 @@ class SiteHooks:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
-        groups = self.state.routing.groups(x.shape[0], self.input)
+        groups = self._groups(x, self.input)
         if groups is None:
             return args
         return (groups.apply(self._map_input, (x,), self._context(x)), *args[1:])
+
+    def _groups(self, tensor: Tensor, among: Collection[str]) -> Groups | None:
+        """How inlays are spread over the rows of what the module reads or computes."""
+        if self.state.row_axis.under_way:
+            self.state.row_axis.note(self.site.name, tensor)
+            return None
+        groups = self.state.routing.groups(tensor.shape[0], among)
+        if groups is not None and groups.group is not None:
+            self.state.row_axis.check(self.site.name)
+        return groups
 
     def _context(self, x: Tensor) -> PassContext:
         """What pieces at this site may know of the pass."""
@@ -142,7 +157,7 @@ class SiteHooks:
         x = args[0] if self.site.enter is None else self._entered.x
         self._entered.x = None
         self._check_rows(whole)
-        groups = self.state.routing.groups(whole.shape[0], self.output)
+        groups = self._groups(whole, self.output)
         at_tokens = self._at_tokens()
         if groups is None and not at_tokens:
             return output

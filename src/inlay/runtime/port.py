@@ -15,8 +15,11 @@ Every stack of a base with inlays has one port of each class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
+
+import torch
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.core.context import PassContext
@@ -25,6 +28,8 @@ from inlay.core.piece import Piece
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.routing import Names, Routing
+from inlay.runtime.row_axis import RowAxis
+from inlay.runtime.stack_inputs import main_input
 
 PORTS: dict[type[Piece], type[Port]] = {}
 """Which port takes which kind of piece. Filled by `accepts`."""
@@ -47,6 +52,7 @@ class StackState:
     shifts:  by how many positions each inlay's extra keys move the text back.
     drawing: the inlays with pieces that draw random numbers. relating: those with pieces that
              relate positions with each other.
+    row_axis: where the rows of a batch are in what modules compute.
     """
 
     def __init__(self, chart: Chart, stack: Stack, routing: Routing, limit: int | None):
@@ -58,6 +64,7 @@ class StackState:
         self.shifts: dict[str, int] = {}
         self.drawing: set[str] = set()
         self.relating: set[str] = set()
+        self.row_axis = RowAxis(stack)
         self.ports: dict[type[Port], Port] = {}
         for kind in dict.fromkeys(PORTS.values()):
             self.port(kind)
@@ -75,6 +82,30 @@ class StackState:
         if kind not in self.ports:
             self.ports[kind] = kind(self)
         return self.ports[kind]  # type: ignore[return-value]
+
+    def sites(self) -> set[str]:
+        """The names of the sites at which any port tells rows apart."""
+        return {name for port in self.ports.values() for name in port.row_sites()}
+
+    def measure_rows(self, inputs: Mapping[str, Any]) -> None:
+        """Measure where the rows of a batch are, before rows first have different inlays."""
+        rows = main_input(inputs)
+        if rows is None or len(set(self.routing.bound)) < 2 or torch.compiler.is_compiling():
+            return
+        if self.row_axis.covers(self.sites()):
+            return
+        with self.nothing_serves():
+            self.row_axis.measure(self.sites(), dict(inputs), len(rows))
+
+    @contextmanager
+    def nothing_serves(self) -> Iterator[None]:
+        """Inside, blocks compute what the bare base does."""
+        bound = self.routing.bound
+        try:
+            self.routing.bound = ((),)
+            yield
+        finally:
+            self.routing.bound = bound
 
     def shift(self, names: Names) -> int:
         """By how many positions these inlays' extra keys move the text back."""
@@ -105,6 +136,10 @@ class Port(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Take out the pieces of an inlay."""
+
+    def row_sites(self) -> Iterable[str]:
+        """The names of the sites at which the port tells rows apart by their first dimension."""
+        return ()
 
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Change the inputs of the stack, by name, before all blocks."""

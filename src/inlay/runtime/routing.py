@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -40,14 +40,38 @@ class Groups:
 
     names: for every group, the inlays that serve it, in order. group: for every row, its group's
     number; None where all rows are in the only group.
+
+    All of it is known without asking a device. What a device has to know is copied to it once,
+    and kept: a copy in each pass would make the CPU wait each time.
     """
 
     names: tuple[Names, ...]
     group: tuple[int, ...] | None
+    _kept: dict[tuple, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def index(self, device: torch.device) -> Tensor:
         """The group number of every row, `[B]`."""
-        return torch.tensor(self.group, device=device)
+        assert self.group is not None
+        return self._on(device, self.group)
+
+    def by_row(self, values: Sequence[int], device: torch.device) -> Tensor:
+        """The value of each row's group, `[B]`; `[1]` where all rows are in the only group."""
+        if self.group is None:
+            return torch.full((1,), values[0], device=device)
+        return self._on(device, tuple(values[number] for number in self.group))
+
+    def rows(self, number: int, device: torch.device) -> Tensor:
+        """The rows of a group, `[b]`."""
+        return self._on(device, self._rows(number))
+
+    def back(self, device: torch.device) -> Tensor:
+        """Where each row stands when the groups' rows are put one group after another, `[B]`."""
+        order = [row for number in range(len(self.names)) for row in self._rows(number)]
+        return self._on(device, tuple(sorted(range(len(order)), key=order.__getitem__)))
+
+    def count(self, number: int) -> int:
+        """How many rows a group has."""
+        return len(self._rows(number))
 
     def apply(
         self,
@@ -67,15 +91,28 @@ class Groups:
             for number, start, stop in runs:
                 rows = tuple(tensor[start:stop] for tensor in tensors)
                 names = self.names[number]
-                results.append(run(names, *rows, context.rows(start, stop)) if names else rows[-1])
+                part = context.rows(start, stop, rows[-1].device)
+                results.append(run(names, *rows, part) if names else rows[-1])
             return torch.cat(results)
-        numbers = self.index(tensors[-1].device)
-        order = torch.argsort(numbers, stable=True)
+        device = tensors[-1].device
         for number, names in enumerate(self.names):
-            index = (numbers == number).nonzero().squeeze(1)
+            index = self.rows(number, device)
             rows = tuple(tensor.index_select(0, index) for tensor in tensors)
             results.append(run(names, *rows, context.select(index)) if names else rows[-1])
-        return torch.cat(results).index_select(0, torch.argsort(order))
+        return torch.cat(results).index_select(0, self.back(device))
+
+    def _rows(self, number: int) -> tuple[int, ...]:
+        assert self.group is not None
+        return tuple(row for row, group in enumerate(self.group) if group == number)
+
+    def _on(self, device: torch.device, numbers: tuple[int, ...]) -> Tensor:
+        """Numbers as a tensor on a device; in a compiled pass they are a constant of it."""
+        if torch.compiler.is_compiling():
+            return torch.tensor(numbers, device=device)
+        if (device, numbers) not in self._kept:
+            with torch.inference_mode(False):  # training reads it as well
+                self._kept[device, numbers] = torch.tensor(numbers, device=device)
+        return self._kept[device, numbers]
 
 
 Rows = tuple[Names, ...]
@@ -237,6 +274,9 @@ class Routing:
         if len(self.bound) == 1:
             names = tuple(name for name in self.bound[0] if name in among)
             return Groups((names,), None) if names else None
+        if torch.compiler.is_compiling():
+            groups = self._spread(batch, among)
+            return groups if any(groups.names) else None
         key = (self.bound, batch, tuple(among))
         groups = self._cache.get(key)
         if groups is None:
@@ -245,17 +285,22 @@ class Routing:
             groups = self._cache[key] = self._spread(batch, among)
         return groups if any(groups.names) else None
 
-    def _spread(self, batch: int, among: Collection[str]) -> Groups:
+    def times(self, batch: int) -> int:
+        """How many rows of a batch there are for every one requested. Raises RowsError."""
         times, rest = divmod(batch, len(self.bound))
-        if rest or not times:
+        if len(self.bound) > 1 and (rest or not times):
             raise RowsError(
                 f"rows names {len(self.bound)} rows, but the batch has {batch}; "
                 "call rows(model, [...]) with one entry for every row"
             )
+        return times
+
+    def _spread(self, batch: int, among: Collection[str]) -> Groups:
         rows = [tuple(name for name in row if name in among) for row in self.bound]
         names = tuple(dict.fromkeys(rows))
         if len(names) == 1:
             return Groups(names, None)
+        times = self.times(batch)
         number = {row: i for i, row in enumerate(names)}
         return Groups(names, tuple(number[row] for row in rows for _ in range(times)))
 

@@ -24,7 +24,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import by_name, last_state, replace_last_state
+from inlay.runtime.stack_inputs import last_state, replace_last_state
 
 
 class _Pass(PerThread):
@@ -107,7 +107,7 @@ class SidePort(Port):
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = self._pass.states
         if states is not None and not states:
-            hidden = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+            hidden = args[0] if args else next(iter(kwargs.values()))
             states.append(hidden.detach())
 
     def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

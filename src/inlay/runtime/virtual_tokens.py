@@ -23,6 +23,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
+from inlay.runtime.stack_inputs import readable
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class VirtualTokenPort(Port):
                 "attach them again, and encode the texts anew"
             )
         ids = inputs.get("input_ids")
-        if not self.pieces or ids is None or not bool((ids >= self.first_id).any()):
+        if not self.pieces or ids is None or self._none_in(ids):
             return inputs
         return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
 
@@ -149,9 +150,8 @@ class VirtualTokenPort(Port):
         starts = [self._start(names, piece) for names in groups.names]
         if all(start is None for start in starts):
             return None
-        by_group = torch.tensor([-1 if start is None else start for start in starts])
-        by_group = by_group.to(numbers.device)
-        start = by_group if groups.group is None else by_group[groups.index(numbers.device)]
+        by_group = [-1 if start is None else start for start in starts]
+        start = groups.by_row(by_group, numbers.device)
         moved = numbers - start[:, None]
         return moved.where((start[:, None] >= 0) & (moved > 0) & (moved <= piece.length), 0)
 
@@ -177,23 +177,29 @@ class VirtualTokenPort(Port):
             return self.stack.embed(ids)
         virtual = ids >= self.first_id
         embeds = self.stack.embed(ids.masked_fill(virtual, 0))
-        if not bool(virtual.any()):
+        if self._none_in(ids):
             return embeds
         tables = [self._table(names, embeds) for names in groups.names]
         counts = [len(table) for table in tables]
-        number = torch.zeros(1, dtype=torch.long, device=ids.device)
-        number = number if groups.group is None else groups.index(ids.device)
         numbers = self._numbers(ids)
-        available = torch.tensor(counts, device=ids.device)[number]
-        if bool((numbers > available[:, None]).any()):
+        missing = numbers > groups.by_row(counts, ids.device)[:, None]
+        if readable(ids) and bool(missing.any()):
             raise RowsError(
                 f"a text names {int(numbers.max())} virtual tokens, and the inlays of its row have "
-                f"{int(available.min())}; attach one with as many as the template, or use rows"
+                f"{min(counts)}; attach one with as many as the template, or use rows"
             )
-        padded = [F.pad(t, (0, 0, 0, max(counts) - len(t))) for t in tables]
-        index = (numbers - 1).clamp(min=0)[..., None].expand(-1, -1, embeds.shape[-1])
+        # On a device an id without a vector is an index outside the table, as it is in the base.
+        most = max(counts)
+        index = torch.where(missing, most + 1, numbers)[..., None]
+        padded = [F.pad(t, (0, 0, 1, most - len(t))) for t in tables]  # row 0: no virtual token
+        number = groups.by_row(range(len(tables)), ids.device)
         vectors = torch.stack(padded)[number].expand(len(ids), -1, -1)
-        return torch.where(virtual[..., None], vectors.gather(1, index), embeds)
+        vectors = vectors.gather(1, index.expand(-1, -1, embeds.shape[-1]))
+        return torch.where(virtual[..., None], vectors, embeds)
+
+    def _none_in(self, ids: Tensor) -> bool:
+        """Whether there is certainly no virtual token among ids; a device is not asked."""
+        return readable(ids) and not bool((ids >= self.first_id).any())
 
     def _table(self, names: Names, embeds: Tensor) -> Tensor:
         """The vectors of these inlays, `[N, D]`, like the embeddings."""
