@@ -128,7 +128,7 @@ def test_a_pass_with_gradients_waits_for_nothing(family: str, method: str) -> No
     if family == "t5" and method in ("Prefix that shifts", "sum"):
         pytest.skip("has no positions")
     model, inputs = dressed(family, SPECS[method]), batch(family)
-    bare = waits(model, lambda: train(zoo.model(family), inputs), None)
+    bare = waits(model, lambda: train(zoo.fresh(family), inputs), None)
     for rows in ROWS:
         assert not waits(model, lambda: train(model, inputs), rows) - bare, rows
 
