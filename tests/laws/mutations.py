@@ -32,7 +32,6 @@ from inlay.runtime import (
     positions,
     prompts,
     reminder,
-    routing,
     shared_prefix,
     stack,
 )
@@ -164,8 +163,8 @@ def rows_permuted(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
-    real = torch.argsort
-    patch.setattr(routing.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
+    real = Groups.back
+    patch.setattr(Groups, "back", lambda self, device: real(self, device).flip(0))
 
 
 def beams_tiled(patch: pytest.MonkeyPatch) -> None:

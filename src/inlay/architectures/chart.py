@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Stack:
             are inserted after it.
     position_start: the position id of a text's first token.
     window: how many positions back a block sees, where some block sees fewer than all; else None.
+    arguments: of the module's forward, in order.
     """
 
     name: str
@@ -40,10 +42,15 @@ class Stack:
     keeps_first: bool
     position_start: int
     window: int | None
+    arguments: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _, *arguments = inspect.signature(type(self.module).forward).parameters
+        object.__setattr__(self, "arguments", tuple(arguments))
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        return argument in self.arguments
 
     @property
     def vocabulary(self) -> int:
@@ -160,8 +167,13 @@ class Chart:
         outputs of those layers; elsewhere they are the hidden states, scaled in some families.
         """
         recorded: list[Tensor] = []
-        embeddings = output_embeddings(model)
-        hook = embeddings.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
+        embeddings, thread = output_embeddings(model), get_ident()
+
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if get_ident() == thread:  # another may be in a pass of its own
+                recorded.append(args[0])
+
+        hook = embeddings.register_forward_pre_hook(record)
         try:
             self.logits(model, hidden)
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from inlay.architectures.base_head import base_head_sites
 from inlay.architectures.chart import Chart, Stack
 from inlay.architectures.config import is_decoder, sliding_window
 from inlay.architectures.discover import discover
@@ -51,6 +52,7 @@ def resolve(model: PreTrainedModel) -> Chart:
     head = model.get_output_embeddings()
     if isinstance(head, nn.Linear):
         sites.append(projection_site("head", "head", head, stacks[-1].name, None))
+    sites += base_head_sites(model, stacks, sites)
     return Chart(family, model, tuple(stacks), tuple(sites))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from inlay.laws.bare import unserved_rows_are_the_base
 from inlay.laws.case import BaseBreaks, Broken, Case, NotApplicable
+from inlay.laws.compiled import compiled_equals_eager
 from inlay.laws.draws import draws_repeat
 from inlay.laws.function import attached_is_base, export_computes_the_same, merged_computes_the_same
 from inlay.laws.generation import generation_agrees
@@ -25,7 +26,16 @@ from inlay.laws.tensors import index_tensors_are_exact
 from inlay.laws.texts import continued_cache_is_one_pass, packed_rows_are_rows_alone
 from inlay.laws.traces import copies_are_independent, detach_leaves_no_trace, file_restores_inlay
 
-__all__ = ["CONTROLLED", "LAWS", "BaseBreaks", "Broken", "Case", "Law", "NotApplicable"]
+__all__ = [
+    "CONTROLLED",
+    "LAWS",
+    "SLOW_LAWS",
+    "BaseBreaks",
+    "Broken",
+    "Case",
+    "Law",
+    "NotApplicable",
+]
 
 Law = Callable[[Case], float]
 
@@ -52,6 +62,9 @@ LAWS: dict[str, Law] = {
     "nothing outlives the pass": nothing_outlives_the_pass,
 }
 """The laws by name, in the order of the design. Parameter counts are each method's own test."""
+
+SLOW_LAWS: dict[str, Law] = {"compiled": compiled_equals_eager}
+"""Laws that take long, and are checked only by name."""
 
 CONTROLLED = frozenset(
     {

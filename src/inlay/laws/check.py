@@ -88,8 +88,8 @@ def check(
 
     The model and the inlay are as they were afterwards. A base in 16 bits is checked as a copy in
     fp32, unless it is too large for that: rounding would hide small mistakes and look like large
-    ones. laws: names from `inlay.laws.LAWS`, all of them by default. report: called with the name
-    of each law before it runs.
+    ones. laws: names from `inlay.laws.LAWS`, all of them by default, and from `SLOW_LAWS`. report:
+    called with the name of each law before it runs.
     """
     exact = model.dtype not in (torch.bfloat16, torch.float16)
     copied = not exact and model.num_parameters() <= TOO_LARGE

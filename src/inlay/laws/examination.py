@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inlay.laws import CONTROLLED, LAWS
+from inlay.laws import CONTROLLED, LAWS, SLOW_LAWS
 from inlay.laws.batches import pad_batch
 from inlay.laws.case import BaseBreaks, Broken, Case, NotApplicable
 from inlay.laws.compare import model_output
@@ -18,7 +18,7 @@ def examine(law: str, case: Case) -> float:
     about what is attached to it.
     """
     try:
-        return LAWS[law](case)
+        return (LAWS | SLOW_LAWS)[law](case)
     except NotApplicable:
         raise
     except Exception as fault:

@@ -70,6 +70,12 @@ def generation_agrees(case: Case) -> float:
     return worst
 
 
+def rows_to_continue(case: Case) -> Inputs:
+    """A batch of three rows as `generate` takes it, with padding where the base allows it."""
+    side, singles = _singles(case)
+    return pad_batch(singles, side)
+
+
 def _singles(case: Case) -> tuple[str, list[Inputs]]:
     """The side to pad on, and three rows, of equal length where a decoder is padded right."""
     inputs = case.inputs(3)

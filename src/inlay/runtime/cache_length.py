@@ -11,7 +11,9 @@ text it holds, and inside a pass, where the base asks, how many positions:
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 METHOD = "get_seq_length"
@@ -29,6 +31,8 @@ def count_positions(cache: Cache | None) -> None:
         vars(cache).pop(METHOD, None)
 
 
-def _text_length(cache: Cache, extra: int, layer_idx: int = 0) -> int:
-    positions = type(cache).get_seq_length(cache, layer_idx)
+def _text_length(cache: Cache, extra: int, layer_idx: int = 0) -> int | Tensor:
+    positions: Any = type(cache).get_seq_length(cache, layer_idx)
+    if isinstance(positions, Tensor):  # of a static cache, on its device
+        return (positions - extra).clamp(min=0)
     return max(positions - extra, 0)

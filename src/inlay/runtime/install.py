@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.core.method import Method, Placed, Shared, Spec
 from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
 from inlay.runtime.activations import keys_and_values
-from inlay.runtime.container import CHILD, Container
+from inlay.runtime.container import Container
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from inlay.architectures.chart import Chart
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
@@ -60,6 +61,13 @@ class ModuleHookPort(Port):
         return self.sites
 
 
+class _Entered(PerThread):
+    """The input of a whole sub-layer, kept until its output arrives."""
+
+    __slots__ = ()
+    x: Tensor | None = None
+
+
 class SiteHooks:
     """All pieces of all inlays at one site, by the name of their inlay.
 
@@ -73,7 +81,7 @@ class SiteHooks:
         self.output: dict[str, list[OutputDelta]] = {}
         self.input: dict[str, list[InputMap]] = {}
         self.tokens: dict[str, list[VirtualTokenDelta]] = {}
-        self._entered: Tensor | None = None
+        self._entered = _Entered()
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -113,7 +121,7 @@ class SiteHooks:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
-        self._entered = args[0]
+        self._entered.x = args[0]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
@@ -146,9 +154,8 @@ class SiteHooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         whole = output[0] if isinstance(output, tuple) else output
-        x = args[0] if self.site.enter is None else self._entered
-        self._entered = None
-        assert x is not None
+        x = args[0] if self.site.enter is None else self._entered.x
+        self._entered.x = None
         self._check_rows(whole)
         groups = self._groups(whole, self.output)
         at_tokens = self._at_tokens()
@@ -157,6 +164,7 @@ class SiteHooks:
         part = self.site.part
         y = whole if part is None else part.take(whole)
         if groups is not None:
+            assert x is not None
             y = groups.apply(self._add_deltas, (x, y), self._context(y))
         for piece, number in at_tokens:
             y = y + piece(y, number)

@@ -23,6 +23,7 @@ import torch
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece
 from inlay.core.site import Site
 from inlay.errors import PortError
@@ -36,11 +37,18 @@ PORTS: dict[type[Piece], type[Port]] = {}
 PortT = TypeVar("PortT", bound="Port")
 
 
+class CurrentContext(PerThread):
+    """The context of the pass under way in this thread."""
+
+    __slots__ = ()
+    context: PassContext = PassContext()
+
+
 class StackState:
     """What all ports of one stack share.
 
     limit:   the most positions, where the base looks them up in a table that ends.
-    context: what pieces may know of the pass under way.
+    context: what pieces may know of the pass under way in this thread.
     shifts:  by how many positions each inlay's extra keys move the text back.
     drawing: the inlays with pieces that draw random numbers. relating: those with pieces that
              relate positions with each other.
@@ -52,7 +60,7 @@ class StackState:
         self.stack = stack
         self.routing = routing
         self.limit = limit
-        self.context = PassContext()
+        self._current = CurrentContext()
         self.shifts: dict[str, int] = {}
         self.drawing: set[str] = set()
         self.relating: set[str] = set()
@@ -60,6 +68,14 @@ class StackState:
         self.ports: dict[type[Port], Port] = {}
         for kind in dict.fromkeys(PORTS.values()):
             self.port(kind)
+
+    @property
+    def context(self) -> PassContext:  # noqa: D102
+        return self._current.context
+
+    @context.setter
+    def context(self, context: PassContext) -> None:
+        self._current.context = context
 
     def port(self, kind: type[PortT]) -> PortT:
         """The stack's port of a class."""

@@ -53,8 +53,7 @@ class Positions:
         mask, text = padding_mask(inputs), text_of(inputs)
         if counted is inputs or all(groups.names) or mask is None or text is None:
             return counted
-        served = [bool(names) for names in groups.names]
-        rows = torch.tensor(served, device=text.device)[groups.index(text.device)]
+        rows = groups.by_row([int(bool(names)) for names in groups.names], text.device).bool()
         plain = self._alone()(self.stack, text, mask)
         positions = torch.where(rows[:, None], counted["position_ids"], plain)
         return {**counted, "position_ids": positions}

@@ -18,13 +18,14 @@ from transformers.cache_utils import StaticCache, StaticLayer
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.positions import is_packed
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import cached, text_of
+from inlay.runtime.stack_inputs import cached, continues, leading_padding, text_of
 from inlay.runtime.virtual_tokens import VirtualTokenPort, check_embed
 
 BEFORE = "inlay_before"
@@ -65,9 +66,17 @@ class PromptLayout:
             raise RowsError(OTHER_ROWS)
 
 
+class _Pass(PerThread):
+    __slots__ = ()
+    layout: PromptLayout | None = None
+
+
 @accepts(PromptVectors)
 class PromptPort(Port):
-    """All prompts of all inlays before one stack. layout: of the pass under way."""
+    """All prompts of all inlays before one stack.
+
+    layout: of the pass under way in this thread.
+    """
 
     label = "prompts"
 
@@ -75,7 +84,15 @@ class PromptPort(Port):
         super().__init__(state)
         self.tokens = state.port(VirtualTokenPort)
         self.pieces: dict[str, list[PromptVectors]] = {}
-        self.layout: PromptLayout | None = None
+        self._pass = _Pass()
+
+    @property
+    def layout(self) -> PromptLayout | None:  # noqa: D102
+        return self._pass.layout
+
+    @layout.setter
+    def layout(self, layout: PromptLayout | None) -> None:
+        self._pass.layout = layout
 
     @classmethod
     @override
@@ -124,8 +141,8 @@ class PromptPort(Port):
         if text is None:
             return inputs
         groups = self.routing.groups(text.shape[0], self.pieces)
-        before = cached(inputs)
-        if before:
+        goes_on = continues(inputs)
+        if goes_on:
             kept = vars(inputs["past_key_values"]).get(BEFORE)
             if isinstance(kept, PromptLayout):
                 kept.check(groups or NO_INLAYS)
@@ -136,9 +153,11 @@ class PromptPort(Port):
                 f"{type(self.state.chart.base).__name__} reads a prompt as part of its row, and "
                 "these rows hold several texts each; give every text a row of its own"
             )
-        tokens = text.shape[1] + (before - max(self._lengths(groups)) if before else 0)
+        tokens = text.shape[1]
+        if goes_on:
+            tokens += int(cached(inputs)) - max(self._lengths(groups))
         mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), tokens)
-        if before:
+        if goes_on:
             return self._continue(inputs, groups, mask, tokens, text)
         return self._begin(inputs, groups, mask, text)
 
@@ -241,13 +260,11 @@ class PromptPort(Port):
         self, groups: Groups, batch: int, length: int, mask: Tensor | None, device: torch.device
     ) -> PromptLayout:
         """The layout of a batch whose text is `length` long with padding `mask` `[B, length]`."""
-        counts = torch.tensor(self._lengths(groups), device=device)
-        extra = int(max(self._lengths(groups)))
-        rows = None if groups.group is None else groups.index(device)
-        lengths = counts.expand(batch) if rows is None else counts[rows]
+        extra = max(self._lengths(groups))
+        lengths = groups.by_row(self._lengths(groups), device).expand(batch)
         if mask is None:
             mask = torch.ones(batch, length, dtype=torch.long, device=device)
-        lead = (mask.long().cumsum(-1) == 0).sum(-1)
+        lead = leading_padding(mask).squeeze(1)
         lead = torch.where(lead == length, 0, lead)
         unused = (extra - lengths) if self.stack.causal else torch.zeros_like(lengths)
         start = lead + unused + (1 if self.stack.keeps_first else 0)
@@ -287,6 +304,8 @@ class PromptPort(Port):
         first = layout.back.new_zeros(len(positions), 1)
         at = (layout.back >= layout.start[:, None]).long().argmax(-1, keepdim=True)
         begin = positions.gather(1, torch.where(at < length, at, first))
+        if self.state.chart.family.position_table:  # there a position means itself
+            begin = torch.full_like(begin, self.stack.position_start)
         prompt = begin + torch.arange(layout.extra, device=positions.device)
         after = layout.back >= layout.start[:, None]
         text = torch.where(after, positions + layout.lengths[:, None], positions)
@@ -305,7 +324,7 @@ def _texts(layout: PromptLayout, states: Tensor) -> Tensor:
     return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def flat_mask(mask: Any, cache: Any, tokens: int) -> Tensor | None:
+def flat_mask(mask: Any, cache: Any, tokens: int | Tensor) -> Tensor | None:
     """The padding mask `[B, tokens]` behind whatever form of mask the stack was given.
 
     `generate` with a static cache builds masks `[B, 1, T, length of the cache]` beforehand. In the
@@ -325,6 +344,6 @@ def flat_mask(mask: Any, cache: Any, tokens: int) -> Tensor | None:
     first = vars(cache).get(FIRST_MASK)
     if first is None:
         visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        first = visible.any(1).any(1)[:, :tokens].long()
+        first = visible.any(1).any(1)[:, : int(tokens)].long()
         setattr(cache, FIRST_MASK, first)
-    return F.pad(first, (0, tokens - first.shape[1]), value=1)
+    return F.pad(first, (0, int(tokens) - first.shape[1]), value=1)

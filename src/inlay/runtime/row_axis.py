@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inlay.architectures.chart import Stack
 from inlay.core.modes import evaluating
+from inlay.core.per_thread import PerThread
 from inlay.errors import RowsError
 
 LENGTH = 3
@@ -31,13 +32,25 @@ OF_THE_TEXT = {"inputs_embeds", "attention_mask", "position_ids", "token_type_id
 """Inputs that the two rows are run without."""
 
 
+class _Measuring(PerThread):
+    """What this thread has noted so far, by site; None while it measures nothing."""
+
+    __slots__ = ()
+    noted: dict[str, bool] | None = None
+
+
 class RowAxis:
-    """What was measured of one stack. under_way: whether its modules are being measured now."""
+    """What was measured of one stack."""
 
     def __init__(self, stack: Stack):
         self.stack = stack
-        self.under_way = False
+        self._measuring = _Measuring()
         self._rows_first: dict[str, bool] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """Whether this thread is measuring the stack's modules now."""
+        return self._measuring.noted is not None
 
     def covers(self, sites: Iterable[str]) -> bool:
         """Whether all of these sites were measured, or cannot be."""
@@ -45,22 +58,24 @@ class RowAxis:
 
     def measure(self, sites: Iterable[str], inputs: dict[str, Any], batch: int) -> None:
         """Run two equal rows like those of a pass with these inputs. Nothing serves them."""
-        self._rows_first |= dict.fromkeys(sites, True)  # what is not reached is not refused
-        self.under_way = True
+        noted = self._measuring.noted = dict.fromkeys(sites, True)  # unless it is reached
         try:
             with evaluating(self.stack.module):
                 self.stack.module.forward(**self._two_rows(inputs, batch))
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
             return  # a stack that reads more than is known here: shapes have to do
         finally:
-            self.under_way = False
+            self._measuring.noted = None
+            self._rows_first = {**self._rows_first, **noted}
 
     def note(self, site: str, computed: Tensor) -> None:
         """Note what a module computed of the two rows."""
+        noted = self._measuring.noted
+        assert noted is not None
         half, rest = divmod(len(computed), 2)
         first, second = computed[:half], computed[half:]
         close = not rest and (first - second).abs().max() <= CLOSE * first.abs().max()
-        self._rows_first[site] = self._rows_first.get(site, True) and bool(close)
+        noted[site] = noted.get(site, True) and bool(close)
 
     def check(self, site: str) -> None:
         """Raise RowsError where the rows at a site cannot have different inlays."""
