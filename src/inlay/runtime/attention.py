@@ -92,14 +92,14 @@ AttentionInterface.register(OURS["eager"], partial(_attention, None))
 def redirect(core: nn.Module, extra_kv: Any) -> None:
     """Lead an attention into our functions, where `extra_kv` changes its keys and values."""
     if not isinstance(core.config, Redirected):
-        core.config = Redirected(core.config)
+        core.__dict__["config"] = Redirected(core.config)
     setattr(core, EXTRA_KV, extra_kv)
 
 
 def restore(core: nn.Module) -> None:
     """Lead an attention back."""
     if isinstance(core.config, Redirected):
-        core.config = core.config.shared
+        core.__dict__["config"] = core.config.shared
         delattr(core, EXTRA_KV)
 
 

@@ -255,7 +255,7 @@ class StackHooks:
     def _forget(self) -> None:
         """Drop what is known of a pass that is over: it may be large, and no copy can have it."""
         self._pass.reentrant = False
-        self.state.context = PassContext()
+        self.state.context = replace(self.state.context, cache=None)
         self.tokens.positions = None
         self.extra_kv.attention_pass.prefix = None
         if self.prefix is not None:
@@ -311,7 +311,7 @@ class StackHooks:
         """A hook for the gradient of the output: puts back what this pass was like."""
         state, routing, tokens = self.state, self.routing, self.tokens
         attention_pass = self.extra_kv.attention_pass
-        bound, context = routing.bound, replace(state.context, cache=None)
+        bound, context = routing.bound, state.context
         prefix, positions = attention_pass.prefix, tokens.positions
         values = [(once, once.value) for modules in self.once.values() for once in modules]
 
@@ -331,7 +331,7 @@ class StackHooks:
 
 def after_backward(run: Callable[[], None]) -> None:
     """Run something when the backward pass under way is over. To be called in one of its hooks."""
-    Variable._execution_engine.queue_callback(run)  # type: ignore[attr-defined]
+    Variable._execution_engine.queue_callback(run)
 
 
 def _seed() -> int:
