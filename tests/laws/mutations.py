@@ -32,7 +32,6 @@ from inlay.runtime import (
     module_hooks,
     prompts,
     reminder,
-    routing,
     shared_prefix,
     stack,
 )

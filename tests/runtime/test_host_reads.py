@@ -152,7 +152,9 @@ def sizes(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, list[tuple[int
     """The logits of a pass, and the sizes `[rows, positions]` that the first block saw."""
     seen: list[tuple[int, int]] = []
     block = stack_hooks(model)[0].stack.layers[0]
-    hook = block.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    hook = block.register_forward_pre_hook(
+        lambda module, args: seen.append(tuple(args[0].shape[:2]))
+    )
     with torch.no_grad():
         logits = model(**inputs).logits
     hook.remove()

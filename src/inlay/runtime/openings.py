@@ -108,7 +108,9 @@ def known_openings(openings: Sequence[Openings], batches: Sequence[Copies]) -> I
             stack.known = known
 
 
-def _known(stack: Openings, host: Mapping[str, Tensor], device: Mapping[str, Tensor]) -> KnownOpening:
+def _known(
+    stack: Openings, host: Mapping[str, Tensor], device: Mapping[str, Tensor]
+) -> KnownOpening:
     ids, mask = host["input_ids"], host.get("attention_mask")
     return KnownOpening(
         device["input_ids"], device.get("attention_mask"), stack.counted(ids, mask, None)

@@ -50,7 +50,7 @@ def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
 def cached(inputs: Mapping[str, Any]) -> int | Tensor:
     """How many positions the cache of a pass holds already; a tensor for static caches."""
     cache = cache_of(inputs)
-    return 0 if cache is None else cache.get_seq_length()
+    return 0 if cache is None else _length(cache)
 
 
 def continues(inputs: Mapping[str, Any]) -> bool:
@@ -74,9 +74,14 @@ def note_length(cache: Cache) -> None:
     """Note after a pass that a static cache holds positions."""
     if torch.compiler.is_compiling():
         return
-    length = cache.get_seq_length()
+    length = _length(cache)
     if isinstance(length, Tensor):
         setattr(cache, LENGTH_NOTED, _version(length))
+
+
+def _length(cache: Cache) -> int | Tensor:
+    length: Any = cache.get_seq_length()  # said to be an int, which it is not in a static cache
+    return length
 
 
 def _version(length: Tensor) -> int | None:
