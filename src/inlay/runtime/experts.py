@@ -144,7 +144,7 @@ class ExpertHooks:
         order = torch.argsort(numbers, stable=True)
         x = call.tokens[order // top]
         sizes = torch.bincount(numbers).tolist()
-        learning = self._learning(call)
+        learning = self._learning()
         sizes += [0] * (learning * groups - len(sizes))
         context = replace(self.state.context, mask=None, source_mask=None, cache=None)
         outputs, start = [], 0
@@ -159,13 +159,13 @@ class ExpertHooks:
         back = torch.argsort(order)
         return y[back].unflatten(0, (count, top)).sum(1).to(call.tokens.dtype)
 
-    def _learning(self, call: Call) -> int:
+    def _learning(self) -> int:
         """How many experts there are, where each must get a gradient; else 0.
 
-        An expert without tokens gets zeros then: processes that train together wait for the same
-        gradients from each other.
+        An expert without tokens gets zeros then: which parameters have gradients does not depend
+        on the batch, and processes that train together wait for the same ones from each other.
         """
-        if not (torch.is_grad_enabled() and self.host.training):
+        if not torch.is_grad_enabled():
             return 0
         return 1 + max(number for number, _ in self.matrices)
 
