@@ -161,9 +161,7 @@ def _attentions(linears: Linears) -> dict[str, dict[str, str]]:
     return attentions
 
 
-def _output_projection(
-    attention: str, projections: dict[str, str], linears: Linears
-) -> str | None:
+def _output_projection(attention: str, projections: dict[str, str], linears: Linears) -> str | None:
     """The path of the output projection, inside the attention module or beside it."""
     parent = attention.rpartition(".")[0]
     _, width = linears[next(iter(projections.values()))]

@@ -18,8 +18,8 @@ from inlay.architectures import (
 )
 from inlay.architectures.layout import Family
 
-FILES = (llama, gemma3n, gpt2, opt, neox, falcon, bloom, mpt, bert, distilbert, modernbert, t5, bart,
-         vit)  # fmt: skip
+FILES = (llama, gemma3n, gpt2, opt, neox, falcon, bloom, mpt, bert, distilbert, modernbert, t5,
+         bart, vit)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     model_type: family

@@ -98,6 +98,8 @@ class Layout:
             are inserted after it.
     streams: the blocks hand on several streams of hidden states, `[S, B, T, D]`, so that their
             outputs are no place (Gemma 3n).
+    beside_ids: (stack, ids `[B, T]`) -> what else the stack looks up by ids, as its own arguments;
+            None where its embeddings are all. An id that no table has is a position without one.
     by_layer: the layouts of the single blocks, where the stack has blocks of several kinds; only
             what they say of a block counts.
     """
@@ -115,6 +117,7 @@ class Layout:
     causal: bool = True
     keeps_first: bool = False
     streams: bool = False
+    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
     by_layer: tuple[Layout, ...] = ()
 
     def of_block(self, number: int) -> Layout:

@@ -69,4 +69,5 @@ def _stack(backbone: nn.Module, layout: Layout, position_start: int) -> Stack:
         keeps_first=layout.keeps_first and not causal,
         position_start=position_start,
         window=sliding_window(module.config),
+        beside_ids=layout.beside_ids,
     )

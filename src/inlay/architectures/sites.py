@@ -104,8 +104,9 @@ class _Block:
 
     def _kv_shape(self, side: str, attention: nn.Module) -> tuple[int, int, int] | None:
         """Key-value heads, width of their keys, width of their values; None where not known."""
-        keys, values = self._projections(f"{side}.k"), self._projections(f"{side}.v")
-        if keys and values:
+        keys = self._projections(f"{side}.k")
+        values = self._projections(f"{side}.v") or keys  # where keys are values as well (Gemma 4)
+        if keys:
             head_dim = int(getattr(attention, self.layout.head_width))
             heads = keys[0].d_out // head_dim
             return heads, head_dim, values[0].d_out // heads

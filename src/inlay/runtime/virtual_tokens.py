@@ -74,7 +74,8 @@ class VirtualTokenPort(Port):
         ids = inputs.get("input_ids")
         if not self.pieces or ids is None or not bool((ids >= self.first_id).any()):
             return inputs
-        return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
+        embeds, beside = self.embed(ids), self.stack.looked_up(ids)
+        return {**inputs, "input_ids": None, "inputs_embeds": embeds, **beside}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
