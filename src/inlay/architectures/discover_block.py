@@ -47,19 +47,38 @@ MIXER: dict[str, str] = {
     "x_proj": "x",
     "out_proj": "out",
 }
-"""The last part of a mixer's role, by what the projection is called. That to the step size is left
-out: modelling files multiply by its matrix without calling it."""
+"""The last part of a mixer's role, by what the projection is called. The one to the step size
+is left out: modelling files multiply by its matrix without calling the module."""
 
 HEAD_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
 """The attributes under which attention modules keep the width of a head."""
 
-BEFORE_MIXING = ("input_layernorm", "ln_1", "norm_1", "attention_norm", "attn_norm", "ln_attn",
-                 "layernorm_before", "operator_norm", "pre_attention_layernorm", "norm")  # fmt: skip
+BEFORE_MIXING = (
+    "input_layernorm",
+    "ln_1",
+    "norm_1",
+    "attention_norm",
+    "attn_norm",
+    "ln_attn",
+    "layernorm_before",
+    "operator_norm",
+    "pre_attention_layernorm",
+    "norm",
+)
 """What the norm before the attention or mixer of a block is called."""
 
-BEFORE_MLP = ("pre_feedforward_layernorm", "pre_ff_layernorm", "pre_mlp_layernorm", "ln_mlp",
-              "post_attention_layernorm", "ln_2", "norm_2", "ffn_norm", "mlp_norm",
-              "layernorm_after")  # fmt: skip
+BEFORE_MLP = (
+    "pre_feedforward_layernorm",
+    "pre_ff_layernorm",
+    "pre_mlp_layernorm",
+    "ln_mlp",
+    "post_attention_layernorm",
+    "ln_2",
+    "norm_2",
+    "ffn_norm",
+    "mlp_norm",
+    "layernorm_after",
+)
 """What the norm before the feed-forward layer is called, where there is one before attention."""
 
 AFTER = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}

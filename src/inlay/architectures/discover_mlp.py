@@ -93,7 +93,8 @@ def _router(block: nn.Module, mixture: Mixture) -> Place | None:
         path = start + name
         if path == mixture.experts or path.startswith(f"{mixture.experts}."):
             continue
-        return path if is_linear(part) else Inner(path)
+        own = type(part).__module__ == type(parent).__module__  # it goes on from the product
+        return path if is_linear(part) and not own else Inner(path)
     return None
 
 

@@ -23,21 +23,22 @@ from typing_extensions import override
 class Product(TorchFunctionMode):
     """Inside it the first product with a matrix of this shape is given to `change`.
 
-    change: (x, multiply) -> what takes the place of the product, where multiply(x) is it.
+    change:  (x, multiply) -> what takes the place of the product, where multiply(x) is it.
+    changed: whether there was one.
     """
 
     def __init__(self, shape: torch.Size, change: Callable[..., Tensor]):
         super().__init__()
         self.shape = shape
-        self.change: Callable[..., Tensor] | None = change
+        self.change = change
+        self.changed = False
 
     @override
     def __torch_function__(
         self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        change = self.change
-        if func is not F.linear or change is None or args[1].shape != self.shape:
+        if func is not F.linear or self.changed or args[1].shape != self.shape:
             return func(*args, **kwargs)
-        self.change = None
-        return change(args[0], lambda x: func(x, *args[1:], **kwargs))
+        self.changed = True
+        return self.change(args[0], lambda x: func(x, *args[1:], **kwargs))

@@ -219,7 +219,17 @@ class InsideHooks(SiteHooks):
         product.__enter__()
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._products.pop().__exit__(None, None, None)
+        product = self._products.pop()
+        product.__exit__(None, None, None)
+        if not product.changed and output is not None and self._serves():
+            raise PortError(
+                f"{type(module).__name__} did not multiply by its matrix as torch does, so nothing "
+                f"can act at {self.site.name}; use another place, such as 'mlp'"
+            )
+
+    def _serves(self) -> bool:
+        """Whether any piece here serves a row of the pass under way."""
+        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
 
     def _product(self, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
         """What the module gets for its product with x, `[N, d_in] -> [N, d_out]`."""
