@@ -16,6 +16,9 @@ from inlay.core.site import Expert, Part, Site, stored_transposed
 LATENT_WIDTHS = ("qk_head_dim", "v_head_dim")
 """The attributes under which latent attention keeps the widths of its keys and of its values."""
 
+FUSED_IN_KERNELS = ("mixer.x", "mixer.out")
+"""Projections of a mixer whose matrices fused kernels read without calling their modules."""
+
 
 def stack_sites(stack: Stack, layout: Layout, *, reads_encoder: bool) -> Iterator[Site]:
     """The sites of a stack, in the order of the base.
@@ -170,6 +173,9 @@ class _Block:
         site = projection_site(name, role, host, stack, self.number)
         if isinstance(place, Inner):
             return [replace(site, inside=True)]
+        mixer = self.layout.block.get("mixer")
+        if role in FUSED_IN_KERNELS and isinstance(mixer, Sub):
+            return [replace(site, caller=submodule(self.block, mixer.leave))]
         if not isinstance(place, Fused):
             return [site]
         part = self._part(place, site.d_out, role.split(".")[0])

@@ -193,6 +193,8 @@ class Site:
             the tokens `[n, d_in]` that were sent to it.
     inside: y is what the host's own matrix computes in its forward, which goes on from there (a
             router, whose output are the experts chosen), not the host's output.
+    caller: a module around the host that may compute without calling it, by a fused kernel: nothing
+            can act at this site then.
     enter:  where x is not the host's own input (a whole sub-layer), the module whose input is x:
             x is then the residual stream that the sub-layer reads.
     norm:   on `block` of a post-norm family, the norm that makes y of x, the sum before it.
@@ -217,6 +219,7 @@ class Site:
     norm: nn.Module | None = None
     expert: Expert | None = None
     inside: bool = False
+    caller: nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: {type(self.host).__name__} {self.d_in}→{self.d_out}>"

@@ -90,6 +90,7 @@ class SiteHooks:
         self.input: dict[str, list[InputMap]] = {}
         self.tokens: dict[str, list[VirtualTokenDelta]] = {}
         self._entered: Tensor | None = None
+        self._called = True
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -127,6 +128,28 @@ class SiteHooks:
             if enter is not None:
                 before = enter.register_forward_pre_hook
                 self._hooks.append(before(self._enter, prepend=True, with_kwargs=True))
+        if self.site.caller is not None and not self.empty:
+            self._hooks.append(module.register_forward_hook(self._note_call))
+            self._hooks.append(self.site.caller.register_forward_pre_hook(self._await_call))
+            self._hooks.append(self.site.caller.register_forward_hook(self._check_call))
+
+    def _await_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._called = False
+
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._called = True
+
+    def _check_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Raise PortError where a kernel read the host's matrix, and pieces had to act there."""
+        if not self._called and self.serves():
+            raise PortError(
+                f"{type(module).__name__} was computed by one kernel, in which nothing can act at "
+                f"{self.site.name}; use another place, such as 'mixer.in' or 'mixer'"
+            )
+
+    def serves(self) -> bool:
+        """Whether any piece here serves a row of the pass under way."""
+        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
@@ -221,15 +244,11 @@ class InsideHooks(SiteHooks):
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         product = self._products.pop()
         product.__exit__(None, None, None)
-        if not product.changed and output is not None and self._serves():
+        if not product.changed and output is not None and self.serves():
             raise PortError(
                 f"{type(module).__name__} did not multiply by its matrix as torch does, so nothing "
                 f"can act at {self.site.name}; use another place, such as 'mlp'"
             )
-
-    def _serves(self) -> bool:
-        """Whether any piece here serves a row of the pass under way."""
-        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
 
     def _product(self, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
         """What the module gets for its product with x, `[N, d_in] -> [N, d_out]`."""
