@@ -38,12 +38,12 @@ def cure(chart: Chart, method: Method) -> str:
     kind = type(method).__name__
     roles = _roles_instead(chart, method)
     if roles:
-        return f"use {kind}(at={roles!r})"
+        return f"; use {kind}(at={roles!r})"
     asis, elsewhere = _other_methods(chart, kind)
     if not asis and not elsewhere:
-        return "nothing can be attached to this model"
+        return ", and no other place for anything"
     names = [*asis[:EXAMPLES], *elsewhere[: 1 if asis else EXAMPLES]]
-    return f"it has no place for {kind}; use {' or '.join(names)}"
+    return f", nor another place for {kind}; use {' or '.join(names)}"
 
 
 def _roles_instead(chart: Chart, method: Method) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def sites_of(chart: Chart, method: Method) -> list[Site]:
         if not missing:
             raise type(error)(f"{place}: {error}") from None
         roles = " or ".join(map(repr, missing))
-        raise SiteError(f"{place}: this model has no {roles}; {cure(chart, method)}") from None
+        raise SiteError(f"{place}: this model has no {roles}{cure(chart, method)}") from None
 
 
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
