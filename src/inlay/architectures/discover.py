@@ -1,6 +1,6 @@
 """Reading a model whose family has no description, by its structure.
 
-The blocks are the list of equal modules that holds most parameters. Inside a block, projections
+Every part that owns a list of equal blocks is a stack (`stacks.py`). Inside a block, projections
 are recognised by the names that nearly every modelling file gives them (whole names, never parts
 of names) and, in the feed-forward layer, by their shapes. What cannot be recognised is left out,
 and a method that needs it says so.
@@ -8,15 +8,21 @@ and a method that needs it says so.
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inlay.architectures.config import is_decoder
+from inlay.architectures.families import FAMILIES
 from inlay.architectures.layout import Family, Layout, Place, Sub
-from inlay.architectures.logits import verified_logits
+from inlay.architectures.logits import input_embeddings, verified_logits
+from inlay.architectures.names import Draft, named, reads
+from inlay.architectures.paths import has_layout
+from inlay.architectures.stacks import Found, config_of, find_stacks
 from inlay.core.site import stored_transposed
 from inlay.errors import SiteError
 
@@ -33,9 +39,6 @@ NAMES: dict[str, frozenset[str]] = {
 HEAD_WIDTHS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
 """The attributes under which attention modules keep the width of a head."""
 
-STACKS = ("encoder", "decoder")
-"""What the stacks of an encoder–decoder are called."""
-
 Projections = dict[str, str]
 """Part of a role ("q", "k", "v", "o") -> path of the projection from its block."""
 
@@ -43,26 +46,49 @@ Projections = dict[str, str]
 def discover(model: PreTrainedModel) -> Family:
     """Describe the family of a model from its modules. Raises SiteError where it has no blocks."""
     backbone = model.base_model
-    if model.config.is_encoder_decoder:
-        stacks = [(name, part) for name, part in backbone.named_children() if name in STACKS]
-    else:
-        stacks = [("", backbone)]
-    layouts = [layout for path, part in stacks if (layout := _layout(path, part, model))]
-    if not layouts:
+    found = find_stacks(backbone, lambda block: bool(_attentions(block)))
+    if not found:
         raise SiteError(
             f"{type(model).__name__} has no list of equal blocks to set pieces into; "
             "use a transformer that is made of such blocks"
         )
-    model_type = model.config.model_type
-    return Family((model_type,), tuple(layouts), logits=verified_logits, linear_head=False)
+    drafts = named([_draft(part, backbone, model) for part in found], model)
+    known = drafts[0].known
+    family = Family(
+        (model.config.model_type,),
+        tuple(draft.layout for draft in drafts),
+        logits=verified_logits,
+        linear_head=False,
+    )
+    if known is None:
+        return family
+    return replace(
+        family,
+        position_start=known.position_start,
+        position_table=known.position_table,
+        shares_prefix=known.shares_prefix,
+    )
 
 
-def _layout(path: str, stack: nn.Module, model: PreTrainedModel) -> Layout | None:
-    """The layout of the stack at `path`; None where it has no list of equal blocks."""
-    layers = _blocks_path(stack)
-    if layers is None or not isinstance(stack, PreTrainedModel):
-        return None
-    block = cast(nn.ModuleList, stack.get_submodule(layers))[0]
+def _draft(found: Found, backbone: nn.Module, model: PreTrainedModel) -> Draft:
+    """The layout of a stack that was found, before it has its name."""
+    stack = backbone.get_submodule(found.path)
+    config = config_of(backbone, found.path)
+    known = FAMILIES.get(config.model_type)
+    if known is not None and len(known.layouts) == 1 and has_layout(stack, known.layouts[0]):
+        (layout,) = known.layouts
+        module = stack.get_submodule(layout.path)
+        path = ".".join(part for part in (found.path, layout.path) if part)
+        layout = replace(layout, path=path, causal=layout.causal or is_decoder(config))
+        return Draft(layout, module, config, known)
+    return Draft(_layout(found, stack, config, model), stack, config)
+
+
+def _layout(
+    found: Found, stack: nn.Module, config: PreTrainedConfig, model: PreTrainedModel
+) -> Layout:
+    """The layout of a stack that no family describes."""
+    block = next(stack.get_submodule(found.layers[0]).children())
     attentions = _attentions(block)
     sides = dict(zip(("attn", "cross"), attentions, strict=False))
     places: dict[str, Place] = {}
@@ -74,39 +100,26 @@ def _layout(path: str, stack: nn.Module, model: PreTrainedModel) -> Layout | Non
     in_attention = {name for projections in attentions.values() for name in projections.values()}
     places |= _feed_forward(block, in_attention)
     head_width = _head_width(block.get_submodule(sides["attn"])) if "attn" in sides else None
-    causal = _causal(block.get_submodule(sides["attn"]) if "attn" in sides else None, model)
+    embed = _embed_path(stack)
     return Layout(
-        stack=path or ("decoder" if causal else "encoder"),
-        path=path,
-        layers=layers,
-        embed=_embed_path(stack),
+        stack="",
+        path=found.path,
+        layers=found.layers,
+        embed=embed,
         block=places,
+        reads=reads(stack, embed is not None),
         attention=sides.get("attn") if head_width else None,
         cross_attention=sides.get("cross") if head_width else None,
         head_width=head_width or "",
-        causal=causal if not path else path == "decoder",
-        keeps_first=not path,
-    )
+        causal=_causal(block.get_submodule(sides["attn"]) if "attn" in sides else None, stack,
+                       config, model),
+        keeps_first=not model.config.is_encoder_decoder,
+    )  # fmt: skip
 
 
-def _blocks_path(stack: nn.Module) -> str | None:
-    """The path of the list of modules of one class that holds most parameters."""
-    sizes = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in stack.named_modules()
-        if isinstance(part, nn.ModuleList) and len({type(block) for block in part}) == 1
-    }
-    return max(sizes, key=lambda name: sizes[name]) if sizes else None
-
-
-def _embed_path(stack: PreTrainedModel) -> str | None:
-    """The path of the token embeddings; None where the model reads no tokens (images)."""
-    try:
-        embed = stack.get_input_embeddings()
-    except NotImplementedError:  # how transformers says that there are none
-        return None
-    if not isinstance(embed, nn.Embedding):
-        return None
+def _embed_path(stack: nn.Module) -> str | None:
+    """The path of the token embeddings; None where the stack reads no tokens (images, sound)."""
+    embed = input_embeddings(stack)
     return next((name for name, part in stack.named_modules() if part is embed), None)
 
 
@@ -167,12 +180,20 @@ def _feed_forward(block: nn.Module, in_attention: set[str]) -> dict[str, Place]:
     return places if gate is None else {**places, "mlp.gate": gate}
 
 
-def _causal(attention: nn.Module | None, model: PreTrainedModel) -> bool:
+def _causal(
+    attention: nn.Module | None,
+    stack: nn.Module,
+    config: PreTrainedConfig,
+    model: PreTrainedModel,
+) -> bool:
     """Whether a position sees only those before it, as the attention or else the model says."""
     is_causal = None if attention is None else vars(attention).get("is_causal")
     if is_causal is not None:
         return bool(is_causal)
-    return is_decoder(model.config) or model.can_generate()
+    if is_decoder(config):
+        return True
+    takes_ids = "input_ids" in inspect.signature(type(stack).forward).parameters
+    return takes_ids and not model.config.is_encoder_decoder and model.can_generate()
 
 
 def _head_width(attention: nn.Module) -> str | None:

@@ -1,11 +1,37 @@
 """The described families by model type; each file beside this one describes one layout."""
 
-from inlay.architectures import bart, bert, distilbert, gpt2, llama, modernbert, neox, opt, t5, vit
+from inlay.architectures import (
+    bart,
+    bert,
+    clip,
+    distilbert,
+    gpt2,
+    llama,
+    modernbert,
+    neox,
+    opt,
+    t5,
+    vit,
+    whisper,
+)
 from inlay.architectures.layout import Family
 
 FAMILIES: dict[str, Family] = {
     model_type: family
-    for module in (llama, gpt2, opt, neox, bert, distilbert, modernbert, t5, bart, vit)
+    for module in (
+        llama,
+        gpt2,
+        opt,
+        neox,
+        bert,
+        distilbert,
+        modernbert,
+        t5,
+        bart,
+        vit,
+        clip,
+        whisper,
+    )
     for family in module.FAMILIES
     for model_type in family.model_types
 }

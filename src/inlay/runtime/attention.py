@@ -67,7 +67,7 @@ def has_port(core: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[type(core).__module__])
 
 
-def configs(model: PreTrainedModel) -> list[Any]:
+def configs(model: nn.Module) -> list[Any]:
     """Every config that some part of the base reads its attention implementation from."""
     by_id = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return list(by_id.values())

@@ -19,6 +19,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
+from inlay.runtime.stack_inputs import first_input
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
@@ -100,22 +101,30 @@ class SiteHooks:
         self._hooks = []
         module, enter = self.site.host, self.site.enter
         if self.input:
-            self._hooks.append(module.register_forward_pre_hook(self._before, prepend=True))
+            hook = module.register_forward_pre_hook
+            self._hooks.append(hook(self._before, prepend=True, with_kwargs=True))
         if self.output or self.tokens:
-            self._hooks.append(module.register_forward_hook(self._after, prepend=True))
+            after = module.register_forward_hook
+            self._hooks.append(after(self._after, prepend=True, with_kwargs=True))
             if enter is not None:
-                self._hooks.append(enter.register_forward_pre_hook(self._enter, prepend=True))
+                before = enter.register_forward_pre_hook
+                self._hooks.append(before(self._enter, prepend=True, with_kwargs=True))
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
-        self._entered = args[0]
+        self._entered = first_input(args, kwargs)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = first_input(args, kwargs)
         groups = self.state.routing.groups(x.shape[0], self.input)
         if groups is None:
-            return args
-        return (groups.apply(self._map_input, (x,), self._context(x)), *args[1:])
+            return args, kwargs
+        mapped = groups.apply(self._map_input, (x,), self._context(x))
+        if args:
+            return (mapped, *args[1:]), kwargs
+        return (), {**kwargs, next(iter(kwargs)): mapped}
 
     def _context(self, x: Tensor) -> PassContext:
         """What pieces at this site may know of the pass."""
@@ -129,9 +138,11 @@ class SiteHooks:
                 x = piece(x, context)
         return x
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         whole = output[0] if isinstance(output, tuple) else output
-        x = args[0] if self.site.enter is None else self._entered
+        x = first_input(args, kwargs) if self.site.enter is None else self._entered
         self._entered = None
         assert x is not None
         self._check_rows(whole)
