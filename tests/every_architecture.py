@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import resource
 import warnings
 from collections import Counter
@@ -34,13 +35,11 @@ HEADS = (
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
     "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
-    "MODEL_FOR_MASKED_LM_MAPPING",
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "MODEL_FOR_CTC_MAPPING",
-    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING",
-    "MODEL_FOR_PRETRAINING_MAPPING",
+    "MODEL_FOR_MASKED_LM_MAPPING",
+    "MODEL_MAPPING",
 )
-"""Of these mappings, the first that knows a config gives its class with a head."""
+"""Of these mappings, the first that knows a config gives the class that is examined."""
 
 
 def classes() -> Iterator[tuple[str, str, str]]:
@@ -48,12 +47,10 @@ def classes() -> Iterator[tuple[str, str, str]]:
     from transformers.models.auto import configuration_auto, modeling_auto
 
     for model_type, config_name in configuration_auto.CONFIG_MAPPING_NAMES.items():
-        names = [modeling_auto.MODEL_MAPPING_NAMES.get(model_type)]
         heads = (vars(modeling_auto)[f"{head}_NAMES"].get(model_type) for head in HEADS)
-        names.append(next((name for name in heads if name), None))
-        for name in dict.fromkeys(names):
-            for single in (name,) if isinstance(name, str) else (name or ())[:1]:
-                yield model_type, config_name, single
+        name = next((name for name in heads if name), None)
+        if name is not None:
+            yield model_type, config_name, name if isinstance(name, str) else name[0]
 
 
 def examined(config_name: str, class_name: str) -> dict[str, Any]:
@@ -151,6 +148,7 @@ def main() -> None:
         for model_type, config, name in classes()
         if not arguments.names or {model_type, name} & set(arguments.names)
     ]
+    random.Random(0).shuffle(todo)  # neighbours are alike: a stopped run has seen some of each kind
     known: dict[str, dict[str, Any]] = {}
     if not arguments.names and STATE.exists():
         known = {r["name"]: r for r in map(json.loads, STATE.read_text().splitlines())}

@@ -74,18 +74,17 @@ def named(drafts: Sequence[Draft], model: PreTrainedModel) -> list[Draft]:
     result: list[Draft] = []
     taken: dict[str, int] = {}
     for draft in ordered:
-        name = "decoder" if pair and draft is pair[1] else _word(draft.layout)
+        causal = draft is pair[1] if draft in pair else draft.layout.causal
+        name = "decoder" if draft in pair and causal else _word(draft.layout.reads, causal)
         taken[name] = taken.get(name, 0) + 1
         name = name if taken[name] == 1 else f"{name}{taken[name]}"
-        causal = draft.layout.causal if not pair or draft not in pair else draft is pair[1]
         layout = replace(draft.layout, stack=name, causal=causal)
         result.append(replace(draft, layout=layout))
     return result
 
 
-def _word(layout: Layout) -> str:
-    tower = TOWERS.get(layout.reads)
-    return tower or ("decoder" if layout.causal else "encoder")
+def _word(reads: str, causal: bool) -> str:
+    return TOWERS.get(reads) or ("decoder" if causal else "encoder")
 
 
 def _encoder_and_decoder(drafts: Sequence[Draft]) -> list[Draft]:
