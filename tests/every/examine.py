@@ -13,10 +13,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import inlay
+from inlay.architectures.resolve import resolve
 from inlay.core.method import METHODS, Method
 from inlay.errors import InlayError
 from tests.every.inputs import Inputs, floating, working_inputs
 from tests.every.tiny import tiny_configs, tiny_model
+
+Run = tuple[PreTrainedModel, Inputs]
+"""A model, or a part of it, and inputs that it runs on."""
 
 
 @dataclass
@@ -59,16 +63,30 @@ def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedCon
         return findings
     findings.built, findings.runs = True, inputs is not None
     try:
-        chart = inlay.architectures.resolve.resolve(model)
+        chart = resolve(model)
         findings.kind = chart.kind
         findings.stacks = {stack.name: len(stack.layers) for stack in chart.stacks}
     except InlayError:
         pass
     except Exception as error:
         findings.note = _where(error)
+    runs = [] if inputs is None else [(model, inputs)]
+    runs += _towers(model)
     for spec in examples():
-        _try(model, inputs, spec, findings)
+        _try(model, runs, spec, findings)
     return findings
+
+
+def _towers(model: PreTrainedModel) -> list[Run]:
+    """The stacks that read images or sound, which a base with text may not run."""
+    try:
+        stacks = resolve(model).stacks[1:]
+    except Exception:
+        return []
+    parts = [s.module for s in stacks if s.reads in ("images", "audio")]
+    models = [part for part in parts if isinstance(part, PreTrainedModel)]
+    runs = ((part, working_inputs(part)) for part in models)
+    return [(part, inputs) for part, inputs in runs if inputs is not None]
 
 
 def _build(
@@ -90,14 +108,14 @@ def _build(
     return first, None
 
 
-def _try(model: PreTrainedModel, inputs: Inputs | None, spec: Method, findings: Findings) -> None:
+def _try(model: PreTrainedModel, runs: list[Run], spec: Method, findings: Findings) -> None:
     text, stage = repr(spec), findings.refused
     try:
         handle = inlay.attach(model, spec, prepared={0: {}, 1: {}, 2: {}, 3: {}})
         try:
             stage = findings.late
-            if inputs is not None:
-                _run(model, handle, inputs)
+            for module, given in runs:
+                _run(module, handle, given)
             if len(findings.works) % 20 == 0:
                 _round_trip(model, handle)
         finally:
@@ -112,7 +130,7 @@ def _try(model: PreTrainedModel, inputs: Inputs | None, spec: Method, findings: 
         leftover.detach()
 
 
-def _run(model: PreTrainedModel, handle: inlay.Inlay, inputs: Inputs) -> None:
+def _run(module: PreTrainedModel, handle: inlay.Inlay, inputs: Inputs) -> None:
     """One forward and backward pass, with the handle's virtual tokens in the text."""
     ids = inputs.get("input_ids")
     if ids is not None and handle.virtual_tokens:
@@ -120,7 +138,7 @@ def _run(model: PreTrainedModel, handle: inlay.Inlay, inputs: Inputs) -> None:
         count = min(handle.virtual_tokens, ids.shape[1])
         ids[:, :count] = handle.first_virtual_id + torch.arange(count)
         inputs = {**inputs, "input_ids": ids}
-    outputs = floating(model(**inputs))
+    outputs = floating(module(**inputs))
     loss = sum(output.float().sum() for output in outputs if output.requires_grad)
     if isinstance(loss, torch.Tensor):
         loss.backward()

@@ -56,11 +56,23 @@ def candidates(model: PreTrainedModel) -> Iterator[Inputs]:
                 if "input_ids" in takes:
                     yield {name: shape, **text}
                     yield {name: shape, "input_ids": text["input_ids"]}
+    if "grid_thw" in takes:
+        yield _patches(model, takes)
     if "bbox" in takes:
         boxes = torch.zeros(*text["input_ids"].shape, 4, dtype=torch.long)
         for images in singles.get("pixel_values", [None]):
             more = {} if images is None else {"pixel_values": images}
             yield {**text, "bbox": boxes, **more, **decoder}
+
+
+def _patches(model: PreTrainedModel, takes: set[str]) -> Inputs:
+    """Images that were cut into patches before, one row a patch, with their grids."""
+    fields = _all_fields(model.config)
+    patch, time = fields.get("patch_size", 14), fields.get("temporal_patch_size", 1)
+    channels = fields.get("in_channels", fields.get("in_chans", fields.get("num_channels", 3)))
+    name = next(n for n in (*takes, "hidden_states") if n in ("pixel_values", "hidden_states"))
+    pixels = torch.randn(32, channels * time * patch * patch)
+    return {name: pixels, "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
 
 
 def _text(config: PreTrainedConfig) -> Inputs:

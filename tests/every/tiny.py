@@ -19,7 +19,7 @@ FACTORS = (16, 8, 4, 2, 1)
 VOCABULARY = 300
 MOST_PARAMETERS = 150_000_000
 DEPTH = re.compile(
-    r"(^|_)(n_layers?|num_(\w+_)?layers|\w*encoder_layers|\w*decoder_layers|depths?|num_blocks"
+    r"^(?!num_feat_extract)(\w+_)?(n_layers?|num_(\w+_)?layers|\w*encoder_layers|\w*decoder_layers|depths?|num_blocks"
     r"|layers|num_hidden_groups|n_blocks|num_stages_layers)$"
 )
 WIDTH = re.compile(
@@ -33,6 +33,7 @@ NOT_WIDTH = re.compile(
 )
 EXPERTS = re.compile(r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)$")
 TOKEN = re.compile(r"(token|_id$|_ids$|_index$|_idx$)")
+OUTPUTS = frozenset({"out_features", "out_indices", "_out_features", "_out_indices", "stage_names"})
 NAMES = frozenset({"model_type", "transformers_version", "architectures", "torch_dtype", "dtype"})
 
 
@@ -62,6 +63,8 @@ def _tiny(fields: Fields, factor: int, cut_positions: bool) -> Fields:
     depth = _depth(fields)
     tiny = {}
     for name, value in fields.items():
+        if name in OUTPUTS:  # they name stages that a tiny model does not have
+            continue
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
             tiny[name] = _tiny(value, factor, cut_positions)
         elif name in NAMES or isinstance(value, (bool, str)) or value is None:
@@ -72,10 +75,18 @@ def _tiny(fields: Fields, factor: int, cut_positions: bool) -> Fields:
             tiny[name] = _tiny_number(name, value, factor, depth, cut_positions)
         else:
             tiny[name] = value
-    if "image_size" in tiny and isinstance(tiny["image_size"], int):
+    if "image_size" in tiny and isinstance(tiny["image_size"], int) and "window_size" not in tiny:
         patch = tiny.get("patch_size")
         patch = patch if isinstance(patch, int) else 4
         tiny["image_size"] = 64 if 64 % patch == 0 else 4 * patch
+    for width in ("hidden_size", "embed_dim", "d_model", "dim"):
+        for heads in ("num_attention_heads", "num_heads", "attention_heads", "n_heads"):
+            wide, count = tiny.get(width), tiny.get(heads)
+            if isinstance(wide, int) and isinstance(count, int) and wide % count:
+                tiny[heads] = next(n for n in range(count, 0, -1) if wide % n == 0)
+            known = isinstance(wide, int) and isinstance(count, int) and "head_dim" not in tiny
+            if known and (wide // tiny[heads]) % 4:  # rotary embeddings turn pairs, in two ways
+                tiny[heads] = next(n for n in (4, 2, 1) if wide % (4 * n) == 0 or n == 1)
     if "mrope_section" in tiny:
         tiny["mrope_section"] = [2, 1, 1]
     return tiny

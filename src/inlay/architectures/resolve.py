@@ -52,7 +52,7 @@ def resolve(model: PreTrainedModel) -> Chart:
     reads_text = any(stack.embed is not None for stack in stacks)
     for number, (stack, layout) in enumerate(zip(stacks, layouts, strict=True)):
         is_main = number == 0 or stack.reads_encoder
-        takes_keys = not reads_text or stack.embed is not None
+        takes_keys = not reads_text or (is_main and stack.embed is not None)
         earlier = any(other.embed is not None for other in stacks[:number])
         sites += stack_sites(stack, layout, Outer.of(stack, is_main, earlier), takes_keys)
     head = output_matrix(model)
