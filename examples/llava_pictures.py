@@ -26,11 +26,12 @@ IMAGE = 59  # the token that a picture's patches are put at
 torch.manual_seed(0)
 vision = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    image_size=16, patch_size=8,
+    image_size=16, patch_size=8, initializer_range=0.3,
 )  # fmt: skip
 text = LlamaConfig(
     vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+    initializer_range=0.3,  # so that random numbers have something to say
 )  # fmt: skip
 model = LlavaForConditionalGeneration(
     LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=4)
@@ -52,6 +53,7 @@ with tempfile.TemporaryDirectory() as folder:
         args=TrainingArguments(
             folder, max_steps=40, per_device_train_batch_size=3, learning_rate=2e-2,
             report_to=[], save_strategy="no", logging_steps=10, use_cpu=True,
+            disable_tqdm=True,
         ),
         train_dataset=pictures,
         callbacks=[InlayCallback(colours)],

@@ -31,6 +31,7 @@ model = WhisperForConditionalGeneration(
         bos_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=1,
+        init_std=0.3,  # so that random numbers have something to say
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
@@ -49,6 +50,7 @@ with tempfile.TemporaryDirectory() as folder:
         args=TrainingArguments(
             folder, max_steps=30, per_device_train_batch_size=4, learning_rate=2e-2,
             report_to=[], save_strategy="no", logging_steps=10, use_cpu=True,
+            disable_tqdm=True,
         ),
         train_dataset=recordings,
         callbacks=[InlayCallback(words)],

@@ -21,14 +21,16 @@ import resource
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 STORED = Path(__file__).with_suffix(".json")
 STATE = Path(__file__).with_suffix(".jsonl")
-SECONDS, BYTES = 300, 6 * 2**30
+SECONDS, BYTES = 240, 6 * 2**30
 """What one class may take."""
+
+TOO_LONG = f"no answer in {SECONDS} s"
 
 HEADS = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -60,7 +62,7 @@ def examined(config_name: str, class_name: str) -> dict[str, Any]:
     process = context.Process(target=_child, args=(there, config_name, class_name))
     process.start()
     there.close()
-    findings = {"name": class_name, "built": False, "note": f"no answer in {SECONDS} s"}
+    findings = {"name": class_name, "built": False, "note": TOO_LONG}
     try:
         if here.poll(SECONDS):
             findings = here.recv()
@@ -154,10 +156,12 @@ def main() -> None:
         known = {r["name"]: r for r in map(json.loads, STATE.read_text().splitlines())}
     with ThreadPoolExecutor(arguments.workers) as pool:
         rest = [pair for pair in dict.fromkeys(todo) if pair[1] not in known]
-        for number, findings in enumerate(pool.map(lambda pair: examined(*pair), rest), 1):
+        running = [pool.submit(examined, *pair) for pair in rest]
+        for number, future in enumerate(as_completed(running), 1):
+            findings = future.result()
             known[findings["name"]] = findings
             print(f"{number}/{len(rest)} {_line(findings)}", flush=True)
-            if not arguments.names:
+            if not arguments.names and findings.get("note") != TOO_LONG:
                 with STATE.open("a") as file:
                     file.write(json.dumps(findings) + "\n")
     result = summary(list(known.values()))

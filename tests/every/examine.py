@@ -49,10 +49,10 @@ class Findings:
         return asdict(self)
 
 
-def examples() -> list[Method]:
-    """Every tiny example of every method of the library."""
+def examples() -> list[tuple[Method, bool]]:
+    """Every tiny example of every method of the library, and whether it is the method's first."""
     own = [kind for kind in METHODS.values() if kind.__module__.startswith("inlay.")]
-    return [example for kind in own for example in kind.examples]
+    return [(example, example is kind.examples[0]) for kind in own for example in kind.examples]
 
 
 def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> Findings:
@@ -72,8 +72,8 @@ def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedCon
         findings.note = _where(error)
     runs = [] if inputs is None else [(model, inputs)]
     runs += _towers(model)
-    for spec in examples():
-        _try(model, runs, spec, findings)
+    for spec, is_first in examples():  # the others differ in numbers and places
+        _try(model, runs if is_first else [], spec, findings)
     return findings
 
 
@@ -116,7 +116,7 @@ def _try(model: PreTrainedModel, runs: list[Run], spec: Method, findings: Findin
             stage = findings.late
             for module, given in runs:
                 _run(module, handle, given)
-            if len(findings.works) % 20 == 0:
+            if len(findings.works) % 20 == 0:  # files hold what is attached, whatever it is
                 _round_trip(model, handle)
         finally:
             if handle.attached:
