@@ -17,7 +17,7 @@ from inlay.core.piece import HeadPiece, OncePerPass, Piece
 from inlay.errors import LawError
 from inlay.handle import Inlay, attach, attached, rows
 from inlay.laws.batches import Inputs
-from inlay.laws.media import media_row
+from inlay.laws.media import media_row, with_picture
 from inlay.runtime.container import container_of
 from inlay.runtime.install import Prepared
 
@@ -157,7 +157,7 @@ class Case:
         if self.chart.kind == "encoder-decoder":
             target = torch.randint(lowest, first, (1, 4), generator=generator)
             row["decoder_input_ids"] = target.to(device)
-        return row
+        return with_picture(self.chart, row, generator)
 
     def _attach(self, name: str) -> Inlay:
         """The spec attached; methods that prepare get nothing, as when a file is read."""

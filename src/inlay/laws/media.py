@@ -31,6 +31,27 @@ def media_row(chart: Chart, generator: torch.Generator) -> dict[str, Tensor]:
     return {name: torch.randn((1, *shape), generator=generator)}
 
 
+def with_picture(
+    chart: Chart, row: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The row with a picture before its text, where the base reads both and says how long it is."""
+    fields = chart.base.config.to_dict()
+    token = fields.get("image_token_id", fields.get("image_token_index"))
+    length = fields.get("image_seq_length")
+    tower = next((stack for stack in chart.stacks if stack.reads == "images"), None)
+    shape = None if tower is None else _shape(tower.config, "num_channels", *["image_size"] * 2)
+    if shape is None or not isinstance(token, int) or not isinstance(length, int):
+        return row
+    ids, mask = row["input_ids"], row["attention_mask"]
+    ids = ids.where(ids != token, token - 1)
+    return {
+        **row,
+        "input_ids": torch.cat((ids.new_full((1, length), token), ids), 1),
+        "attention_mask": torch.cat((mask.new_ones(1, length), mask), 1),
+        "pixel_values": torch.randn((1, *shape), generator=generator).to(ids.device),
+    }
+
+
 def _shape(config: PreTrainedConfig, *fields: str) -> tuple[int, ...] | None:
     """The sizes that a config has under these names; None where it lacks one."""
     sizes = [size for field in fields if isinstance(size := config.to_dict().get(field), int)]

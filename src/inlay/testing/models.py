@@ -100,7 +100,7 @@ WAV2VEC2: Fields = {
     "layerdrop": 0.0,
     "vocab_size": 20,
 }
-LLAVA: Fields = {"image_token_id": 98, "image_seq_length": 4}
+LLAVA: Fields = {"image_token_id": 98, "image_seq_length": 4, "vision_feature_layer": -1}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GQA)),
