@@ -254,7 +254,10 @@ def test_a_base_that_computes_something_else_without_ids_takes_no_prompt(monkeyp
 
     monkeypatch.setattr(kind, "forward", by_ids)
     for spec in (inlay.Prompt(length=2), inlay.PTuning(length=3)):
-        with pytest.raises(PortError, match="computes something else without ids; use a method"):
+        with pytest.raises(
+            PortError,
+            match="computes something else from vectors than from ids; LoRA and adapters work",
+        ):
             inlay.attach(model, spec)
     inlay.attach(model, inlay.LoRA(rank=2))
 

@@ -43,6 +43,7 @@ ENCODERS = {
     # the first block of ModernBERT has no norm of its own before attention
     "modernbert": (GATED, {"embed", "norm.embed", "norm.final", "final", "head"}),
     "vit": (BLOCK, {"norm.final", "final"}),
+    "clip-vision": (BLOCK, {"norm.embed", "final"}),
 }
 ENCODER_DECODERS = {  # family -> roles in an encoder's block, outside the blocks of both stacks
     "t5": (BLOCK, {"embed", "embed.target", "norm.final", "final", "final.target", "head"}),
@@ -50,6 +51,8 @@ ENCODER_DECODERS = {  # family -> roles in an encoder's block, outside the block
     "mt5": (GATED, {"embed", "embed.target", "norm.final", "final", "final.target", "head"}),
     "bart": (BLOCK, {"embed", "embed.target", "norm.embed", "final", "final.target", "head"}),
     "marian": (BLOCK, {"embed", "embed.target", "final", "final.target", "head"}),
+    # extra keys have no place where sound is read
+    "whisper": (BLOCK - {"attn.kv"}, {"embed", "norm.final", "final", "final.target", "head"}),
 }
 DESCRIBED = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
@@ -73,7 +76,7 @@ def test_a_described_family_has_its_sites(family):
     assert roles(chart, chart.stacks[0].name, last) == block
     if family in ENCODER_DECODERS:
         last = len(chart.stacks[1].layers) - 1
-        assert roles(chart, "decoder", last) == block | CROSS
+        assert roles(chart, "decoder", last) == block | CROSS | {"attn.kv"}
 
 
 @pytest.mark.parametrize("family", DESCRIBED)
@@ -104,12 +107,14 @@ def test_the_kind_of_a_base(family):
     kinds = {**dict.fromkeys(DECODERS, "decoder"), **dict.fromkeys(ENCODERS, "encoder")}
     kinds |= {**dict.fromkeys(ENCODER_DECODERS, "encoder-decoder"), "vit": "vision"}
     kinds |= DISCOVERED
+    kinds |= {"clip-vision": "vision", "whisper": "audio-decoder"}
+    kinds |= {"llava": "decoder", "wav2vec2": "audio"}
     chart = resolve(zoo.model(family))
     assert chart.kind == kinds[family]
     assert [stack.causal for stack in chart.stacks] == [
-        kind == "decoder" for kind in kinds[family].split("-")
+        stack.name == "decoder" for stack in chart.stacks
     ]
-    keeps_first = kinds[family] in ("encoder", "vision")
+    keeps_first = kinds[family] in ("encoder", "vision", "audio")
     assert chart.stacks[0].keeps_first == keeps_first
 
 
@@ -132,7 +137,7 @@ def test_a_projection_has_the_widths_of_its_matrix(family):
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_the_heads_of_attention(family):
     model = zoo.model(family)
-    shared = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2"}
+    shared = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2", "llava"}
     key_heads = {
         **dict.fromkeys(shared | {"mixtral", "qwen3_next", "gemma3n"}, 2),
         "falcon": 1,

@@ -4,6 +4,7 @@ from inlay.architectures import (
     bart,
     bert,
     bloom,
+    clip,
     distilbert,
     falcon,
     gemma3n,
@@ -15,11 +16,12 @@ from inlay.architectures import (
     opt,
     t5,
     vit,
+    whisper,
 )
 from inlay.architectures.layout import Family
 
 FILES = (llama, gemma3n, gpt2, opt, neox, falcon, bloom, mpt, bert, distilbert, modernbert, t5,
-         bart, vit)  # fmt: skip
+         bart, vit, clip, whisper)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     model_type: family

@@ -83,10 +83,11 @@ classes above. Paths are dotted module names."""
 class Layout:
     """Where the parts of one stack of blocks are.
 
-    stack:  the stack's name in sites, "encoder" or "decoder".
+    stack:  the stack's name in sites: "encoder", "decoder", "vision" or "audio".
     path:   path from the backbone to the stack, the module whose forward takes ids and masks.
-    layers: path from the stack to its list of blocks.
-    embed:  path from the stack to its input embeddings; None where it has none (images).
+    layers: path from the stack to its list of blocks; of a stack made of stages, those of all.
+    embed:  path from the stack to its input embeddings; None where it reads no tokens.
+    reads:  what goes in where that is no text: "images", "audio", or "states" of another part.
     block:  role -> place, with paths from a block.
     attention, cross_attention: paths from a block to the modules that compute attention.
     norms:  role -> path from the stack, for norms outside the blocks.
@@ -106,9 +107,10 @@ class Layout:
 
     stack: str
     path: str
-    layers: str
+    layers: str | tuple[str, ...]
     embed: str | None
     block: Mapping[str, Place]
+    reads: str = "text"
     attention: str | None = None
     cross_attention: str | None = None
     norms: Mapping[str, str] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -16,33 +16,59 @@ from inlay.core.site import Expert, Part, Site, stored_transposed
 LATENT_WIDTHS = ("qk_head_dim", "v_head_dim")
 """The attributes under which latent attention keeps the widths of its keys and of its values."""
 
+READS_HIDDEN = ("attn.q", "attn.q_a", "attn.qkv", "mixer.in", "mixer.qkvz", "mixer.qkv", "mlp.up")
+"""Projections that read the hidden states of their block."""
+
 FUSED_IN_KERNELS = ("mixer.x", "mixer.out")
 """Projections of a mixer whose matrices fused kernels read without calling their modules."""
 
 
-def stack_sites(stack: Stack, layout: Layout, *, reads_encoder: bool) -> Iterator[Site]:
+@dataclass(frozen=True)
+class Outer:
+    """The roles of a stack's places outside its blocks; None where it has no such place.
+
+    embed: of its token embeddings. final: of its last hidden state.
+    """
+
+    embed: str | None
+    final: str | None
+
+    @staticmethod
+    def of(stack: Stack, is_main: bool, earlier_text: bool) -> Outer:
+        """The roles in one stack.
+
+        is_main: heads or a decoder read its last hidden state. earlier_text: a stack before it
+        reads text, so that `embed` is that one's. A further tower has neither place.
+        """
+        reads_text = stack.embed is not None and is_main
+        embed = "embed.target" if earlier_text else "embed"
+        final = "final.target" if stack.reads_encoder else "final"
+        return Outer(embed if reads_text else None, final if is_main else None)
+
+
+def stack_sites(stack: Stack, layout: Layout, outer: Outer, takes_keys: bool) -> Iterator[Site]:
     """The sites of a stack, in the order of the base.
 
-    reads_encoder: the stack is the decoder of an encoder–decoder. Its embeddings are the site
-        `embed.target`, and it has no `final`, which is the encoder's there.
+    outer: the roles of what is outside the blocks. takes_keys: whether extra keys and values have
+        a place there: in a base with text, only in the stacks that read it.
     """
-    if stack.embed is not None:
-        role = "embed.target" if reads_encoder else "embed"
-        assert isinstance(stack.embed.weight, Tensor)
+    if outer.embed is not None:
+        assert stack.embed is not None and isinstance(stack.embed.weight, Tensor)
         vocabulary, width = stack.embed.weight.shape
-        yield Site(role, role, stack.embed, vocabulary, width, stack.name)
+        yield Site(outer.embed, outer.embed, stack.embed, vocabulary, width, stack.name)
     for role, path in layout.norms.items():
         norm = submodule(stack.module, path)
         if norm is not None and _is_norm(norm):
             yield _norm_site(f"{stack.name}.{role}", role, norm, stack.name, None)
     known: set[tuple[object, ...]] = set()
     for number, block in enumerate(stack.layers):
-        for site in _Block(stack, layout.of_block(number), number, block).sites():
+        for site in _Block(stack, layout.of_block(number), number, block, takes_keys).sites():
             place = (id(site.host), site.role, site.part, site.expert)
             if place not in known:  # blocks may share modules, which have one place then (Zamba)
                 known.add(place)
                 yield site
-    yield _final_site(stack, layout, "final.target" if reads_encoder else "final")
+    if outer.final is not None:
+        yield _final_site(stack, layout, outer.final)
 
 
 def projection_site(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
@@ -57,17 +83,28 @@ def projection_site(name: str, role: str, host: nn.Module, stack: str, layer: in
 class _Block:
     """One block of a stack, with number `number`."""
 
-    def __init__(self, stack: Stack, layout: Layout, number: int, block: nn.Module):
+    def __init__(
+        self, stack: Stack, layout: Layout, number: int, block: nn.Module, takes_keys: bool
+    ):
+        self.takes_keys = takes_keys
         self.stack = stack
         self.layout = layout
         self.number = number
         self.block = block
         self.name = f"{stack.name}.{number}"
-        self.width = hidden_width(stack.module.config)
+        self.width = self._width()
+
+    def _width(self) -> int:
+        """D, the width of the hidden states in this block: what its first projection reads."""
+        for role in READS_HIDDEN:
+            projections = self._projections(role)
+            if projections:
+                return projections[0].d_in
+        return hidden_width(self.stack.config)
 
     def sites(self) -> Iterator[Site]:
         """The block's sites: extra keys and values first, the block itself last."""
-        for side in ("attn", "cross"):
+        for side in ("attn", "cross") if self.takes_keys else ():
             site = self._kv_site(side)
             if site is not None:
                 yield site
@@ -223,7 +260,7 @@ class _Block:
         attention = self._attention(side)
         if place.per_head:
             width = int(getattr(attention, self.layout.head_width))
-            queries = int(self.stack.module.config.num_attention_heads)
+            queries = int(self.stack.config.num_attention_heads)
             heads = (columns // width - queries) // 2
             shared = queries // heads  # queries of one key-value head
             sizes = [shared * width, width, width]
@@ -245,7 +282,9 @@ def _final_site(stack: Stack, layout: Layout, role: str) -> Site:
     else:
         path = layout.norms.get("norm.final")
         norm = None if path is None else submodule(stack.module, path)
-    width = hidden_width(stack.module.config)
+    width = _Block(
+        stack, layout.of_block(len(stack.layers) - 1), len(stack.layers) - 1, last_block, False
+    ).width
     return Site(role, role, norm or last_block, width, width, stack.name)
 
 

@@ -91,12 +91,15 @@ def start_from(
 ) -> None:
     """Start from the keys and values that the bare base computes for real words, exactly.
 
-    For a base that reads no words, "common" means random values.
+    For a base that reads no words, or some of whose attentions see none, "common" means random
+    values.
     """
     if start is None or (start == "common" and not shared.vocabulary):
         return
     words = common_tokens(method, shared.vocabulary, length) if start == "common" else list(start)
     pairs = shared.keys_and_values(words)
+    if start == "common" and any(site.name not in pairs for site in shared.sites):
+        return  # the text does not reach them all: cross-attention of a decoder without its encoder
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
             k, v = pairs[name]

@@ -72,6 +72,9 @@ ROLES: dict[str, str] = {
 }
 """Every role there is, with what it means."""
 
+STACKS = ("encoder", "decoder", "vision", "audio")
+"""What stacks of blocks are called: the first two read text, or the states of another part."""
+
 
 def plain_role(role: str) -> str:
     """The role without what it is a part of: "mlp.down" of "mlp.experts.down"."""
@@ -88,7 +91,7 @@ class Where:
     layers: layer numbers, counted from 0 in each stack; negative ones count from the end;
             None means all. Places outside the blocks (embed, head, …) have no layer and are
             selected whatever `layers` says.
-    stacks: "encoder", "decoder" or both; None means all.
+    stacks: names from `STACKS`; a second stack of one kind is "vision2". None means all.
     """
 
     roles: tuple[str, ...]
@@ -108,8 +111,9 @@ class Where:
             if role.removesuffix("?") not in ROLES:
                 raise SpecError(f"no role is called {role!r}{nearest(role, ROLES)}")
         for stack in self.stacks or ():
-            if stack not in ("encoder", "decoder"):
-                raise SpecError(f"no stack is called {stack!r}; known: encoder, decoder")
+            if str(stack).rstrip("0123456789") not in STACKS:
+                known = ", ".join(STACKS)
+                raise SpecError(f"no stack is called {stack!r}; known: {known}")
 
     @staticmethod
     def of(value: Where | str | Iterable[str]) -> Where:

@@ -97,7 +97,7 @@ def compare_recomputed(case: Case, handles: list[Inlay], batch: Inputs) -> float
     recomputed as it was. Raises Broken where gradients differ.
     """
     model = case.model
-    if case.chart.stacks[-1].takes("use_cache"):
+    if (case.chart.decoder or case.chart.stacks[0]).takes("use_cache"):
         batch = {**batch, "use_cache": False}  # type: ignore[dict-item]
     first, second = (handle.name for handle in handles)
 

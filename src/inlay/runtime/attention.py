@@ -31,8 +31,9 @@ OURS = {"sdpa": "inlay_sdpa", "eager": "inlay_eager"}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 
-def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-               mask: Any, **more: Any) -> Any:  # fmt: skip
+def _attention(inner: Callable | None, module: nn.Module, query: Tensor, key: Tensor,
+               value: Tensor, attention_mask: Any = None, **more: Any) -> Any:  # fmt: skip
+    q, k, v, mask = query, key, value, attention_mask  # modelling files give them by name too
     port = vars(module).get(EXTRA_KV)
     queries = q.shape[2]
     if port is not None:
@@ -67,7 +68,7 @@ def has_port(core: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in vars(sys.modules[type(core).__module__])
 
 
-def configs(model: PreTrainedModel) -> list[Any]:
+def configs(model: nn.Module) -> list[Any]:
     """Every config that some part of the base reads its attention implementation from."""
     by_id = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return list(by_id.values())

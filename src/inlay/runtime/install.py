@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
 from inlay.core.method import Method, Placed, Shared, Spec
-from inlay.core.piece import Piece, PromptVectors, VirtualTokens
+from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
@@ -17,7 +17,6 @@ from inlay.runtime import attention
 from inlay.runtime.activations import keys_and_values
 from inlay.runtime.container import CHILD, Container
 from inlay.runtime.cures import cure, missing_roles
-from inlay.runtime.embeddings import check_embeddings
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 
@@ -142,5 +141,3 @@ def _check_kind(method: Method, site: Site, piece: Piece, chart: Chart) -> None:
     if not isinstance(piece, Piece):
         raise PortError(f"{kind}.build returned {piece!r:.60}, which is no Piece")
     port_for(piece).check(kind, site, piece, chart)
-    if isinstance(piece, PromptVectors | VirtualTokens):
-        check_embeddings(kind, chart, site.stack)

@@ -22,7 +22,7 @@ from inlay.runtime.experts import ExpertHooks, check_expert
 from inlay.runtime.inside import Product
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import by_name
+from inlay.runtime.stack_inputs import first_input
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
@@ -122,9 +122,11 @@ class SiteHooks:
         self._hooks = []
         module, enter = self.site.host, self.site.enter
         if self.input:
-            self._hooks.append(module.register_forward_pre_hook(self._before, prepend=True))
+            hook = module.register_forward_pre_hook
+            self._hooks.append(hook(self._before, prepend=True, with_kwargs=True))
         if self.output or self.tokens:
-            self._hooks.append(module.register_forward_hook(self._after, prepend=True))
+            after = module.register_forward_hook
+            self._hooks.append(after(self._after, prepend=True, with_kwargs=True))
             if enter is not None:
                 before = enter.register_forward_pre_hook
                 self._hooks.append(before(self._enter, prepend=True, with_kwargs=True))
@@ -153,14 +155,19 @@ class SiteHooks:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
-        self._entered = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+        self._entered = first_input(args, kwargs)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
+    def _before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = first_input(args, kwargs)
         groups = self.state.routing.groups(x.shape[0], self.input)
         if groups is None:
-            return args
-        return (groups.apply(self._map_input, (x,), self._context(x)), *args[1:])
+            return args, kwargs
+        mapped = groups.apply(self._map_input, (x,), self._context(x))
+        if args:
+            return (mapped, *args[1:]), kwargs
+        return (), {**kwargs, next(iter(kwargs)): mapped}
 
     def _context(self, x: Tensor) -> PassContext:
         """What pieces at this site may know of the pass."""
@@ -174,9 +181,11 @@ class SiteHooks:
                 x = piece(x, context)
         return x
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         whole = output[0] if isinstance(output, tuple) else output
-        x = args[0] if self.site.enter is None else self._entered
+        x = first_input(args, kwargs) if self.site.enter is None else self._entered
         self._entered = None
         assert x is not None
         self._check_rows(whole)

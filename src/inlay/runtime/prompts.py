@@ -21,6 +21,7 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
+from inlay.runtime.embeds import check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import cached, text_of
@@ -71,6 +72,7 @@ class PromptPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
         if chart.stack(site.stack).is_recurrent:
             raise PortError(
                 f"{method} puts a prompt before the first token of a text, and "

@@ -39,7 +39,7 @@ from inlay.runtime.stack_inputs import (
     by_name,
     cache_of,
     cached,
-    last_state,
+    tensors,
     text_of,
     with_positions,
 )
@@ -74,7 +74,7 @@ class StackHooks:
         self.upstream: StackHooks | None = None
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}
-        self._configs = attention.configs(stack.module)
+        self._configs = attention.configs(stack.module) or [stack.config]
         self._hooks: list[RemovableHandle] = []
 
     def hook(self) -> None:
@@ -188,9 +188,10 @@ class StackHooks:
                 output = port.leave(output)
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
-        states = last_state(output)
-        if states.requires_grad:
-            states.register_hook(self._put_back())
+        for states in tensors(output):
+            if states.requires_grad:
+                states.register_hook(self._put_back())
+                break
         self.extra_kv.attention_pass.prefix = None
         self.state.context = replace(self.state.context, cache=None)  # it may be large
         return output
@@ -221,9 +222,11 @@ class StackHooks:
         """Keep with a cache what stands before the texts in it."""
         view = None if self.prefix is None else self.prefix.view
         before = self.prompts.layout if view is None else view.prefix
+        if before is None:
+            return
         parts = output if isinstance(output, tuple) else (output.get("past_key_values"),)
         for part in parts:
-            if isinstance(part, Cache) and before is not None:
+            if isinstance(part, Cache):
                 setattr(part, BEFORE, before)
 
     def _put_back(self) -> Callable[[Tensor], None]:

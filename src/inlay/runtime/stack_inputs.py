@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     signature = inspect.signature(type(module).forward)
     names = [name for name in signature.parameters if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module is given first, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def text_of(inputs: Mapping[str, Any]) -> Tensor | None:
@@ -65,6 +70,17 @@ def last_state(output: Any) -> Tensor:
     """The last hidden state of a stack's output, `[B, T, D]`."""
     state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
     return state
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in a stack's output, of whatever form it is; its last hidden state first."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    values = output.values() if isinstance(output, Mapping) else output
+    for value in values if isinstance(values, Iterable) else ():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def replace_last_state(output: Any, state: Tensor) -> Any:

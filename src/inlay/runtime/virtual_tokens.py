@@ -20,6 +20,7 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import Piece, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
+from inlay.runtime.embeds import check_ids, check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 
@@ -53,6 +54,8 @@ class VirtualTokenPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
+        check_ids(method, site, chart)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:

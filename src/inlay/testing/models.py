@@ -131,6 +131,38 @@ PER_LAYER: Fields = {
     "laurel_rank": 4,
     "altup_num_inputs": 2,
 }
+CLIP_VISION: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 8,
+    "patch_size": 4,
+}
+WHISPER: Fields = {
+    **{name: size for name, size in SEQ2SEQ.items() if name != "max_position_embeddings"},
+    "num_mel_bins": 8,
+    "max_source_positions": 10,
+    "max_target_positions": 64,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+WAV2VEC2: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (32, 32),
+    "conv_stride": (10, 8),
+    "conv_kernel": (10, 8),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+    "vocab_size": 20,
+}
+LLAVA: Fields = {"image_token_id": 98, "image_seq_length": 4, "vision_feature_layer": -1}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GQA)),
@@ -171,6 +203,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             patch_size=4,
         )
     ),
+    "clip-vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**CLIP_VISION)),
+    "whisper": lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(**WHISPER)),
     # families without a description in inlay.architectures, read by their structure
     "gptj": lambda: hf.GPTJForCausalLM(
         hf.GPTJConfig(
@@ -191,6 +225,14 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**BLOOM)),
     "gemma3n": lambda: hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**PER_LAYER)),
+    "llava": lambda: hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(**CLIP_VISION),
+            text_config=hf.LlamaConfig(**GQA),
+            **LLAVA,
+        )
+    ),
+    "wav2vec2": lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**WAV2VEC2)),
 }
 """A new tiny model of every family, by the family's name. Its parameters are those of its class."""
 
