@@ -176,7 +176,7 @@ def _after_blocks(stack: Stack) -> Iterator[nn.Module]:
     """The modules of a stack that only pool its last hidden state: projections after the blocks.
 
     They are not compared, because a base without them may be given random ones. Where a position
-    sees those before it nothing is pooled: Gemma 3n has projections there that belong to its blocks.
+    sees those before it nothing is pooled; Gemma 3n has projections there that its blocks need.
     """
     if stack.causal:
         return
