@@ -36,13 +36,13 @@ DISCOVERED = {  # what they have is in test_kinds.py
     "deberta": "encoder",
 }
 ENCODERS = {
-    "bert": (BLOCK, {"embed", "norm.embed", "final", "head"}),
-    "roberta": (BLOCK, {"embed", "norm.embed", "final", "head"}),
-    "electra": (BLOCK, {"embed", "norm.embed", "final", "head"}),
-    "distilbert": (BLOCK, {"embed", "norm.embed", "final", "head"}),
+    "bert": (BLOCK, {"embed", "norm.embed", "final", "head", "base_head"}),
+    "roberta": (BLOCK, {"embed", "norm.embed", "final", "head", "base_head"}),
+    "electra": (BLOCK, {"embed", "norm.embed", "final", "head", "base_head"}),
+    "distilbert": (BLOCK, {"embed", "norm.embed", "final", "head", "base_head"}),
     # the first block of ModernBERT has no norm of its own before attention
-    "modernbert": (GATED, {"embed", "norm.embed", "norm.final", "final", "head"}),
-    "vit": (BLOCK, {"norm.final", "final"}),
+    "modernbert": (GATED, {"embed", "norm.embed", "norm.final", "final", "head", "base_head"}),
+    "vit": (BLOCK, {"norm.final", "final", "base_head"}),
     "clip-vision": (BLOCK, {"norm.embed", "final"}),
 }
 ENCODER_DECODERS = {  # family -> roles in an encoder's block, outside the blocks of both stacks
@@ -166,7 +166,8 @@ def test_sites_do_not_depend_on_the_head(family):
     model = zoo.model(family)
     whole = {site.name: site.host for site in resolve(model).sites}
     bare = {site.name: site.host for site in resolve(model.base_model).sites}
-    assert bare == {name: host for name, host in whole.items() if name != "head"}
+    heads = {site.name for site in resolve(model).sites if site.role in ("head", "base_head")}
+    assert bare == {name: host for name, host in whole.items() if name not in heads}
 
 
 def test_an_encoder_whose_config_makes_it_a_decoder():

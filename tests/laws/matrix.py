@@ -41,7 +41,7 @@ ELSEWHERE = [
 ]
 """Specs for places that only some kinds of families have."""
 
-LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwlj", strict=True))
+LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwljuktz", strict=True))
 """One letter for every law."""
 
 Cell = str

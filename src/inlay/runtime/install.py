@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.core.method import Method, Placed, Shared, Spec
 from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
-from inlay.runtime import attention
 from inlay.runtime.activations import keys_and_values
-from inlay.runtime.container import CHILD, Container
+from inlay.runtime.container import Container
 from inlay.runtime.cures import cure, missing_roles
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
@@ -70,7 +70,6 @@ def create_container(model: PreTrainedModel, chart: Chart) -> Container:
     model.add_module(CHILD, container)
     for hooks in container.hooks:
         hooks.hook()
-    attention.enter(attention.configs(model))
     return container
 
 
@@ -78,7 +77,6 @@ def remove_container(model: PreTrainedModel, container: Container) -> None:
     """Leave the base as it was before anything was attached."""
     for hooks in container.hooks:
         hooks.unhook()
-    attention.leave(attention.configs(model))
     del model._modules[CHILD]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
