@@ -7,8 +7,7 @@ them, sliding window or not. `runtime.attention` calls `SiteExtraKV.extend` insi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from typing_extensions import override
 
 from inlay.architectures.chart import Chart
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import ExtraKV, Piece
 from inlay.core.site import Site
 from inlay.errors import PortError
@@ -50,9 +50,8 @@ Observer = Callable[[str, Tensor, Tensor | None], None]
 first, and the additive mask over them; None where everything is visible."""
 
 
-@dataclass
-class AttentionPass:
-    """What the attentions of one stack share in the pass under way.
+class AttentionPass(PerThread):
+    """What the attentions of one stack share in the pass under way in this thread.
 
     prefix:    keys and values that they add to those of the pieces.
     record:    where they store the keys and values that they receive, by site; None for nowhere.
@@ -60,6 +59,7 @@ class AttentionPass:
     continues: whether the pass goes on with texts that earlier passes began.
     """
 
+    __slots__ = ()
     prefix: PrefixKV | None = None
     record: dict[str, tuple[Tensor, Tensor]] | None = None
     observer: Observer | None = None
@@ -115,10 +115,26 @@ class ExtraKVPort(Port):
         for site in self.sites.values():
             site.remove(name)
 
+    @override
+    def row_sites(self) -> Iterable[str]:
+        return (name for name, site in self.sites.items() if site.pieces)
+
+    @property
+    def names(self) -> set[str]:
+        """The inlays with pieces that add keys to an attention of the stack."""
+        return {name for site in self.sites.values() for name in site.pieces}
+
     @property
     def empty(self) -> bool:
-        """Whether no piece adds keys to an attention of the stack."""
+        """Whether there are none."""
         return not any(site.pieces for site in self.sites.values())
+
+
+class _Entered(PerThread):
+    """What the attention reads, kept until its keys are asked for."""
+
+    __slots__ = ()
+    x: Tensor | None = None
 
 
 class SiteExtraKV:
@@ -129,7 +145,7 @@ class SiteExtraKV:
         self.state = state
         self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
-        self._x: Tensor | None = None
+        self._entered = _Entered()
         self._hook: RemovableHandle | None = None
         self._cached: tuple[tuple[Any, ...], Addition] | None = None
 
@@ -166,7 +182,9 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        x, self._x = self._x, None
+        x, self._entered.x = self._entered.x, None
+        if self.state.row_axis.under_way:
+            self.state.row_axis.note(self.site.name, query)
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
@@ -174,6 +192,8 @@ class SiteExtraKV:
         groups = self.state.routing.groups(batch, self.pieces)
         if groups is not None:
             assert x is not None
+            if groups.group is not None:
+                self.state.row_axis.check(self.site.name)
             additions.append(self._from_pieces(groups, batch, key, x))
         if not additions:
             return query, key, value, mask, more
@@ -186,7 +206,7 @@ class SiteExtraKV:
 
     def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the attention reads until its keys are asked for."""
-        self._x = args[0] if args else next(iter(kwargs.values()))
+        self._entered.x = args[0] if args else next(iter(kwargs.values()))
 
     def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""
@@ -249,7 +269,8 @@ def _spread(
     extra = max(lengths)
     rows = groups.index(key.device)
     k, v = (
-        torch.stack([_padded(pair, side, extra, key) for pair in pairs])[rows] for side in (0, 1)
+        torch.stack([_padded(pair, extra, key, width, side) for pair in pairs])[rows]
+        for side, width in enumerate(_widths(pairs))
     )
     return k, v, _visible(groups, lengths, key.device)
 
@@ -264,7 +285,7 @@ def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor
     lengths = [0 if pair is None else pair[0].shape[-2] for pair in pairs]
     extra = max(lengths)
     sides = []
-    for side in (0, 1):
+    for side, width in enumerate(_widths(pairs)):
         parts = []
         for number, pair in enumerate(pairs):
             count = groups.count(number)
@@ -272,7 +293,7 @@ def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor
                 rows = _per_row(pair[side], count).to(key.dtype)
                 parts.append(F.pad(rows, (0, 0, 0, extra - rows.shape[2])))
             else:
-                parts.append(key.new_zeros(count, key.shape[1], extra, key.shape[3]))
+                parts.append(key.new_zeros(count, key.shape[1], extra, width))
         sides.append(torch.cat(parts).index_select(0, order))
     return sides[0], sides[1], _visible(groups, lengths, key.device)
 
@@ -325,10 +346,18 @@ def _prepend(
     return query, key, value, _widen(mask, visible, extra, length), more
 
 
-def _padded(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
+def _widths(pairs: list[tuple[Tensor, Tensor] | None]) -> tuple[int, int]:
+    """K of the keys and of the values."""
+    k, v = next(pair for pair in pairs if pair is not None)
+    return k.shape[-1], v.shape[-1]
+
+
+def _padded(
+    pair: tuple[Tensor, Tensor] | None, extra: int, like: Tensor, width: int, side: int
+) -> Tensor:
     """One group's keys (side 0) or values, with zeros after them up to `extra`: `[H, extra, K]`."""
     if pair is None:
-        return like.new_zeros(like.shape[1], extra, like.shape[3])
+        return like.new_zeros(like.shape[1], extra, width)
     return F.pad(pair[side].to(like.dtype), (0, 0, 0, extra - pair[side].shape[1]))
 
 

@@ -19,18 +19,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inlay.architectures.chart import Stack
+from inlay.core.per_thread import PerThread
 from inlay.errors import RowsError
 from inlay.runtime import attention
 from inlay.runtime.extra_kv import ExtraKVPort
 from inlay.runtime.openings import SHORTEST, Openings
 from inlay.runtime.port import StackState
+from inlay.runtime.positions import is_packed
 from inlay.runtime.prompts import BEFORE, OTHER_ROWS, PromptPort
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import (
@@ -50,6 +54,11 @@ WORTH = 8
 """An opening is taken out where that saves at least one of so many positions."""
 
 KeysAndValues = dict[str, tuple[Tensor, Tensor]]
+
+_PAUSED: dict[Stack, tuple[int, list[GradientCheckpointingLayer]]] = {}
+"""How many threads run a prefix in each stack, and the blocks whose checkpointing waits."""
+
+_PAUSING = Lock()
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,19 @@ class PrefixView:
         return by_group[self.rows]
 
 
+class _Pass(PerThread):
+    """view: the prefix that the rows see. back: where each position of the text went, `[B, T]`."""
+
+    __slots__ = ()
+    view: PrefixView | None = None
+    back: Tensor | None = None
+
+
 class PrefixRunner:
     """Runs the shared prefix of one causal stack, all of whose attention takes extra keys.
 
     absolute: the base looks positions up in a table. enabled: False runs everything in its row.
-    view: of the pass under way.
+    view: of the pass under way in this thread.
     """
 
     def __init__(self, state: StackState, absolute: bool):
@@ -137,12 +154,19 @@ class PrefixRunner:
         self.openings = Openings(self.stack.position_start, absolute)
         self.configs = attention.configs(self.stack.module)
         self.enabled = True
-        self.view: PrefixView | None = None
-        self._back: Tensor | None = None
+        self._pass = _Pass()
+
+    @property
+    def view(self) -> PrefixView | None:  # noqa: D102
+        return self._pass.view
+
+    @view.setter
+    def view(self, view: PrefixView | None) -> None:
+        self._pass.view = view
 
     def forget(self) -> None:
         """Drop what the last pass left."""
-        self.view = self._back = self.attention_pass.prefix = None
+        self.view = self._pass.back = self.attention_pass.prefix = None
 
     def takes(self, inputs: dict[str, Any]) -> bool:
         """Whether the prefix of a pass with these inputs can run separately."""
@@ -187,7 +211,7 @@ class PrefixRunner:
 
     def restore(self, output: Any) -> Any:
         """Put the states of the opening back into their places in the stack's output."""
-        view, back = self.view, self._back
+        view, back = self.view, self._pass.back
         if view is None or back is None:
             return output
         states = last_state(output)
@@ -241,7 +265,6 @@ class PrefixRunner:
                 context, mask=None, continues=False, cache=None, batch=len(names)
             )
             self.attention_pass.record = recorded
-            attention.enter(self.configs)
             with _not_checkpointed(self.stack):
                 states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
@@ -295,7 +318,7 @@ class PrefixRunner:
         plain = plain and not (config.output_attentions or config.output_hidden_states)
         if ids is None or ids.shape[0] < 2 or not plain or self.stack.window is not None:
             return 0
-        if inputs.get("token_type_ids") is not None:
+        if inputs.get("token_type_ids") is not None or is_packed(self.stack, inputs):
             return 0
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             return 0
@@ -339,7 +362,7 @@ class PrefixRunner:
         in_text = torch.where(place < lead, place, place - opening)
         in_prefix = length - opening + view.shift + place - lead
         of_opening = (place >= lead) & (place < lead + opening)
-        self._back = torch.where(of_opening, in_prefix, in_text)
+        self._pass.back = torch.where(of_opening, in_prefix, in_text)
         return {
             **inputs,
             "input_ids": inputs["input_ids"].gather(1, remaining),
@@ -355,15 +378,26 @@ def _remaining(length: int, lead: Tensor, opening: int) -> Tensor:
 
 @contextmanager
 def _not_checkpointed(stack: Stack) -> Iterator[None]:
-    """Keep what the blocks of the prefix need for backward: it is short, so that is cheap."""
-    layers = stack.checkpointed
-    if not layers:
+    """Keep what the blocks of the prefix need for backward: it is short, so that is cheap.
+
+    Blocks that other threads run meanwhile keep it too, until no thread is inside any more.
+    """
+    if not stack.checkpointed and stack not in _PAUSED:
         yield
         return
-    try:
+    with _PAUSING:
+        inside, layers = _PAUSED.get(stack, (0, stack.checkpointed))
+        _PAUSED[stack] = (inside + 1, layers)
         for layer in layers:
             layer.gradient_checkpointing = False
+    try:
         yield
     finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True
+        with _PAUSING:
+            inside, layers = _PAUSED[stack]
+            if inside > 1:
+                _PAUSED[stack] = (inside - 1, layers)
+            else:
+                for layer in layers:
+                    layer.gradient_checkpointing = True
+                del _PAUSED[stack]  # last: whoever finds neither has nothing to wait for

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
+from inlay.runtime.embeds import check_ids, check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import readable
@@ -39,25 +41,46 @@ class VirtualPositions:
     by_piece: dict[VirtualTokens, Tensor | None] = field(default_factory=dict)
 
 
+class _Pass(PerThread):
+    __slots__ = ()
+    positions: VirtualPositions | None = None
+
+
 @accepts(VirtualTokens)
 class VirtualTokenPort(Port):
-    """The virtual tokens of all inlays in one stack. positions: those of the pass under way."""
+    """The virtual tokens of all inlays in one stack.
+
+    positions: where they stand in the pass under way in this thread.
+    """
 
     label = "virtual tokens"
 
     def __init__(self, state: StackState):
         super().__init__(state)
         self.pieces: dict[str, list[VirtualTokens]] = {}
-        self.positions: VirtualPositions | None = None
+        self._first_id = 0
+        self._pass = _Pass()
+
+    @property
+    def positions(self) -> VirtualPositions | None:  # noqa: D102
+        return self._pass.positions
+
+    @positions.setter
+    def positions(self, positions: VirtualPositions | None) -> None:
+        self._pass.positions = positions
 
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
+        check_ids(method, site, chart)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
         assert isinstance(piece, VirtualTokens)
+        if not self.pieces:
+            self._first_id = self.first_id
         self.pieces.setdefault(name, []).append(piece)
 
     @override
@@ -71,11 +94,21 @@ class VirtualTokenPort(Port):
 
     @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Embed the ids, where any of them is virtual."""
+        """Embed the ids, where any of them is virtual.
+
+        Raises RowsError where the embedding table has been resized since: ids then mean others.
+        """
+        if self.pieces and self.first_id != self._first_id:
+            raise RowsError(
+                f"the base had {self._first_id} tokens when virtual tokens were attached, and has "
+                f"{self.first_id} now, so that their ids mean other ones; detach them, load or "
+                "attach them again, and encode the texts anew"
+            )
         ids = inputs.get("input_ids")
         if not self.pieces or ids is None or self._none_in(ids):
             return inputs
-        return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
+        embeds, beside = self.embed(ids), self.stack.looked_up(ids)
+        return {**inputs, "input_ids": None, "inputs_embeds": embeds, **beside}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
