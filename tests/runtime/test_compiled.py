@@ -64,15 +64,13 @@ def test_a_number_that_is_asked_for_breaks_the_law(monkeypatch: pytest.MonkeyPat
         SLOW_LAWS["compiled"](Case(zoo.fresh("llama"), METHODS["LoRA"]))
 
 
-def test_another_shift_when_compiled_breaks_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = shared_prefix.PrefixView.states
+def test_other_keys_when_compiled_break_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     spread = shared_prefix.PrefixView._spread
 
     def wrong(self: Any, by_group: Tensor, batch: int) -> Tensor:
         result: Tensor = spread(self, by_group, batch)
-        return result.flip(2) if torch.compiler.is_compiling() else result
+        return 0.9 * result if torch.compiler.is_compiling() else result
 
-    assert real is shared_prefix.PrefixView.states
     monkeypatch.setattr(shared_prefix.PrefixView, "_spread", wrong)
     with pytest.raises(Broken):
         SLOW_LAWS["compiled"](Case(zoo.fresh("llama"), METHODS["Prompt"]))

@@ -274,16 +274,18 @@ class Routing:
         if len(self.bound) == 1:
             names = tuple(name for name in self.bound[0] if name in among)
             return Groups((names,), None) if names else None
-        if torch.compiler.is_compiling():
-            groups = self._spread(batch, among)
-            return groups if any(groups.names) else None
+        compiling = torch.compiler.is_compiling()
+        groups = self._spread(batch, among) if compiling else self._kept(batch, among)
+        return groups if any(groups.names) else None
+
+    def _kept(self, batch: int, among: Collection[str]) -> Groups:
         key = (self.bound, batch, tuple(among))
         groups = self._cache.get(key)
         if groups is None:
             if len(self._cache) > 256:
                 self._cache.clear()
             groups = self._cache[key] = self._spread(batch, among)
-        return groups if any(groups.names) else None
+        return groups
 
     def times(self, batch: int) -> int:
         """How many rows of a batch there are for every one requested. Raises RowsError."""

@@ -44,6 +44,7 @@ from inlay.runtime.stack_inputs import (
     last_state,
     leading_padding,
     padding_mask,
+    readable,
     replace_last_state,
     text_of,
 )
@@ -246,14 +247,17 @@ class PrefixRunner:
     def _alone(self, names: list[Names], rows: list[Tensor]) -> tuple[KeysAndValues, Tensor]:
         """Run the prefix of each group, as a batch of its own.
 
-        Shorter ones are padded at the end, which nothing before it sees. The mask is given whole:
-        of any other, transformers asks the device whether it masks anything.
+        Shorter ones are padded at the end, which nothing before it sees. Of a mask of ones
+        transformers asks the device whether it masks anything; so a device gets the whole mask,
+        and the CPU the ones, without which attention is faster.
         """
         extra = max(map(len, rows))
         embeds = torch.stack([F.pad(row, (0, 0, 0, extra - len(row))) for row in rows])
         recorded: KeysAndValues = {}
         start, place = self.stack.position_start, torch.arange(extra, device=embeds.device)
-        positions = [place + (start + self.state.shift(n)) for n in names]
+        positions = torch.stack([place + (start + self.state.shift(n)) for n in names])
+        whole = (place <= place[:, None])[None, None]
+        mask = torch.ones_like(positions) if readable(embeds) else whole
         bound, context = self.routing.bound, self.state.context
         try:
             self.routing.bound = tuple(names)
@@ -264,8 +268,8 @@ class PrefixRunner:
             with _not_checkpointed(self.stack):
                 states = self.stack.run_without_hooks(
                     inputs_embeds=embeds,
-                    attention_mask=(place <= place[:, None])[None, None],
-                    position_ids=torch.stack(positions),
+                    attention_mask=mask,
+                    position_ids=positions,
                 )
         finally:
             self.attention_pass.record = None

@@ -6,7 +6,7 @@ before, and cannot be compiled in one piece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ def readable(tensor: Tensor) -> bool:
     return tensor.device.type == HOST and not torch.compiler.is_compiling()
 
 
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module is given first, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 def text_of(inputs: Mapping[str, Any]) -> Tensor | None:
     """The text of a pass, ids `[B, T]` or embeddings `[B, T, D]`; None where there is none."""
     ids = inputs.get("input_ids")
@@ -60,7 +65,7 @@ def cache_of(inputs: Mapping[str, Any]) -> Cache | None:
 def cached(inputs: Mapping[str, Any]) -> int | Tensor:
     """How many positions the cache of a pass holds already; a tensor for static caches."""
     cache = cache_of(inputs)
-    return 0 if cache is None else cache.get_seq_length()
+    return 0 if cache is None else _length(cache)
 
 
 def continues(inputs: Mapping[str, Any]) -> bool:
@@ -84,9 +89,14 @@ def note_length(cache: Cache) -> None:
     """Note after a pass that a static cache holds positions."""
     if torch.compiler.is_compiling():
         return
-    length = cache.get_seq_length()
+    length = _length(cache)
     if isinstance(length, Tensor):
         setattr(cache, LENGTH_NOTED, _version(length))
+
+
+def _length(cache: Cache) -> int | Tensor:
+    length: Any = cache.get_seq_length()  # said to be an int, which it is not in a static cache
+    return length
 
 
 def _version(length: Tensor) -> int | None:
@@ -124,6 +134,17 @@ def last_state(output: Any) -> Tensor:
     """The last hidden state of a stack's output, `[B, T, D]`."""
     state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
     return state
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in a stack's output, of whatever form it is; its last hidden state first."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    values = output.values() if isinstance(output, Mapping) else output
+    for value in values if isinstance(values, Iterable) else ():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def replace_last_state(output: Any, state: Tensor) -> Any:
