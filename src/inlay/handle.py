@@ -99,7 +99,7 @@ class Inlay:
     @property
     def first_virtual_id(self) -> int:
         """V, the id of the first virtual token."""
-        return self.chart.stacks[0].vocabulary
+        return self.chart.vocabulary
 
     @property
     def prompt_length(self) -> int:
@@ -288,10 +288,11 @@ def load(
     made for another base (or tokenizer, where one is given); `strict=False` allows another base
     whose sites and shapes fit. Then the model is as it was.
     """
-    file = file_format.read(path)
-    spec = file.spec
+    stored = file_format.read(path)
+    spec = stored.spec
 
     def build_from_file(chart: Chart) -> PieceSet:
+        file = file_format.renamed(stored, chart)
         if strict:
             check_base(file.path, file.header, chart)
             check_tokenizer(file.path, file.header, tokenizer)
@@ -300,7 +301,7 @@ def load(
         file_format.fill(file, pieces)
         return pieces
 
-    return _attach(model, file.header["name"] if name is None else name, build_from_file)
+    return _attach(model, stored.header["name"] if name is None else name, build_from_file)
 
 
 def attached(model: PreTrainedModel) -> dict[str, Inlay]:

@@ -37,6 +37,8 @@ def base_head_sites(
     blocks = [paths[layer] for stack in stacks for layer in stack.layers]
     backbone = paths[model.base_model]
     holders = {path.rsplit(".", 2)[0] for path in blocks} - {backbone}
+    if stacks[-1].causal:
+        holders.add(backbone)  # it pools nothing: what it has behind its blocks is a part of it
     norms = {m for m in model.base_model.modules() if isinstance(m, nn.LayerNorm)}
     others = {*(site.host for site in sites), *norms, model.get_output_embeddings()}
     order = list(paths)

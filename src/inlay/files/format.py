@@ -115,6 +115,28 @@ def read(path: str | Path) -> InlayFile:
     return InlayFile(path, header, tensors)
 
 
+def renamed(file: InlayFile, chart: Chart) -> InlayFile:
+    """A file with the names that the places of a base have today.
+
+    A stack that reads images was once called `encoder`, and is called `vision`.
+    """
+    stacks = {stack.name for stack in chart.stacks}
+    if "encoder" in stacks or "vision" not in stacks:
+        return file
+
+    def today(name: str) -> str:
+        return f"vision.{name.removeprefix('encoder.')}" if name.startswith("encoder.") else name
+
+    try:
+        base = json.loads(file.header["base"])
+        for part in ("shape", "samples"):
+            base[part] = {today(name): value for name, value in base[part].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return file  # whoever compares fingerprints says what is wrong
+    header = {**file.header, "base": json.dumps(base)}
+    return InlayFile(file.path, header, {today(n): t for n, t in file.tensors.items()})
+
+
 def tensors_of(pieces: PieceSet) -> dict[str, Tensor]:
     """What a file holds of an inlay, by name; detached, sharing memory where nothing is dropped."""
     named: dict[str, Tensor] = {}

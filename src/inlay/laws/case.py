@@ -19,6 +19,7 @@ from inlay.core.piece import HeadPiece, OncePerPass, Piece
 from inlay.errors import LawError
 from inlay.handle import Inlay, attach, attached, rows
 from inlay.laws.batches import Inputs
+from inlay.laws.media import media_row, with_picture
 from inlay.runtime.container import container_of
 from inlay.runtime.install import Prepared
 
@@ -203,20 +204,21 @@ class Case:
         return [self._row(max(3, self.length - 2 * number), generator) for number in range(count)]
 
     def _row(self, length: int, generator: torch.Generator) -> Inputs:
-        config, device = self.model.config, self.model.device
-        if self.chart.kind == "vision":
-            shape = (1, config.num_channels, config.image_size, config.image_size)
-            return {"pixel_values": torch.randn(shape, generator=generator).to(device)}
-        lowest = min(8, config.vocab_size // 2)
-        ids = torch.randint(lowest, config.vocab_size, (1, length), generator=generator)
-        first = self.chart.stacks[0].vocabulary
+        device, first = self.model.device, self.chart.vocabulary
+        lowest = min(8, first // 2)
+        if not self.chart.reads_text:
+            row = media_row(self.chart, generator)
+            if self.chart.decoder is not None:
+                row["decoder_input_ids"] = torch.randint(lowest, first, (1, 4), generator=generator)
+            return {name: tensor.to(device) for name, tensor in row.items()}
+        ids = torch.randint(lowest, first, (1, length), generator=generator)
         for number in range(min(self.virtual_tokens, length // 2)):
             ids[0, 2 * number] = first + number
         row = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
         if self.chart.kind == "encoder-decoder":
-            target = torch.randint(lowest, config.vocab_size, (1, 4), generator=generator)
+            target = torch.randint(lowest, first, (1, 4), generator=generator)
             row["decoder_input_ids"] = target.to(device)
-        return row
+        return with_picture(self.chart, row, generator)
 
     def _attach(self, name: str) -> Inlay:
         """The spec attached; methods that prepare get nothing, as when a file is read."""

@@ -92,7 +92,7 @@ def _read_at_once(case: Case, batch: Inputs, tokens: Tensor, side: str) -> Tenso
         output = model_output(case.model, {**batch, "decoder_input_ids": tokens[:, :-1]})
         return output[:, -NEW:]
     mask = F.pad(batch["attention_mask"], (0, NEW - 1), value=1)
-    inputs = {"input_ids": tokens[:, :-1], "attention_mask": mask}
+    inputs = {**batch, "input_ids": tokens[:, :-1], "attention_mask": mask}
     if side == "left" and case.chart.stacks[0].takes("position_ids"):
         inputs = with_position_ids(case.chart, inputs)
     return model_output(case.model, inputs)[:, -NEW:]

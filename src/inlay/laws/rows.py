@@ -63,8 +63,8 @@ def _gradients_do_not_meet(
 def padding_is_inert(case: Case) -> float:
     """A padded row computes what the row alone does, on every side where the base does so."""
     singles = case.inputs(3)
-    if case.chart.kind == "vision":
-        raise NotApplicable("images are not padded")
+    if not case.chart.reads_text:
+        raise NotApplicable("images and sound are not padded")
     worst = 0.0
     with case.isolated():
         ways = valid_paddings(case, singles)

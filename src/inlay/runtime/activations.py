@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inlay.architectures.chart import Chart
 from inlay.core.modes import evaluating
-from inlay.errors import PortError, SpecError
+from inlay.errors import InlayError, PortError, SpecError
 from inlay.runtime import attention
 from inlay.runtime.container import changing, container_of
 from inlay.runtime.extra_kv import AttentionPass, SiteExtraKV
@@ -40,7 +40,7 @@ def keys_and_values(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
 
 def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     model, vocabulary = chart.base, chart.stacks[0].vocabulary
-    if not vocabulary:
+    if not chart.reads_text:
         raise PortError(f"{type(model).__name__} reads no words, so none can be run through it")
     for number in ids:
         if not 0 <= number < vocabulary:
@@ -50,7 +50,15 @@ def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text
     with _bare(chart), _recording(chart) as record, evaluating(model):
-        chart.last_hidden_state(model, **inputs)
+        try:
+            chart.last_hidden_state(model, **inputs)
+        except InlayError:
+            raise
+        except Exception as error:
+            raise PortError(
+                f"{type(model).__name__} does not run on words alone ({type(error).__name__}: "
+                f"{error!s:.80}), so no prefix can start from them; use start=None"
+            ) from None
     return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in record.items()}
 
 

@@ -60,8 +60,9 @@ class Redirected:
         return getattr(self.shared, name)
 
 
-def _attention(inner: Callable | None, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-               mask: Any, **more: Any) -> Any:  # fmt: skip
+def _attention(inner: Callable | None, module: nn.Module, query: Tensor, key: Tensor,
+               value: Tensor, attention_mask: Any = None, **more: Any) -> Any:  # fmt: skip
+    q, k, v, mask = query, key, value, attention_mask  # modelling files give them by name too
     port = vars(module).get(EXTRA_KV)
     queries = q.shape[2]
     if port is not None:
@@ -141,7 +142,7 @@ def _methods(core: nn.Module) -> Iterator[FunctionType]:
                     yield method
 
 
-def configs(model: PreTrainedModel) -> list[Any]:
+def configs(model: nn.Module) -> list[Any]:
     """Every config that some part of the base reads its attention implementation from."""
     by_id = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return list(by_id.values())

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.logits import output_matrix
 from inlay.architectures.paths import CHILD
 from inlay.core.piece_set import PieceSet
 from inlay.runtime.gate import Gate, GateHooks
@@ -40,15 +41,15 @@ class Container(nn.Module):
         self.routing = Routing()
         self.trained = [n for n, p in chart.base.named_parameters() if p.requires_grad]
         limit = chart.max_length(chart.base) if chart.family.position_table else None
-        several = len(chart.stacks) > 1
+        decoder = chart.decoder
         self.stacks = [
-            StackHooks(chart, stack, self.routing, limit, trims=not several or i > 0)
+            StackHooks(chart, stack, self.routing, limit, trims=decoder is None or i > 0)
             for i, stack in enumerate(chart.stacks)
         ]
-        if several:
-            self.stacks[1].upstream = self.stacks[0]
+        if decoder is not None:
+            self.stack(decoder.name).upstream = self.stacks[0]
         self.reminders: dict[str, Reminder] = {}
-        head = chart.base.get_output_embeddings()
+        head = output_matrix(chart.base)
         inputs = [] if head is None else [ContiguousHeadInput(head)]
         self.gate = Gate()
         entrances = [

@@ -16,6 +16,7 @@ from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
 from inlay.runtime.activations import keys_and_values
 from inlay.runtime.container import Container
+from inlay.runtime.cures import cure, missing_roles
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 
@@ -49,12 +50,16 @@ def build(chart: Chart, spec: Spec, prepared: Prepared | None = None) -> PieceSe
 
 
 def sites_of(chart: Chart, method: Method) -> list[Site]:
-    """The sites of a method. Raises SiteError, which names method and model, where it has none."""
+    """The sites of a method. Raises SiteError, which says what would work, where it has none."""
     try:
         return chart.find(method.at)
     except InlayError as error:
-        model = type(chart.base).__name__
-        raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
+        place = f"{type(method).__name__} on {type(chart.base).__name__}"
+        missing = missing_roles(chart, method.at)
+        if not missing:
+            raise type(error)(f"{place}: {error}") from None
+        roles = " or ".join(map(repr, missing))
+        raise SiteError(f"{place}: this model has no {roles}{cure(chart, method)}") from None
 
 
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:

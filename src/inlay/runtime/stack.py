@@ -46,9 +46,9 @@ from inlay.runtime.stack_inputs import (
     cache_of,
     cached,
     continues,
-    last_state,
     note_length,
     readable,
+    tensors,
     text_of,
 )
 from inlay.runtime.virtual_tokens import VirtualTokenPort
@@ -95,7 +95,7 @@ class StackHooks:
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}
         self.positions = Positions(self.state)
-        self._configs = attention.configs(stack.module)
+        self._configs = attention.configs(stack.module) or [stack.config]
         self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
 
@@ -246,9 +246,10 @@ class StackHooks:
                 output = port.leave(output)
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
-        states = last_state(output)
-        if states.requires_grad and not torch.compiler.is_compiling():
-            states.register_hook(self._put_back())
+        for states in tensors(output):
+            if states.requires_grad and not torch.compiler.is_compiling():
+                states.register_hook(self._put_back())
+                break
         self._forget()
         return output
 
@@ -296,7 +297,8 @@ class StackHooks:
         """Keep with a cache what stands before the texts in it."""
         view = None if self.prefix is None else self.prefix.view
         before = self.prompts.layout if view is None else view.prefix
-        parts = output if isinstance(output, tuple) else (output.get("past_key_values"),)
+        named = (output.get("past_key_values"),) if isinstance(output, dict) else ()
+        parts = output if isinstance(output, tuple) else named
         for part in parts:
             if not isinstance(part, Cache):
                 continue

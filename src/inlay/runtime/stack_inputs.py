@@ -6,7 +6,7 @@ before, and cannot be compiled in one piece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ def readable(tensor: Tensor) -> bool:
     While a pass is compiled there are no numbers.
     """
     return tensor.device.type == HOST and not torch.compiler.is_compiling()
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module is given first, by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def text_of(inputs: Mapping[str, Any]) -> Tensor | None:
@@ -124,6 +129,17 @@ def last_state(output: Any) -> Tensor:
     """The last hidden state of a stack's output, `[B, T, D]`."""
     state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
     return state
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in a stack's output, of whatever form it is; its last hidden state first."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    values = output.values() if isinstance(output, Mapping) else output
+    for value in values if isinstance(values, Iterable) else ():
+        if isinstance(value, Tensor):
+            yield value
 
 
 def replace_last_state(output: Any, state: Tensor) -> Any:

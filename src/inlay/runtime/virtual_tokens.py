@@ -21,6 +21,7 @@ from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
+from inlay.runtime.embeds import check_ids, check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import readable
@@ -72,6 +73,8 @@ class VirtualTokenPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
+        check_ids(method, site, chart)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
@@ -104,7 +107,8 @@ class VirtualTokenPort(Port):
         ids = inputs.get("input_ids")
         if not self.pieces or ids is None or self._none_in(ids):
             return inputs
-        return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
+        embeds, beside = self.embed(ids), self.stack.looked_up(ids)
+        return {**inputs, "input_ids": None, "inputs_embeds": embeds, **beside}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
