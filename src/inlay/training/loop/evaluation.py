@@ -6,7 +6,7 @@ that has its prediction only what the score needs is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
+from inlay.errors import DataError
 from inlay.tasks import Prediction, Row, Task
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
@@ -34,7 +35,7 @@ MAX_INTERNED = 1000
 def predict(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[Example | Mapping[str, Any]],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -46,7 +47,8 @@ def predict(
     Args:
         model: the base, on its device.
         task: bound to it.
-        data: a data set, or anything that yields examples.
+        data: a data set, or anything that yields examples or rows as plain mappings, such as
+            `{"text": "a fine film"}`.
         batch_size: rows in a batch; None where `tokens` decides.
         tokens: the most tokens in a batch, padding included.
         console: where progress is shown; None for nowhere.
@@ -54,6 +56,8 @@ def predict(
 
     Returns one prediction for every example, in their order. Several processes share the work, and
     each returns everything.
+
+    Raises DataError, which names the row, for one that is neither, or that the task cannot use.
     """
     sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
     pairs = predict_each(model, task, data, **sizes, console=console, what=what)
@@ -63,7 +67,7 @@ def predict(
 def evaluate(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[Example | Mapping[str, Any]],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -86,7 +90,7 @@ def evaluate(
 def predict_each(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[Example | Mapping[str, Any]],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -103,7 +107,7 @@ def predict_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(data):
+        for chunk in chunks(as_examples(data)):
             rows = task.encode_all(chunk)
             results: list[RowPrediction] = []
             done = 0
@@ -117,6 +121,23 @@ def predict_each(
             del rows, results
             yield from zip(chunk, predictions, strict=True)
             del chunk, predictions
+
+
+def as_examples(data: Iterable[Example | Mapping[str, Any]]) -> Iterator[Example]:
+    """Yield rows as examples: those that are plain mappings are counted from 1, in messages.
+
+    Raises DataError for anything else.
+    """
+    for number, row in enumerate(data, 1):
+        if isinstance(row, Example):
+            yield row
+        elif isinstance(row, Mapping):
+            yield Example(row, f"row {number}")
+        else:
+            raise DataError(
+                f"row {number} is {row!r:.60}, not a row; give a mapping of its fields, such as "
+                '{"text": "…"}, or what inlay.data.load returns'
+            )
 
 
 def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:
