@@ -18,7 +18,7 @@ it is loaded again without minding those that are missing. So between a step and
 
     on_step_end          the frozen tensors of the base are among those to ignore
     (checkpoint)         model.safetensors = pieces and whatever else is trained; optimizer.pt, …
-    on_save              <name>.safetensors is added, config.json removed; nothing is ignored
+    on_save              <name>.safetensors is added; nothing is ignored any more
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ from inlay.errors import TrainingError
 from inlay.handle import Inlay
 from inlay.runtime.container import CHILD
 
-CONFIGS = ("config.json", "generation_config.json")
-"""What makes `from_pretrained` take a folder for a whole model."""
-
 
 class InlayCallback(TrainerCallback):
     """Gives each step of `Trainer` the penalty and schedule of an inlay, and saves it alone.
@@ -55,7 +52,8 @@ class InlayCallback(TrainerCallback):
     `Trainer` resumes from: the pieces as they are in training, the optimiser, the generators. The
     base, which did not change, is not in it, unless `save_base` asks for it; parameters of the base
     that are trained too always are. `train(resume_from_checkpoint=…)` goes on with the same base
-    and the same inlay attached (transformers logs that the base is missing in the checkpoint).
+    and the same inlay attached (transformers logs that the base is missing in the checkpoint, and
+    would say so if it were loaded as a whole model).
 
     Methods that run a batch several times (`passes` above 1) are trained with `inlay.fit`.
 
@@ -120,8 +118,6 @@ class InlayCallback(TrainerCallback):
         tokenizer = kwargs.get("processing_class")
         fitting = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
         self.handle.save(folder / f"{self.handle.name}.safetensors", tokenizer=fitting)
-        for name in () if self.save_base else CONFIGS:
-            (folder / name).unlink(missing_ok=True)
 
     @override
     def on_train_end(
