@@ -151,7 +151,7 @@ def _plan(base: str, fields: Mapping[str, str], file: Path | None, recipe: Path 
         train = None if trained.folds else trained.data.train
         rows = trained.data.test or trained.data.dev or train
         if rows is not None:
-            dropped = CHOICES if "data.source" in fields else set()
+            dropped = CHOICES if fields.get("data.source", rows.source) != rows.source else set()
             changes["data.test"] = rows.model_dump_json(exclude=dropped)
     for name, text in fields.items():
         is_data = name.startswith("data.")
@@ -184,7 +184,10 @@ def _write_predictions(
     from inlay.files.atomic import write_whole
 
     lines = (
-        json.dumps({**_columns_of(row, columns), "where": row.where, "prediction": prediction})
+        json.dumps(
+            {**_columns_of(row, columns), "where": row.where, "prediction": prediction},
+            ensure_ascii=False,
+        )
         for row, prediction in pairs
     )
     write_whole(path, (f"{line}\n".encode() for line in lines))

@@ -32,6 +32,11 @@ def split_name(text: str) -> tuple[str, str] | None:
     return None if match is None else (match["path"], match["name"])
 
 
+def paths_in(text: str) -> list[str]:
+    """The paths of all `file.py:Name` in a text, each once."""
+    return list(dict.fromkeys(match["path"] for match in NAME.finditer(text)))
+
+
 def run_file(path: str | Path, error: type[InlayError]) -> ModuleType:
     """Run a Python file as a module, once per process; one that is imported already is returned.
 

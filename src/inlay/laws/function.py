@@ -6,14 +6,17 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from inlay.core.method import sum_of
 from inlay.core.piece import Foldable
 from inlay.errors import MergeError, NoBiasError, NotFoldableError, QuantisedError, TiedWeightsError
-from inlay.handle import attach, attached, load, rows
-from inlay.laws.batches import pad_batch
+from inlay.handle import Inlay, attach, attached, load, rows
+from inlay.laws.batches import Inputs, pad_batch
 from inlay.laws.case import Broken, Case, NotApplicable
 from inlay.laws.compare import model_output, require_close
 from inlay.merge import plan
+from inlay.runtime.install import Prepared
 
 BASE_FORBIDS = (NoBiasError, TiedWeightsError, QuantisedError)
 """Why pieces that can be folded cannot be folded into this base."""
@@ -80,15 +83,34 @@ def merged_computes_the_same(case: Case) -> float:
             try:
                 if attached(case.model).keys() == {handle.name}:
                     handle.merge()
+                    output = model_output(case.model, inputs)
+                    for head in attached(case.model).values():
+                        head.detach()  # a trained head stays attached after merging
                 else:
                     for parameter, value in writes:
                         parameter.copy_(value)
-                    handle.enabled = False
-                output = model_output(case.model, inputs)
-                for head in attached(case.model).values():
-                    if head.name == handle.name and not handle.attached:
-                        head.detach()  # a trained head stays attached after merging
+                    output = _output_with_what_remains(case, handle, inputs)
             finally:
                 for parameter, value in old:
                     parameter.data.copy_(value)
     return require_close(case, output, unmerged, "merged", 3)
+
+
+def _output_with_what_remains(case: Case, handle: Inlay, inputs: Inputs) -> Tensor:
+    """What a merged base computes with the methods that merging leaves attached: trained heads.
+
+    Some of them, such as WARP, change what the base computes too.
+    """
+    methods = handle.spec.methods
+    heads = [index for index, method in enumerate(methods) if method.has_head]
+    prepared: Prepared = {number: {} for number in range(len(heads))}
+    name = f"{handle.name}-heads"
+    remaining = attach(
+        case.model, sum_of([methods[index] for index in heads]), name=name, prepared=prepared
+    )
+    try:
+        remaining.copy_from(handle, dict(enumerate(heads)))
+        with rows(case.model, [name]):
+            return model_output(case.model, inputs)
+    finally:
+        remaining.detach()
