@@ -25,7 +25,7 @@ BASE_FORBIDS = (NoBiasError, TiedWeightsError, QuantisedError)
 def attached_is_base(case: Case) -> float:
     """A model with the method just attached computes exactly what the base does."""
     if not all(method.identity for method in case.spec.methods):
-        raise NotApplicable("the method does not promise it")
+        raise NotApplicable("the method does not promise to start as the base")
     inputs = pad_batch(case.inputs(2))
     with case.isolated(), torch.no_grad():
         base = model_output(case.model, inputs)
@@ -70,13 +70,13 @@ def merged_computes_the_same(case: Case) -> float:
                 writes = plan(case.model, handle.spec, handle.placed)
             except MergeError as refusal:
                 if foldable and not isinstance(refusal, BASE_FORBIDS):
-                    raise Broken(f"refused: {refusal}") from None
+                    raise Broken(f"merging is refused, and could be done: {refusal}") from None
                 if merged and not foldable and not isinstance(refusal, NotFoldableError):
-                    raise Broken(f"refused for another reason: {refusal}") from None
+                    raise Broken(f"merging is refused for a wrong reason: {refusal}") from None
                 for name, parameter in case.model.named_parameters():
                     if name in before and not torch.equal(parameter, before[name]):
-                        raise Broken(f"refused, but {name} was written") from None
-                raise NotApplicable(f"refused as it should be: {refusal}") from None
+                        raise Broken(f"merging is refused, but {name} was written") from None
+                raise NotApplicable(f"it cannot be merged, and is refused: {refusal}") from None
             if not foldable:
                 raise Broken("a piece without fold was merged")
             old = [(parameter, parameter.detach().clone()) for parameter, _ in writes]
