@@ -77,9 +77,9 @@ def check(
     out().print(findings)
     if not findings.holds:
         broken = [finding.law for finding in findings.findings if finding.holds is False]
-        subject = "this law does" if len(broken) == 1 else "these laws do"
+        laws = "this law does" if len(broken) == 1 else "these laws do"
         err().print(
-            f"{', '.join(broken)}: {subject} not hold; do not rely on it with this inlay and model",
+            f"{', '.join(broken)}: {laws} not hold; do not rely on it with this inlay and model",
             style="bold red",
         )
         raise typer.Exit(1)
