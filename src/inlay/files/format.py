@@ -266,8 +266,7 @@ def _check_header_size(path: Path) -> None:
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER:
         raise FileError(
-            f"{path} is not an inlay file: it claims a header of {length:,} bytes; give a file "
-            "that inlay has saved"
+            f"{path} is not an inlay file; give a .safetensors file that inlay has saved"
         )
     if 8 + length > size:
         raise FileError(
