@@ -107,7 +107,10 @@ class PieceSet(nn.Module):
             ):
                 for key, module in here.items():
                     if key in there:
-                        module.load_state_dict(there[key].state_dict())
+                        state = there[key].state_dict()
+                        if isinstance(module, Piece):
+                            module.resize({name: tensor.shape for name, tensor in state.items()})
+                        module.load_state_dict(state)
 
     def _pieces_of(self, index: int) -> dict[str, Piece]:
         return {p.site.name: p.piece for p in self.placed if p.index == index}

@@ -29,6 +29,7 @@ from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
 from inlay.files.fingerprint import fingerprint, tokenizer_fingerprint
+from inlay.files.usage import Usage, usage_of
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -53,13 +54,24 @@ class InlayFile:
         except SpecError as error:
             raise FileError(f"{self.path}: {error}") from None
 
+    @property
+    def usage(self) -> Usage | None:
+        """How it is used; None for a file that does not say. Raises FileError."""
+        return usage_of(self.path, self.header)
+
 
 def save(
-    pieces: PieceSet, name: str, chart: Chart, path: str | Path, tokenizer: Any = None
+    pieces: PieceSet,
+    name: str,
+    chart: Chart,
+    path: str | Path,
+    tokenizer: Any = None,
+    usage: Usage | None = None,
 ) -> Path:
     """Write an inlay to one file, whole or not at all.
 
     name: the inlay's. chart: of its base. tokenizer: where given, its fingerprint goes in too.
+    usage: where given, how the inlay is used.
 
     Raises FileError where a tensor is not finite or the folder cannot be written.
     """
@@ -77,6 +89,8 @@ def save(
     }
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    if usage is not None:
+        header |= usage.to_header()
     header["digest"] = digest(header, tensors)
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
     return write_whole(path, to_bytes(copies, metadata=header))

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Value
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.tasks import auxiliary, metrics
@@ -30,6 +30,7 @@ from inlay.tasks.demonstrations import (
 from inlay.tasks.generation_config import check_options, end_tokens, generation_config
 from inlay.tasks.outputs import TokenStates
 from inlay.tasks.reader import Reader
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.requirements import require_decoder_start, require_language_head
 from inlay.tasks.rows import Row, field_of, require_labels, texts_of
 from inlay.tasks.special_tokens import count_trailing
@@ -124,6 +125,18 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     @override
     def gold_fields(self) -> tuple[str, ...]:
         return ("messages",) if self.chat == "messages" else (self.target,)
+
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        """Of a whole chat the last turn is the target, where it is the assistant's."""
+        return () if self.chat == "messages" else (self.target,)
+
+    @override
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        if self.chat == "messages":
+            return {"messages": [{"role": "user", "content": text}]}
+        return super().inputs_of_text(text)
 
     @override
     def prepare(self, examples: Iterable[Example]) -> None:
@@ -316,6 +329,20 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         new_tokens = tokens[:, prompt_length:]
         texts = self.bound.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (Column(PREDICTION, "text", "the text that is written"),)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is one minus the F1 of words with the most similar reference."""
+        references = self._references(example)
+        text = record[PREDICTION].strip()
+        if text in [reference.strip() for reference in references]:
+            return None
+        return Mistake(1 - metrics.extraction([text], [references])["f1"], references[0])
 
     @override
     def score(
