@@ -23,6 +23,7 @@ from inlay_cli import (
     merge,
     methods,
     pet,
+    predict,
     sites,
     train,
 )
@@ -67,7 +68,7 @@ app = typer.Typer(
 PANELS = {
     "Begin": (demo, methods, sites),
     "Train": (train, pet),
-    "Use": (evaluate, generate, check, inspect, merge, export),
+    "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from inlay.handle import Inlay
+    from inlay.predicting import Predictor
 
 RECIPE = "recipe.yaml"
 """The recipe that training writes next to an inlay's file."""
@@ -40,6 +41,15 @@ RecipeArgument = Annotated[
 ]
 OptionalRecipeArgument = Annotated[
     Path | None, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="The base, where it is not where it was in training.",
+        autocompletion=names.model_names,
+        show_default=False,
+    ),
 ]
 DtypeOption = Annotated[
     Dtype | None,
@@ -125,3 +135,23 @@ def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file:
     from inlay.handle import load
 
     return load(model, file, tokenizer=tokenizer)
+
+
+def open_predictor(
+    file: Path,
+    base: str | None = None,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "auto",
+) -> Predictor:
+    """Open a trained inlay with its base and task, and show progress.
+
+    Raises FileError, BaseError, FetchError.
+    """
+    with busy(f"opening {file}") as show:
+        import torch
+
+        from inlay.predicting import open_inlay as open_file
+
+        silence()
+        torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
+        return open_file(file, base=base, dtype=torch_dtype, device=device, report=show)

@@ -21,9 +21,9 @@ from inlay.errors import DataError, TaskError, nearest
 from inlay.methods.head import Head
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.base import Bound, Prediction
+from inlay.tasks.label_records import classify_columns, classify_mistake, classify_records
 from inlay.tasks.objectives import BinaryCrossEntropy, CrossEntropy, Distillation
 from inlay.tasks.outputs import Scores, TextStates
-from inlay.tasks.label_records import classify_columns, classify_mistake, classify_records
 from inlay.tasks.reader import Encoded, Reader, text_inputs
 from inlay.tasks.records import Column, Mistake, Record
 from inlay.tasks.requirements import require_head
@@ -281,7 +281,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
     @property
     @override
     def record_columns(self) -> tuple[Column, ...]:
-        return classify_columns(self.objective, self.by)
+        return classify_columns(self.objective, self.by, self.labels)
 
     @torch.no_grad()
     @override

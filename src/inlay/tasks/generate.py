@@ -27,7 +27,12 @@ from inlay.tasks.demonstrations import (
     first_target,
     with_demonstrations,
 )
-from inlay.tasks.generation_config import check_options, end_tokens, generation_config
+from inlay.tasks.generation_config import (
+    GenerationCall,
+    check_options,
+    end_tokens,
+    generation_config,
+)
 from inlay.tasks.outputs import TokenStates
 from inlay.tasks.reader import Reader
 from inlay.tasks.records import PREDICTION, Column, Mistake, Record
@@ -309,24 +314,32 @@ class Generate(Templated[GenerateBatch, TokenStates]):
             loss = auxiliary.mixed(self.auxiliary_weight, loss, outputs.text)
         return loss, len(targets)
 
+    def generation_call(
+        self, model: PreTrainedModel, batch: GenerateBatch
+    ) -> GenerationCall | None:
+        """How `model.generate` is called; None where a decoder's context has no room left."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        config = self._config
+        if batch.prompt_lengths is None:
+            return GenerationCall(ids, mask, config, 0)
+        ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
+        prompt_length = ids.shape[1]
+        limit = self.chart(model).max_length(model)
+        if limit is not None and prompt_length + config.max_new_tokens > limit:
+            if prompt_length >= limit:
+                return None
+            config = copy.deepcopy(config)
+            config.max_new_tokens = limit - prompt_length
+        return GenerationCall(ids, mask, config, prompt_length)
+
     @torch.no_grad()
     @override
     def predict(self, model: PreTrainedModel, batch: GenerateBatch) -> list[Prediction]:
         """The generated text, without special tokens and white space around it."""
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        config, prompt_length = self._config, 0
-        if batch.prompt_lengths is not None:
-            ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
-            prompt_length = ids.shape[1]
-            limit = self.chart(model).max_length(model)
-            if limit is not None and prompt_length + config.max_new_tokens > limit:
-                if prompt_length >= limit:
-                    return [""] * len(ids)
-                config = copy.deepcopy(config)
-                config.max_new_tokens = limit - prompt_length
-        generate: Any = model.generate
-        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        new_tokens = tokens[:, prompt_length:]
+        call = self.generation_call(model, batch)
+        if call is None:
+            return [""] * len(batch)
+        new_tokens = call.run(model)[:, call.prompt_length :]
         texts = self.bound.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -12,9 +12,11 @@ from inlay.tasks.records import PREDICTION, Column, Mistake, Record, by_label, s
 from inlay.tasks.verbalizer import Verbalizer
 
 
-def classify_columns(objective: Objective, by: Option) -> tuple[Column, ...]:
+def classify_columns(
+    objective: Objective, by: Option, labels: tuple[str, ...]
+) -> tuple[Column, ...]:
     """The columns of the records."""
-    each = Column("probabilities", "by label", "the probability of each label")
+    each = Column("probabilities", "by label", "the probability of each label", labels)
     if isinstance(objective, BinaryCrossEntropy):
         return (Column(PREDICTION, "texts", "the labels that are likelier than not"), each)
     word = Column("word", "text", "the word that stands for the label, or the first of several")

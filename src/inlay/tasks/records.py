@@ -34,12 +34,13 @@ number for each label, a list of entities, or anything that JSON can write."""
 class Column:
     """One column of a task's records.
 
-    name: in the record. kind: what it holds. meaning: for people.
+    name: in the record. kind: what it holds. meaning: for people. labels: of "by label".
     """
 
     name: str
     kind: Kind
     meaning: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

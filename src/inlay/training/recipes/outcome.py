@@ -35,8 +35,8 @@ class Outcome:
     path: the inlay's file; None where nothing was attached.
     base: the folder of the base, where it was trained too; else None.
     parameters: how many were trained.
-    saved_parameters: how many numbers the inlay's file holds. What only helps in training, such
-        as the MLP of a prefix, is dropped there.
+    saved_parameters: how many numbers are saved, in the inlay's file and, where it was trained,
+        the base. What only helps in training, such as the MLP of a prefix, is dropped.
     base_parameters: how many the base has.
     metric: the task's primary metric.
     untouched: scores on `dev` before training; None without such data.
@@ -105,7 +105,8 @@ def write_outcome(
 
 def describe_size(spec: Spec, trained: int, saved: int, base: int) -> str:
     """A line that says how many parameters are trained, and how many numbers the file will hold."""
-    line = f"{spec!r}: {trained:,} parameters are trained ({trained / base:.2%} of the base)"
+    what = repr(spec) if spec.methods else "the base"
+    line = f"{what}: {trained:,} parameters are trained ({trained / base:.2%} of the base)"
     return line if saved == trained else f"{line}, {saved:,} are saved ({saved / base:.2%})"
 
 
@@ -117,7 +118,6 @@ def describe_usage(
 ) -> Usage:
     """What the file of a recipe's inlay says of its use."""
     source, description = recipe.data.train, task.describe()
-    template = source.template
     trains_base = recipe.training.base_lr is not None
     chats = bool(description.get("chat")) and isinstance(tokenizer.chat_template, str)
     return Usage(
@@ -126,7 +126,7 @@ def describe_usage(
         dtype=recipe.dtype,
         task=description,
         columns=dict(source.columns or {}),
-        templates={"text": template, "source": template} if isinstance(template, str) else dict(template or {}),  # fmt: skip  # noqa: E501
+        templates=source.templates,
         chat_template=tokenizer.chat_template if chats else None,  # type: ignore[arg-type]
         calibration=None if calibration is None else asdict(calibration),
     )

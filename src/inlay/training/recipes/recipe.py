@@ -69,6 +69,13 @@ class Source(BaseModel):
             validate(Template, template)
         return value
 
+    @property
+    def templates(self) -> dict[str, str]:
+        """The template that fills each field."""
+        if isinstance(self.template, str):
+            return {"text": self.template, "source": self.template}
+        return dict(self.template or {})
+
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
         return load(**self.model_dump(), need=task.required_fields)

@@ -114,8 +114,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         start_from(handle, start, tokenizer)
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    parameters = handle.count() + (base_parameters if trains_base else 0)
-    print_line(console, describe_size(spec, parameters, handle.saved_count(), base_parameters))
+    of_base = base_parameters if trains_base else 0
+    parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
+    print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
     context = _RunContext(
         recipe, out, model, tokenizer, task, data, console, resume, prepared, start
     )
@@ -134,7 +135,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
         base=out / BASE if trains_base else None,
         parameters=parameters,
-        saved_parameters=handle.saved_count(),
+        saved_parameters=saved_parameters,
         base_parameters=base_parameters,
         metric=task.metric,
         untouched=untouched,

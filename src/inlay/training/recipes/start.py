@@ -32,9 +32,7 @@ def start_from(handle: Inlay, file: InlayFile, tokenizer: Any) -> None:
     `load` does.
     """
     indices = _indices(handle, file)
-    other = load(
-        handle.model, file.path, name=f"{handle.name[:90]}-start", tokenizer=tokenizer
-    )
+    other = load(handle.model, file.path, name=f"{handle.name[:90]}-start", tokenizer=tokenizer)
     try:
         handle.copy_from(other, indices)
     finally:
