@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ from inlay_cli.console import busy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inlay.files.usage import Usage
     from inlay.handle import Inlay
     from inlay.predicting import Predictor
 
@@ -135,6 +137,43 @@ def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file:
     from inlay.handle import load
 
     return load(model, file, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base with an inlay, opened from its file. usage: what is known of its use, or None."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    handle: Inlay
+    usage: Usage | None
+
+
+def open_model(
+    file: Path,
+    base: str | None = None,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "cpu",
+) -> Opened:
+    """Load the base of a file, or another one, and attach its inlay.
+
+    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
+    """
+    with busy(f"reading {file}"):
+        from inlay.errors import FileError
+        from inlay.predicting import read_usage
+
+        try:
+            usage = read_usage(file)
+        except FileError:
+            usage = None
+            if base is None:
+                raise
+    if base is None and usage is not None:
+        base = usage.base_path(file)
+    assert base is not None
+    model, tokenizer = open_base(base, dtype, device)
+    return Opened(model, tokenizer, open_inlay(model, tokenizer, file), usage)
 
 
 def open_predictor(
