@@ -165,11 +165,15 @@ def _show_file(
     """Predict the rows of a file, and print them."""
     from inlay.predicting.file import predict_source
 
-    terminal = sys.stdout.isatty()
     return predict_source(
         predictor, source, lambda *_: Printer(), split=split, columns=mapping, **options,
-        console=None if terminal else err(),
+        console=None if is_terminal() else err(),
     )  # fmt: skip
+
+
+def is_terminal() -> bool:
+    """Whether results are shown in a terminal."""
+    return sys.stdout.isatty()
 
 
 class Printer:
@@ -179,7 +183,7 @@ class Printer:
         """Print rows, as soon as they are there."""
         from inlay.predicting.writing import cell, json_text
 
-        if not sys.stdout.isatty():
+        if not is_terminal():
             sys.stdout.write("".join(f"{json_text(line)}\n" for line in lines))
             sys.stdout.flush()
             return
@@ -218,7 +222,7 @@ def _report(result: FileResult, target: Path | None) -> None:
     rows = "1 row" if result.rows == 1 else f"{result.rows:,} rows"
     place = "" if target is None else f" to {target}"
     if result.stopped:
-        message = f"stopped after {rows}, which are written{place}"
+        message = f"stopped after {rows}" + ("" if target is None else f", which {target} holds")
         write(message, err())
         raise KeyboardInterrupt(message)
     if target is not None:
