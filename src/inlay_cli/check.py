@@ -30,6 +30,7 @@ def register(app: typer.Typer, panel: str) -> None:
         epilog=examples(
             ("inlay check smollm2 legal.safetensors", "a trained inlay"),
             ('inlay check ./my-model --method "LoRA(rank=8)"', "a method, before you train it"),
+            ("inlay check smollm2 --method diagonal.py:Diagonal", "a method of your own"),
         ),
     )(check)
 
@@ -41,7 +42,7 @@ def check(
         str | None,
         typer.Option(
             help="Check a method, or a sum of methods, instead of a file.",
-            autocompletion=names.method_names,
+            autocompletion=names.methods,
             show_default=False,
         ),
     ] = None,

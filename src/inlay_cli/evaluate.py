@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inlay_cli import names
 from inlay_cli.console import busy, err, out, table, write
 from inlay_cli.flags import flags, with_flags
 from inlay_cli.shared import (
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from inlay.data.dataset import Dataset, Example, Stream
+    from inlay.data.dataset import Example
     from inlay.handle import Inlay
     from inlay.tasks import Prediction, Task
+    from inlay.training.recipes.recipe import Recipe
 
 MOST_LABELS = 10
 """With more labels the confusion is not shown as a table; JSON always has it."""
+
+CHOICES = {"split", "limit", "shots", "seed"}
+"""The fields of a source that choose some of its rows."""
 
 NO_TRAINING = {"method": "LoRA", "out": ".", "data.train.source": "."}
 """Fields that a recipe must have and that evaluation does not read."""
@@ -65,6 +70,7 @@ def evaluate(
         typer.Option(
             help="The recipe that describes the task. By default the recipe.yaml next to FILE, "
             "where training writes it.",
+            autocompletion=names.recipes,
             show_default=False,
         ),
     ] = None,
@@ -92,7 +98,10 @@ def evaluate(
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
-    task, rows = _task_and_rows(base, fields, file, recipe)
+    plan = _plan(base, fields, file, recipe)
+    assert plan.data.test is not None
+    task = plan.make_task()
+    rows = plan.data.test.stream(task)
     model, tokenizer = open_base(base, dtype, device)
     if file is not None:
         with busy(f"reading {file}"):
@@ -106,7 +115,7 @@ def evaluate(
         for _ in pairs:
             pass
     else:
-        _write_predictions(predictions, pairs)
+        _write_predictions(predictions, pairs, plan.data.test.columns or {})
     scores, confusion = answers.score(), answers.confusion()
     if as_json:
         result = {"rows": len(rows), **scores, **({"confusion": confusion} if confusion else {})}
@@ -120,27 +129,30 @@ def evaluate(
         write(line, err())
 
 
-def _task_and_rows(
-    base: str, fields: Mapping[str, str], file: Path | None, recipe: Path | None
-) -> tuple[Task, Dataset | Stream]:
-    """The task and the rows of the recipe, if there is one, changed by the fields.
+def _plan(base: str, fields: Mapping[str, str], file: Path | None, recipe: Path | None) -> Recipe:
+    """The recipe, if there is one, changed by the fields: its task, and as `test` the rows.
 
-    Raises RecipeError, TaskError, DataError.
+    What chose the rows of the recipe's own file (split, limit, shots) says nothing of another
+    file; how its columns are named and written holds for both.
+
+    Raises RecipeError, TaskError.
     """
     from inlay.errors import RecipeError
     from inlay.training.recipes.recipe import Recipe
 
+    named = recipe is not None
     if recipe is None and file is not None and (file.parent / RECIPE).is_file():
         recipe = file.parent / RECIPE
     changes = {**NO_TRAINING, "base": base}
     if recipe is not None:
-        trained = Recipe.load(recipe)
+        trained = Recipe.load(recipe, run_files=named)
         changes["task"] = json.dumps(trained.task)
         # An inlay of a fold has learned from most of `train`, so these rows are not new to it.
         train = None if trained.folds else trained.data.train
         rows = trained.data.test or trained.data.dev or train
         if rows is not None:
-            changes["data.test"] = rows.model_dump_json()
+            dropped = CHOICES if "data.source" in fields else set()
+            changes["data.test"] = rows.model_dump_json(exclude=dropped)
     for name, text in fields.items():
         is_data = name.startswith("data.")
         changes[f"data.test.{name.removeprefix('data.')}" if is_data else name] = text
@@ -150,10 +162,7 @@ def _task_and_rows(
         )
     if not {"data.test", "data.test.source"} & changes.keys():
         raise RecipeError("there are no rows to evaluate on; give --data")
-    plan = Recipe.load(None, changes)
-    assert plan.data.test is not None
-    task = plan.make_task()
-    return task, plan.data.test.stream(task)
+    return Recipe.load(None, changes)
 
 
 def _adopt_labels(task: Task, handle: Inlay) -> None:
@@ -165,15 +174,30 @@ def _adopt_labels(task: Task, handle: Inlay) -> None:
         task.set_labels(tuple(head.labels))
 
 
-def _write_predictions(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:
-    """Write each row with its prediction as soon as it is predicted."""
+def _write_predictions(
+    path: Path, pairs: Iterable[tuple[Example, Prediction]], columns: Mapping[str, str]
+) -> None:
+    """Write each row with its prediction as soon as it is predicted.
+
+    columns: the field -> the column of the file that it is read from. Only the column is written.
+    """
     from inlay.files.atomic import write_whole
 
     lines = (
-        json.dumps({**row.fields, "where": row.where, "prediction": prediction})
+        json.dumps({**_columns_of(row, columns), "where": row.where, "prediction": prediction})
         for row, prediction in pairs
     )
     write_whole(path, (f"{line}\n".encode() for line in lines))
+
+
+def _columns_of(row: Example, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a row, without those that repeat a column under the name of the field."""
+    repeated = {
+        name
+        for name, column in columns.items()
+        if name != column and row.fields[name] == row.fields[column]
+    }
+    return {name: value for name, value in row.fields.items() if name not in repeated}
 
 
 def _score_table(scores: Mapping[str, float], metric: str, rows: int, subject: str) -> Table:

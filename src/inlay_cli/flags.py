@@ -16,6 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
+from inlay_cli import names
+
+COMPLETIONS = {"base": names.bases, "method": names.methods}
+"""What completes the values of a field."""
+
 FILE = Path(__file__).with_name("flags.json")
 
 
@@ -41,8 +46,21 @@ class Flag:
             metavar=self.value,
             help=self.about.replace("[", r"\["),
             rich_help_panel=self.panel,
+            autocompletion=self.completion,
             show_default=False,
         )
+
+    @property
+    def completion(self) -> Callable[[str], list[str]] | None:
+        """What completes a value in a shell; None leaves it to the shell."""
+        words = [word for word in self.value.split("|") if not word.isupper()]
+
+        def complete(incomplete: str) -> list[str]:
+            return names.tasks(incomplete, words) if self.name == "task.kind" else words
+
+        if self.name.endswith(".source"):
+            return names.data
+        return COMPLETIONS.get(self.name, complete if words else None)
 
 
 def flags(command: str) -> list[Flag]:

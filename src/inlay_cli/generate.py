@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inlay_cli import names
 from inlay_cli.console import busy
 from inlay_cli.shared import (
+    RECIPE,
     BaseArgument,
     DeviceOption,
     DtypeOption,
@@ -17,6 +20,10 @@ from inlay_cli.shared import (
     open_base,
     open_inlay,
 )
+
+if TYPE_CHECKING:
+    from inlay.data.dataset import Example
+    from inlay.tasks import Generate
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -38,6 +45,7 @@ def generate(
         typer.Argument(
             metavar="[FILE] PROMPT",
             help="A trained inlay (optional), and the text; - reads the text from a pipe.",
+            autocompletion=names.inlays,
             show_default=False,
         ),
     ],
@@ -45,23 +53,42 @@ def generate(
         str | None,
         typer.Option(
             help="How the prompt is written, with {source} for the text. By default the text as "
-            "it is, or with FILE as training wrote it: {source}, and a line break in a decoder.",
+            "it is, or with FILE as training wrote it, by the recipe.yaml next to it: as a "
+            "message where that has chat, else {source} and a line break in a decoder.",
             show_default=False,
         ),
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Send the prompt as a message, in the model's chat format."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Send the prompt as a message, in the model's chat format. By default as "
+            "training did.",
+            show_default=False,
+        ),
+    ] = None,
     system: Annotated[
         str | None,
         typer.Option(help="A system message before the prompt; needs --chat.", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest answer.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of the longest answer; 64 by default.", show_default=False
+        ),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Above 0, tokens are sampled; 0 takes the most probable.")
-    ] = 0.0,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 1,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Above 0, tokens are sampled; 0, the default, takes the most probable.",
+            show_default=False,
+        ),
+    ] = None,
+    beams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Beams of the search; 1 by default.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
@@ -76,21 +103,64 @@ def generate(
     with busy("starting"):
         import torch
 
-        from inlay.data.dataset import Example
-        from inlay.tasks import Generate
         from inlay.training import predict
 
-    if template is None and file is None and not chat:
-        template = "{source}"
+    given = {"template": template, "chat": chat, "system": system}
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams}
-    if temperature > 0:
-        options |= {"do_sample": True, "temperature": temperature}
-    task = Generate(template=template, chat=chat, system=system, generation=options)
+    if temperature is not None:
+        options["do_sample"] = temperature > 0
+        options["temperature"] = temperature or None
+    task = _task(
+        file,
+        {name: value for name, value in given.items() if value is not None},
+        {name: value for name, value in options.items() if value is not None},
+    )
+    example = _example(task, prompt)
     model, tokenizer = open_base(base, dtype, device)
     with busy("generating"):
         if file is not None:
             open_inlay(model, tokenizer, file)
         task.bind(model, tokenizer)
         torch.manual_seed(seed)
-        (answer,) = predict(model, task, [Example({"source": prompt}, "the prompt")])
+        (answer,) = predict(model, task, [example])
     sys.stdout.write(answer + "\n")
+
+
+def _task(file: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Generate:
+    """The task of the recipe next to a file, if there is one, changed by what is given.
+
+    given: fields of the task. options: of the generation.
+    """
+    from inlay.tasks import Generate
+    from inlay.tasks.generation_config import SAMPLING
+    from inlay.training import Recipe
+
+    if file is None:
+        default = {} if given.get("chat") else {"template": "{source}"}
+        return Generate(**default | given, generation=options)
+    recipe = file.parent / RECIPE
+    trained = Recipe.load(recipe, run_files=False).make_task() if recipe.is_file() else None
+    if not isinstance(trained, Generate):
+        return Generate(**given, generation=options)
+    if trained.chat == "messages" and (given.get("template") or given.get("chat") is False):
+        given = {"chat": False, "system": None, **given}
+    kept = dict(trained.generation)
+    if options.get("do_sample") is False:
+        kept = {name: value for name, value in kept.items() if name not in SAMPLING}
+    return replace(trained, **given, generation={**kept, **options})
+
+
+def _example(task: Generate, prompt: str) -> Example:
+    """The prompt as a row of the task. Raises BadParameter where the task needs several fields."""
+    from inlay.data.dataset import Example
+    from inlay.data.template import Template
+
+    if task.chat == "messages":
+        return Example({"messages": [{"role": "user", "content": prompt}]}, "the prompt")
+    names = Template(task.template or "{source}").names
+    if len(names) > 1:
+        raise typer.BadParameter(
+            f"the recipe writes a row from {', '.join(names)}, and a prompt is one text; "
+            "give --template with {source} for it"
+        )
+    return Example(dict.fromkeys(names, prompt), "the prompt")

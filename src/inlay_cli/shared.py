@@ -28,28 +28,26 @@ BaseArgument = Annotated[
     typer.Argument(
         metavar="BASE",
         help="A bundled model (smollm2, minilm, …), a folder, or a name on a model hub.",
-        autocompletion=names.model_names,
+        autocompletion=names.bases,
         show_default=False,
     ),
 ]
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-]
-OptionalFileArgument = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-]
-RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
-]
-OptionalRecipeArgument = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
-]
+FILE_ARGUMENT = typer.Argument(
+    metavar="FILE", help="A trained inlay.", autocompletion=names.inlays, show_default=False
+)
+RECIPE_ARGUMENT = typer.Argument(
+    metavar="RECIPE", help="A YAML file.", autocompletion=names.recipes, show_default=False
+)
+FileArgument = Annotated[Path, FILE_ARGUMENT]
+OptionalFileArgument = Annotated[Path | None, FILE_ARGUMENT]
+RecipeArgument = Annotated[Path, RECIPE_ARGUMENT]
+OptionalRecipeArgument = Annotated[Path | None, RECIPE_ARGUMENT]
 BaseOption = Annotated[
     str | None,
     typer.Option(
         "--base",
         help="The base, where it is not where it was in training.",
-        autocompletion=names.model_names,
+        autocompletion=names.bases,
         show_default=False,
     ),
 ]

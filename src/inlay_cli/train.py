@@ -42,6 +42,7 @@ def register(app: typer.Typer, panel: str) -> None:
             ("inlay train recipe.yaml", "train what a file describes"),
             ("inlay train recipe.yaml --lr 1e-4 --minutes 5", "with other values"),
             ('inlay train recipe.yaml --method "Prefix(length=10)" --out runs/prefix', "compare"),
+            ("inlay train recipe.yaml --method diagonal.py:Diagonal", "a method of your own"),
             ("inlay train recipe.yaml --set data.train.columns.text=review", "set any field"),
             ("inlay train recipe.yaml --print-recipe", "see every field and its value"),
             (

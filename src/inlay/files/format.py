@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from inlay._version import __version__
 from inlay.architectures.chart import Chart
-from inlay.core.method import Spec
-from inlay.core.parse import from_json, to_json
-from inlay.core.piece import OncePerPass, Piece
+from inlay.core.method import METHODS, Spec
+from inlay.core.parse import from_json, origins, to_json
+from inlay.core.piece import OncePerPass, Piece, resize_parts
 from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
@@ -49,6 +49,7 @@ class InlayFile:
     @property
     def spec(self) -> Spec:
         """The spec that reads the tensors. Raises FileError where it cannot be read."""
+        _check_origins(self.path, self.header)
         try:
             return from_json(self.header["spec"])
         except SpecError as error:
@@ -87,6 +88,9 @@ def save(
         "trained_as": to_json(pieces.spec),
         "base": json.dumps(fingerprint(chart)),
     }
+    foreign = origins(pieces.spec.exported())
+    if foreign:
+        header["origins"] = json.dumps(foreign)
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_fingerprint(tokenizer)
     if usage is not None:
@@ -142,6 +146,8 @@ def fill(file: InlayFile, pieces: PieceSet) -> None:
     """
     for prefix, piece in _pieces(pieces):
         piece.resize({part: t.shape for part, t in _under(file, prefix).items()})
+    for prefix, module in _shared(pieces):
+        resize_parts(module, {part: t.shape for part, t in _under(file, prefix).items()})
     _check_tensors(file, tensors_of(pieces))
     for prefix, piece in _pieces(pieces):
         piece.load(_under(file, prefix))
@@ -215,6 +221,32 @@ def _check_header(path: Path, header: Mapping[str, str]) -> None:
         raise FileError(
             f"{path} has format {header['format']!r:.20}, and this version of inlay reads "
             f"{FORMAT!r}; install the inlay that wrote it ({header.get('inlay')!r:.20})"
+        )
+
+
+def _check_origins(path: Path, header: Mapping[str, str]) -> None:
+    """Refuse a file whose methods are not there, and say where they come from.
+
+    The header's word is text for a message: nothing that it names is run or imported.
+    """
+    try:
+        foreign = json.loads(header.get("origins", "{}"))
+        entries = [(str(name), str(origin)) for name, origin in foreign.items()]
+    except (ValueError, AttributeError):
+        raise FileError(
+            f"{path} is damaged: its header does not list methods; copy it anew"
+        ) from None
+    for name, origin in entries:
+        if name in METHODS:
+            continue
+        if origin == "__main__":
+            cure = "in the program that trained it; define it before this file is loaded"
+        elif origin.endswith(".py"):
+            cure = f"in {origin!r:.120}; run that file first, by --import or an import in Python"
+        else:
+            cure = f"in the module {origin!r:.120}; install and import that first"
+        raise FileError(
+            f"{path} uses the method {name!r:.80}, which is not part of inlay but {cure}"
         )
 
 

@@ -13,13 +13,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
+from inlay.core.arguments import check_arguments
 from inlay.data.dataset import Example, Value
 from inlay.errors import TaskError, nearest
 from inlay.methods.head import Head
@@ -93,8 +94,20 @@ class Task(ABC, Generic[B, O]):
 
     def __init_subclass__(cls, listed: bool = True) -> None:
         super().__init_subclass__()
-        if listed:
-            TASKS[cls.name] = cls
+        if not listed:
+            return
+        known = TASKS.get(cls.name)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TaskError(
+                f"there is a task {cls.name!r} already, in {known.__module__}; give the one in "
+                f"{cls.__module__} another name"
+            )
+        TASKS[cls.name] = cls
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Refuse an unknown field with the name of the nearest one."""
+        check_arguments(cls, positional, named, TaskError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self, self.name)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from inlay.core.arguments import check_arguments
 from inlay.errors import TaskError, nearest
 
 
@@ -26,6 +27,11 @@ class Option:
     """
 
     kind: ClassVar[str]
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Refuse an unknown field with the name of the nearest one."""
+        check_arguments(cls, positional, named, TaskError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self, self.kind)

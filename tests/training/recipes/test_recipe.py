@@ -248,7 +248,7 @@ def test_a_file_where_the_folder_should_be_is_refused_at_once(recipe_file, tmp_p
         run(Recipe.load(recipe_file, changes), tiny.quiet())
 
 
-def test_an_ensemble_is_trained_and_asked(recipe_file, tmp_path):
+def test_an_ensemble_is_trained_and_votes(recipe_file, tmp_path):
     recipe = Recipe.load(recipe_file, {"ensemble": "3", "training.steps": "3"})
     outcome = run(recipe, tiny.quiet())
     out = tmp_path / "out"

@@ -61,6 +61,8 @@ def predict(
 
     Returns one prediction for every example, in their order. Several processes share the work, and
     each returns everything.
+
+    Raises DataError, which names the row, for one that is neither, or that the task cannot use.
     """
     sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
     pairs = predict_each(model, task, data, **sizes, console=console, what=what)
@@ -70,7 +72,7 @@ def predict(
 def evaluate(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[Example | Mapping[str, Any]],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -129,7 +131,7 @@ def predict_each(
 def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
     """Rows as examples. Raises DataError for a row that is none."""
     for number, row in enumerate(data, 1):
-        where = f"rows#{number}"
+        where = f"row {number}"
         if isinstance(row, Example):
             yield row
         elif isinstance(row, str):
@@ -139,8 +141,8 @@ def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
             yield Example(task.complete_inputs(present), where)
         else:
             raise DataError(
-                f"{where}: a row is an object of fields or a text, not {row!r:.60}; "
-                "inlay.data.load reads files"
+                f"row {number} is {row!r:.60}, not a row; give a mapping of its fields, such as "
+                '{"text": "…"}, or what inlay.data.load returns'
             )
 
 

@@ -77,7 +77,7 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
         require_full_precision(model)
     for task in tasks:
         task.bind(model, tokenizer)
-        auxiliary.check_weight(recipe.auxiliary, task.bound)
+        auxiliary.check_weight(recipe.auxiliary_weight, task.bound)
     models = PatternModels(
         recipe,
         model,

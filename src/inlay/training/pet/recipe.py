@@ -52,8 +52,8 @@ class PetRecipe(BaseModel):
     classifier: a trained "head", or the "words" of the first pattern.
     weights: of the models in their ensemble: the "accuracy" of their pattern on `train` before
         training, or "uniform".
-    auxiliary: the weight of the language model's own loss in `training`, 1e-4 in the paper: with
-        every labelled row an unlabelled text is read. An epoch is then a pass over these texts.
+    auxiliary_weight: of the language model's own loss in `training`, 1e-4 in the paper: with every
+        labelled row an unlabelled text is read. An epoch is then a pass over these texts.
     temperature: of the distillation.
     generations: how often all patterns' models are trained; above 1 it is iPET, in the paper 3.
     growth: how many times as many rows each generation is trained on.
@@ -74,7 +74,7 @@ class PetRecipe(BaseModel):
     distil: Training | None = None
     classifier: Literal["head", "words"] = "head"
     weights: Literal["accuracy", "uniform"] = "accuracy"
-    auxiliary: Fraction = 0.0
+    auxiliary_weight: Fraction = 0.0
     temperature: PositiveFloat = 2.0
     generations: PositiveInt = 1
     growth: Annotated[int, Field(ge=2)] = 5

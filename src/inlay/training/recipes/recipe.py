@@ -15,24 +15,37 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from inlay.core import own_files
 from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
 from inlay.data.dataset import Dataset, Stream
 from inlay.data.fields import FIELDS
 from inlay.data.loading import load, stream
 from inlay.data.template import Template
-from inlay.errors import InlayError, RecipeError, nearest
+from inlay.errors import InlayError, RecipeError, TaskError, nearest
 from inlay.tasks import Task, from_spec
 from inlay.training.loop.options import PositiveInt, Seed, Training, explain
 from inlay.training.recipes import yaml
 
 FIELDS_FROM_DATA = ("template", "demonstrations")
 """The fields of a task that its method and its training data may change."""
+
+RUN_FILES = "run_files"
+"""The key of what validation is told: whether files of one's own may be run."""
 
 STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
@@ -137,9 +150,9 @@ class Recipe(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _method(cls, value: str | None) -> str | None:
+    def _method(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            validate(parse, value)
+            validate(partial(parse, run_files=_may_run_files(info)), value)
         return value
 
     @field_validator("name")
@@ -160,10 +173,10 @@ class Recipe(BaseModel):
 
     @field_validator("task")
     @classmethod
-    def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _task(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "kind" not in value:
             raise ValueError("the kind of task is missing, as in {kind: generate}")
-        validate(_task_of, value)
+        validate(partial(_task_of, run_files=_may_run_files(info)), value)
         return value
 
     @model_validator(mode="after")
@@ -192,17 +205,24 @@ class Recipe(BaseModel):
         return self
 
     @staticmethod
-    def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
+    def load(
+        path: str | Path | None,
+        overrides: Mapping[str, str] | None = None,
+        *,
+        run_files: bool = True,
+    ) -> Recipe:
         """Read a recipe from a file.
 
         Args:
             path: the file; None for a recipe of overrides alone.
             overrides: dotted names -> texts, such as `training.lr` -> `1e-4`. A text that is valid
                 JSON is read as JSON, any other is the value itself.
+            run_files: whether `file.py:Name`, a method or task in a file of one's own, runs that
+                file. False for a recipe that was found and that no user named.
 
         Raises RecipeError, one sentence that names the field, for whatever is wrong with it.
         """
-        return read(Recipe, path, overrides)
+        return read(Recipe, path, overrides, run_files=run_files)
 
     def dump(self) -> str:
         """The recipe as YAML, with every default; `load` reads it back."""
@@ -231,7 +251,13 @@ class Recipe(BaseModel):
         return _task_of(self.task)
 
 
-def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str] | None) -> Kind:
+def read(
+    kind: type[Kind],
+    path: str | Path | None,
+    overrides: Mapping[str, str] | None,
+    *,
+    run_files: bool = True,
+) -> Kind:
     """Read a recipe of this class; the rest is as in `Recipe.load`."""
     values: Any = {}
     if path is not None:
@@ -245,7 +271,7 @@ def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str]
     for name, value in (overrides or {}).items():
         _set(values, name, value)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={RUN_FILES: run_files})
     except ValidationError as error:
         raise RecipeError(explain(error, kind)) from None
 
@@ -257,11 +283,23 @@ def output_folder(out: str) -> Path:
     return Path(out)
 
 
-def _task_of(fields: Mapping[str, Any]) -> Task:
+def _task_of(fields: Mapping[str, Any], *, run_files: bool = True) -> Task:
     options = {name: value for name, value in fields.items() if name != "kind"}
     if "task" in options:
         raise RecipeError("there is no field 'task'; did you mean 'kind'?")
-    return from_spec({"task": fields["kind"], **options})
+    kind = fields["kind"]
+    own = own_files.split_name(kind) if isinstance(kind, str) else None
+    if own is not None:
+        path, name = own
+        if not run_files:
+            own_files.require_run(path, TaskError)
+        kind = own_files.class_in(path, name, Task, TaskError).name  # type: ignore[type-abstract]
+    return from_spec({"task": kind, **options})
+
+
+def _may_run_files(info: ValidationInfo) -> bool:
+    """Whether the recipe that is checked comes from a user, by a name or as an object in Python."""
+    return info.context is None or bool(info.context[RUN_FILES])
 
 
 def validate(construct: Callable[[Any], object], value: Any) -> None:
