@@ -68,6 +68,7 @@ def merge(
 
     refuse_existing(folder, "folder")
     opened = open_model(file, base, dtype or "stored")
+    assert opened.handle is not None
     with busy("merging"):
         spec = opened.handle.spec
         whole = _merged(opened)
@@ -134,6 +135,7 @@ def _merged(opened: Opened) -> _Merged:
 
     model, tokenizer, usage, handle = opened.model, opened.tokenizer, opened.usage, opened.handle
     task = Classify() if usage is None else from_spec(usage.task)
+    assert handle is not None
     remarks: list[str] = []
     classifier = None
     alone = all(method.has_head for method in handle.spec.methods)

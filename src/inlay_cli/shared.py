@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 """The recipe that training writes next to an inlay's file."""
+
+INLAY = ".safetensors"
+"""How the name of an inlay's file ends."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -139,11 +143,14 @@ def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file:
 
 @dataclass(frozen=True)
 class Opened:
-    """A base with an inlay, opened from its file. usage: what is known of its use, or None."""
+    """A base, and an inlay opened from its file or None.
+
+    usage: what is known of its use, or None.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    handle: Inlay
+    handle: Inlay | None
     usage: Usage | None
 
 
@@ -157,21 +164,44 @@ def open_model(
 
     Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
     """
+    usage = usage_of(file, base)
+    place = usage.base_path(file) if base is None and usage is not None else base
+    assert place is not None
+    model, tokenizer = open_base(place, dtype, device)
+    return attach_file(model, tokenizer, file, usage)
+
+
+def usage_of(file: Path, base: str | None) -> Usage | None:
+    """What is known of a file's use, by itself or by the recipe next to it; None for nothing.
+
+    base: given by the user. Raises FileError where nothing is known, and no base is given either.
+    """
     with busy(f"reading {file}"):
         from inlay.errors import FileError
         from inlay.predicting import read_usage
 
         try:
-            usage = read_usage(file)
+            return read_usage(file)
         except FileError:
-            usage = None
-            if base is None:
+            if base is None or not file.exists():
                 raise
-    if base is None and usage is not None:
-        base = usage.base_path(file)
-    assert base is not None
-    model, tokenizer = open_base(base, dtype, device)
+            return None
+
+
+def attach_file(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, usage: Usage | None
+) -> Opened:
+    """Attach the inlay of a file to its base. Raises FileError, BaseError."""
+    if usage is not None and usage.chat_template is not None:
+        tokenizer.chat_template = usage.chat_template
     return Opened(model, tokenizer, open_inlay(model, tokenizer, file), usage)
+
+
+def base_and_files(words: Sequence[str]) -> tuple[str | None, list[Path]]:
+    """`[BASE] FILE …` as both; a first word that ends in .safetensors is a FILE."""
+    if words and not words[0].endswith(INLAY):
+        return words[0], [Path(word) for word in words[1:]]
+    return None, [Path(word) for word in words]
 
 
 def open_predictor(

@@ -120,7 +120,7 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
     if not recipe_path.is_file():
         return None
     try:
-        recipe = Recipe.load(recipe_path)
+        recipe = Recipe.load(recipe_path, run_files=False)
     except RecipeError as error:
         raise FileError(f"{file.path} is of an earlier version, and its recipe: {error}") from None
     source = recipe.data.train

@@ -146,6 +146,35 @@ def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
             )
 
 
+def record_each(
+    model: PreTrainedModel,
+    task: Task,
+    data: Iterable[PlainRow],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = 16,
+    console: Console | None = None,
+    what: str = "rows",
+) -> Iterator[tuple[Example, Record]]:
+    """Yield every example with its record, in order, chunk by chunk; arguments as in `records_of`.
+
+    The model is in evaluation mode until the last pair is taken.
+    """
+    total = len(data) if isinstance(data, Sized) else None
+    with (
+        ProgressDisplay(console or Console(quiet=True)) as display,
+        evaluating(model),
+        display.counting(f"evaluating {what}", total) as advance,
+    ):
+        for chunk in chunks(examples_of(task, data)):
+            step = None if total is None else advance
+            records = records_of(
+                model, task, chunk, temperature=temperature, batch_size=batch_size, advance=step
+            )
+            yield from zip(chunk, records, strict=True)
+            del chunk, records
+
+
 def records_of(
     model: PreTrainedModel,
     task: Task,
