@@ -238,3 +238,80 @@ def test_train_goes_on_from_a_file(inlay, recipe, trained, tmp_path):
         "train", recipe, "--start", trained, "--method", "BitFit", "--out", tmp_path / "x"
     ).error
     assert "which the recipe's method lacks" in message
+
+
+# ------------------------------------------------------------------------- eval and generate FILE
+
+
+def test_eval_needs_the_file_alone(inlay, labeller, encoder, reviews):
+    run = inlay("eval", labeller, "--data", reviews, "--json")
+    assert run.code == 0, run.err
+    with_base = inlay("eval", encoder, labeller, "--data", reviews, "--json")
+    assert json.loads(run.out) == json.loads(with_base.out)
+    assert "there are no rows to evaluate on; give --data" in inlay("eval", labeller).error
+
+
+def test_eval_shows_the_worst_mistakes(inlay, labeller, tmp_path):
+    words = ["good", "bad", "fine", "dull", "old", "new", "red", "blue"]
+    rows = [{"text": f"the film was {w}", "label": label} for w in words for label in ("yes", "no")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = inlay("eval", labeller, "--data", "rows.jsonl", "--errors", "3", "--json")
+    assert run.code == 0, run.err
+    result = json.loads(run.out)
+    assert result["accuracy"] == 0.5, "every text is there with both labels"
+    predicted = inlay("predict", labeller, "rows.jsonl")
+    lines = [json.loads(line) for line in predicted.out.splitlines()]
+    wrong = [line for line in lines if line["label"] != line["prediction"]]
+    wrong.sort(key=lambda line: line["probabilities"][line["label"]])
+    errors = result["errors"]
+    assert [error["text"] for error in errors] == [line["text"] for line in wrong[:3]]
+    for error, line in zip(errors, wrong, strict=False):
+        assert (error["gold"], error["prediction"]) == (line["label"], line["prediction"])
+        assert error["probability"] == pytest.approx(line["probability"], rel=1e-4)
+        assert error["where"].startswith("rows.jsonl:")
+    table = inlay("eval", labeller, "--data", "rows.jsonl", "--errors", "3").out
+    assert "The worst of 8 mistakes" in table
+    assert errors[0]["text"] in table and errors[0]["where"] in table
+    assert "accuracy" in table
+
+
+def test_the_scores_with_errors_are_those_without(inlay, labeller, reviews):
+    plain = json.loads(inlay("eval", labeller, "--data", reviews, "--json").out)
+    more = json.loads(inlay("eval", labeller, "--data", reviews, "--json", "--errors", "1").out)
+    assert {name: more[name] for name in plain} == plain
+    assert len(more["errors"]) == min(1, round(12 * (1 - plain["accuracy"])))
+
+
+def test_eval_of_several_files_side_by_side(inlay, labeller, encoder, reviews, tmp_path):
+    run = inlay(
+        *("train", "--base", encoder, "--task", "classify", "--train", reviews, "--steps", "1"),
+        *("--method", "BitFit", "--out", tmp_path / "other"),
+    )
+    assert run.code == 0, run.err
+    other = tmp_path / "other" / "default.safetensors"
+    run = inlay("eval", labeller, other, "--data", reviews)
+    assert run.code == 0, run.err
+    header = run.out.splitlines()[1].split()
+    assert header == ["12", "rows", "alone/default", "other/default"]
+    both = json.loads(inlay("eval", labeller, other, "--data", reviews, "--json").out)
+    for name, file in (("alone/default", labeller), ("other/default", other)):
+        assert both[name] == json.loads(inlay("eval", file, "--data", reviews, "--json").out)
+    message = inlay("eval", labeller, other, "--data", reviews, "--predictions", "p.jsonl").error
+    assert "--predictions is for one FILE" in message
+
+
+def test_generate_needs_the_file_alone(inlay, base, trained, tmp_path):
+    with_base = inlay("generate", base, trained, "the cat", "--max-new-tokens", "5")
+    assert with_base.code == 0, with_base.err
+    (tmp_path / "alone").mkdir()
+    alone = tmp_path / "alone" / "x.safetensors"
+    trained.rename(alone)
+    assert inlay("generate", alone, "the cat", "--max-new-tokens", "5").out == with_base.out
+    assert "is a FILE; give a PROMPT" in inlay("generate", alone).error
+    assert "give a BASE or a FILE" in inlay("generate", "hello").error
+
+
+def test_the_commands_teach_by_examples(inlay):
+    for command in ("predict", "eval", "generate", "merge"):
+        page = inlay(command, "--help").out
+        assert page.count("# ") >= 2 and "Examples" in page
