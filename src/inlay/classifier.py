@@ -97,7 +97,8 @@ def _with_base(
     auto: Any = AutoModelForTokenClassification if head.each else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         result: PreTrainedModel = auto.from_config(config)
-    result = result.to(dtype=model.dtype, device=model.device).eval()
+    module: nn.Module = result
+    module.to(dtype=model.dtype, device=model.device).eval()
     # A pooler may be missing on either side; whatever else were, the comparison would notice.
     result.base_model.load_state_dict(model.base_model.state_dict(), strict=False)
     return result
@@ -135,7 +136,9 @@ def _logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 def _equal(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     a, b = a.float(), b.float()
     limit = TOLERANCE.get(dtype, 3e-2) * float(b.abs().max()) + 1e-6
-    return a.shape == b.shape and bool((a - b).abs().max() <= limit)
+    if a.shape != b.shape:
+        return False
+    return float((a - b).abs().max()) <= limit
 
 
 def _head_versions(

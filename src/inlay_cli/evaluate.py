@@ -29,6 +29,7 @@ from inlay_cli.shared import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_LABELS = 10
 """With more labels the confusion is not shown as a table; JSON always has it."""
@@ -146,13 +147,14 @@ def _score_all(
         for place, file, usage in zip(places, files, usages, strict=True)
     ]
     scored: list[Scored] = []
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
     names_of = _names(files)
     for place, file, usage, plan in zip(places, files, usages, plans, strict=True):
         if place not in loaded:
             loaded = {place: open_base(place, dtype, device)}
         with busy(f"reading {file}"):
-            opened = attach_file(*loaded[place], file, usage)
+            model, tokenizer = loaded[place]
+            opened = attach_file(model, tokenizer, file, usage)
         scored.append(score(names_of[file], plan, opened, **options))
         assert opened.handle is not None
         opened.handle.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,8 @@ def score(
     if errors:
         temperature = 1.0 if opened.usage is None else opened.usage.temperature
         records = record_each(opened.model, task, rows, temperature=temperature, **options)
-        each = ((row, record["prediction"]) for row, record in worst.watch(records))
+        watched = worst.watch(records)
+        each: Iterator[Any] = ((row, record["prediction"]) for row, record in watched)
     else:
         each = predict_each(opened.model, task, rows, **options)
     pairs = answers.collect(each)

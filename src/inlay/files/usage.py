@@ -1,6 +1,6 @@
 """Usage: what an inlay's file says of how it is used, so that nothing else is needed to use it.
 
-It stands in the file's header as JSON, under `usage`. Files of versions before 0.3, and inlays
+It stands in the file's header as JSON, under `usage`. Files of earlier versions, and inlays
 that were saved in Python without it, have none.
 """
 

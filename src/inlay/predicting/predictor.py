@@ -68,7 +68,7 @@ class Predictor:
         )
 
     @overload
-    def predict(self, data: PlainInput, *, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> Record: ...  # fmt: skip  # noqa: E501
+    def predict(self, data: PlainInput, *, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> Record: ...  # type: ignore[overload-overlap]  # fmt: skip  # noqa: E501
     @overload
     def predict(self, data: Iterable[PlainInput], *, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> list[Record]: ...  # fmt: skip  # noqa: E501
     def predict(

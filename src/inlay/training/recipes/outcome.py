@@ -127,7 +127,7 @@ def describe_usage(
         task=description,
         columns=dict(source.columns or {}),
         templates=source.templates,
-        chat_template=tokenizer.chat_template if chats else None,  # type: ignore[arg-type]
+        chat_template=tokenizer.chat_template if chats else None,
         calibration=None if calibration is None else asdict(calibration),
     )
 
