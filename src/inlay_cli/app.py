@@ -26,6 +26,7 @@ from inlay_cli import (
     methods,
     names,
     pet,
+    predict,
     sites,
     train,
 )
@@ -72,7 +73,7 @@ app = typer.Typer(
 PANELS = {
     "Begin": (demo, methods, sites),
     "Train": (train, pet),
-    "Use": (evaluate, generate, check, inspect, merge, export),
+    "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""
 

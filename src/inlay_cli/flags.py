@@ -102,10 +102,13 @@ def with_flags(run: Callable[..., None], flags: Sequence[Flag]) -> Callable[...,
 
 def assignments(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`a.b=c` as (a.b, c). Raises BadParameter for a text without a name or an equals sign."""
+    return pairs(texts, "--set", "training.lr=1e-4")
+
+
+def pairs(texts: Sequence[str], option: str, example: str) -> Iterator[tuple[str, str]]:
+    """`a=b` as (a, b). option, example: for the message. Raises BadParameter as `assignments`."""
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(
-                f"--set takes FIELD=VALUE, such as training.lr=1e-4, not {text!r}"
-            )
+            raise typer.BadParameter(f"{option} takes FIELD=VALUE, such as {example}, not {text!r}")
         yield name, value

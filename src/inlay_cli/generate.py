@@ -12,17 +12,19 @@ import typer
 from inlay_cli import names
 from inlay_cli.console import busy
 from inlay_cli.shared import (
-    RECIPE,
-    BaseArgument,
+    INLAY,
     DeviceOption,
     DtypeOption,
+    base_and_files,
     examples,
     open_base,
-    open_inlay,
+    open_model,
+    usage_of,
 )
 
 if TYPE_CHECKING:
     from inlay.data.dataset import Example
+    from inlay.files.usage import Usage
     from inlay.tasks import Generate
 
 
@@ -32,20 +34,20 @@ def register(app: typer.Typer, panel: str) -> None:
         rich_help_panel=panel,
         epilog=examples(
             ('inlay generate smollm2 "What is an inlay?" --chat', "the base alone"),
-            ('inlay generate smollm2 runs/e2e/default.safetensors "name: Aromi"', "with an inlay"),
-            ("cat letter.txt | inlay generate smollm2 legal.safetensors -", "text from a pipe"),
+            ('inlay generate runs/e2e/default.safetensors "name: Aromi"', "with an inlay"),
+            ("cat letter.txt | inlay generate legal.safetensors -", "text from a pipe"),
         ),
     )(generate)
 
 
 def generate(
-    base: BaseArgument,
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[FILE] PROMPT",
-            help="A trained inlay (optional), and the text; - reads the text from a pipe.",
-            autocompletion=names.inlays,
+            metavar="[BASE] [FILE] PROMPT",
+            help="A base or a trained inlay, which knows its base, or both; and the text. - reads "
+            "the text from a pipe.",
+            autocompletion=names.bases,
             show_default=False,
         ),
     ],
@@ -53,7 +55,7 @@ def generate(
         str | None,
         typer.Option(
             help="How the prompt is written, with {source} for the text. By default the text as "
-            "it is, or with FILE as training wrote it, by the recipe.yaml next to it: as a "
+            "it is, or with FILE as training wrote it: as a "
             "message where that has chat, else {source} and a line break in a decoder.",
             show_default=False,
         ),
@@ -94,11 +96,7 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Continue a prompt, with or without an inlay."""
-    if len(words) > 2:
-        raise typer.BadParameter("give at most a FILE and one PROMPT; put the prompt in quotes")
-    if len(words) == 1 and words[0].endswith(".safetensors"):
-        raise typer.BadParameter(f"{words[0]} is a FILE; give a PROMPT after it")
-    file = Path(words[0]) if len(words) == 2 else None
+    base, file = _places(words)
     prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
     with busy("starting"):
         import torch
@@ -110,36 +108,56 @@ def generate(
     if temperature is not None:
         options["do_sample"] = temperature > 0
         options["temperature"] = temperature or None
+    usage = None if file is None else usage_of(file, base)
     task = _task(
         file,
+        usage,
         {name: value for name, value in given.items() if value is not None},
         {name: value for name, value in options.items() if value is not None},
     )
     example = _example(task, prompt)
-    model, tokenizer = open_base(base, dtype, device)
+    if file is None:
+        assert base is not None
+        model, tokenizer = open_base(base, dtype, device)
+    else:
+        opened = open_model(file, base, dtype, device)
+        model, tokenizer = opened.model, opened.tokenizer
     with busy("generating"):
-        if file is not None:
-            open_inlay(model, tokenizer, file)
         task.bind(model, tokenizer)
         torch.manual_seed(seed)
         (answer,) = predict(model, task, [example])
     sys.stdout.write(answer + "\n")
 
 
-def _task(file: Path | None, given: dict[str, Any], options: dict[str, Any]) -> Generate:
-    """The task of the recipe next to a file, if there is one, changed by what is given.
+def _places(words: list[str]) -> tuple[str | None, Path | None]:
+    """The base and the file of `[BASE] [FILE] PROMPT`."""
+    if len(words) > 3:
+        raise typer.BadParameter("give at most a FILE and one PROMPT; put the prompt in quotes")
+    base, files = base_and_files(words[:-1])
+    if words[-1].endswith(INLAY):
+        raise typer.BadParameter(f"{words[-1]} is a FILE; give a PROMPT after it")
+    if len(files) > 1:
+        raise typer.BadParameter("give one FILE and one PROMPT; put the prompt in quotes")
+    if base is None and not files:
+        raise typer.BadParameter("give a BASE or a FILE, and a PROMPT after it")
+    return base, files[0] if files else None
+
+
+def _task(
+    file: Path | None, usage: Usage | None, given: dict[str, Any], options: dict[str, Any]
+) -> Generate:
+    """The task of a file, changed by what is given.
 
     given: fields of the task. options: of the generation.
     """
+    from inlay.predicting import task_of
     from inlay.tasks import Generate
     from inlay.tasks.generation_config import SAMPLING
-    from inlay.training import Recipe
 
     if file is None:
         default = {} if given.get("chat") else {"template": "{source}"}
         return Generate(**default | given, generation=options)
-    recipe = file.parent / RECIPE
-    trained = Recipe.load(recipe, run_files=False).make_task() if recipe.is_file() else None
+    trained = None if usage is None else task_of(usage)
     if not isinstance(trained, Generate):
         return Generate(**given, generation=options)
     if trained.chat == "messages" and (given.get("template") or given.get("chat") is False):
@@ -160,7 +178,7 @@ def _example(task: Generate, prompt: str) -> Example:
     names = Template(task.template or "{source}").names
     if len(names) > 1:
         raise typer.BadParameter(
-            f"the recipe writes a row from {', '.join(names)}, and a prompt is one text; "
+            f"the task writes a row from {', '.join(names)}, and a prompt is one text; "
             "give --template with {source} for it"
         )
     return Example(dict.fromkeys(names, prompt), "the prompt")

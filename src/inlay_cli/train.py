@@ -107,10 +107,18 @@ def _show(outcome: Outcome) -> None:
     write(
         f"{training.steps:,} steps in {training.seconds:,.0f} s (ended by {training.stopped}), "
         f"{outcome.parameters:,} parameters trained ({share:.3%} of the base)"
+        f"{_saved(outcome)}"
     )
     if outcome.path is not None:
         write(f"saved in {outcome.path} ({outcome.path.stat().st_size / 1024:,.0f} kB)")
     write(f"next: {_next(outcome)}")
+
+
+def _saved(outcome: Outcome) -> str:
+    """How many numbers are saved, where these are not the trained ones."""
+    if outcome.path is None or outcome.saved_parameters == outcome.parameters:
+        return ""
+    return f", {outcome.saved_parameters:,} saved"
 
 
 def _next(outcome: Outcome) -> str:

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from inlay._version import __version__
 from inlay.architectures.chart import Chart
 from inlay.core.method import METHODS, Spec
+from inlay.core.own_files import how_to_get
 from inlay.core.parse import from_json, origins, to_json
 from inlay.core.piece import OncePerPass, Piece, resize_parts
 from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
 from inlay.files.fingerprint import fingerprint, tokenizer_fingerprint
+from inlay.files.usage import Usage, usage_of
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -54,13 +56,24 @@ class InlayFile:
         except SpecError as error:
             raise FileError(f"{self.path}: {error}") from None
 
+    @property
+    def usage(self) -> Usage | None:
+        """How it is used; None for a file that does not say. Raises FileError."""
+        return usage_of(self.path, self.header)
+
 
 def save(
-    pieces: PieceSet, name: str, chart: Chart, path: str | Path, tokenizer: Any = None
+    pieces: PieceSet,
+    name: str,
+    chart: Chart,
+    path: str | Path,
+    tokenizer: Any = None,
+    usage: Usage | None = None,
 ) -> Path:
     """Write an inlay to one file, whole or not at all.
 
     name: the inlay's. chart: of its base. tokenizer: where given, its fingerprint goes in too.
+    usage: where given, how the inlay is used.
 
     Raises FileError where a tensor is not finite or the folder cannot be written.
     """
@@ -84,6 +97,8 @@ def save(
         header["origins"] = json.dumps(foreign)
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    if usage is not None:
+        header |= usage.to_header()
     header["digest"] = digest(header, tensors)
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
     return write_whole(path, to_bytes(copies, metadata=header))
@@ -240,17 +255,11 @@ def _check_origins(path: Path, header: Mapping[str, str]) -> None:
             f"{path} is damaged: its header does not list methods; copy it anew"
         ) from None
     for name, origin in entries:
-        if name in METHODS:
-            continue
-        if origin == "__main__":
-            cure = "in the program that trained it; define it before this file is loaded"
-        elif origin.endswith(".py"):
-            cure = f"in {origin!r:.120}; run that file first, by --import or an import in Python"
-        else:
-            cure = f"in the module {origin!r:.120}; install and import that first"
-        raise FileError(
-            f"{path} uses the method {name!r:.80}, which is not part of inlay but {cure}"
-        )
+        if name not in METHODS:
+            raise FileError(
+                f"{path} uses the method {name!r:.80}, which is not part of inlay but "
+                f"{how_to_get(origin)}"
+            )
 
 
 def _check_header_size(path: Path) -> None:

@@ -21,12 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
 from inlay.core.arguments import check_arguments
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Value
 from inlay.errors import TaskError, nearest
 from inlay.methods.head import Head
 from inlay.tasks.batch import Batch
 from inlay.tasks.options import check_fields, option_classes, option_from, plain
 from inlay.tasks.outputs import Outputs
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.rows import Row
 from inlay.tasks.voting import most_frequent
 
@@ -82,6 +83,8 @@ class Task(ABC, Generic[B, O]):
     """
 
     name: ClassVar[str]
+    calibrates: ClassVar[bool] = False
+    """Whether it predicts probabilities, which a temperature can calibrate (`class_scores`)."""
     moved_fields: ClassVar[Mapping[str, str]] = {}
     """Fields that recipes may still have, and where they are now, for the message."""
 
@@ -232,6 +235,33 @@ class Task(ABC, Generic[B, O]):
         """
         return None
 
+    @property
+    def target_fields(self) -> tuple[str, ...]:
+        """The fields that hold what is to be predicted; rows to predict need none of them."""
+        return self.gold_fields or ()
+
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """The fields that a row must have to be predicted."""
+        return tuple(name for name in self.required_fields if name not in self.target_fields)
+
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        """A bare text as the fields of a row to predict.
+
+        Raises TaskError where the task reads several fields.
+        """
+        if len(self.input_fields) != 1:
+            fields = ", ".join(map(repr, self.input_fields))
+            raise TaskError(
+                f"{self.name} reads {fields} of every row, which one text cannot give; give rows "
+                "with these fields"
+            )
+        return {self.input_fields[0]: text}
+
+    def complete_inputs(self, fields: Mapping[str, Value]) -> Mapping[str, Value]:
+        """The fields of a row to predict, with those that can be made of its others."""
+        return fields
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Learn from the training examples what encoding needs, such as the labels."""
 
@@ -304,6 +334,48 @@ class Task(ABC, Generic[B, O]):
     ) -> list[Prediction]:
         """One prediction for each example, from those of all rows of the examples."""
         return list(predictions)
+
+    @property
+    def record_columns(self) -> tuple[Column, ...]:
+        """The columns of the task's records, `prediction` first."""
+        return (Column(PREDICTION, "json", "what the task predicts"),)
+
+    def records(self, model: PreTrainedModel, batch: B, temperature: float = 1.0) -> list[Record]:
+        """A record for each row, without gradients: its prediction, and what is known of it.
+
+        temperature: what scores are divided by before they become probabilities.
+        """
+        return [{PREDICTION: prediction} for prediction in self.predict(model, batch)]
+
+    def merge_records(
+        self, rows: Sequence[Row], records: Sequence[Record], examples: Sequence[Example]
+    ) -> list[Record]:
+        """One record for each example, from those of all rows of the examples."""
+        predictions = [record[PREDICTION] for record in records]
+        merged = self.merge_windows(rows, predictions, examples)
+        if len(records) != len(examples):
+            return [{PREDICTION: prediction} for prediction in merged]
+        return [
+            {**record, PREDICTION: prediction}
+            for record, prediction in zip(records, merged, strict=True)
+        ]
+
+    def class_scores(self, outputs: O, batch: B) -> tuple[Tensor, Tensor] | None:
+        """Scores `[N, C]` of which a softmax makes probabilities, and the right class `[N]`.
+
+        None where the task predicts no probabilities, or the batch has no gold labels.
+        """
+        return None
+
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """How wrong a record is; None where it is right.
+
+        Raises DataError where the example has no gold answer.
+        """
+        score = self.score([record[PREDICTION]], [example])[self.metric]
+        names = self.gold_fields or ()
+        gold = [example.fields[name] for name in names if name in example.fields]
+        return None if score >= 1 else Mistake(1 - score, gold[0] if len(gold) == 1 else gold)
 
     def vote(self, model: PreTrainedModel, batch: B, members: int) -> tuple[list[Any], list[Any]]:
         """Predict each example `members` times, and decide by majority.

@@ -21,9 +21,11 @@ from inlay.errors import DataError, TaskError, nearest
 from inlay.methods.head import Head
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.base import Bound, Prediction
+from inlay.tasks.label_records import classify_columns, classify_mistake, classify_records
 from inlay.tasks.objectives import BinaryCrossEntropy, CrossEntropy, Distillation
 from inlay.tasks.outputs import Scores, TextStates
 from inlay.tasks.reader import Encoded, Reader, text_inputs
+from inlay.tasks.records import Column, Mistake, Record
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, have_labels, require_labels
 from inlay.tasks.scorer import ClassifyBatch, Scorer
@@ -50,6 +52,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
     """
 
     name: ClassVar[str] = "classify"
+    calibrates: ClassVar[bool] = True
     moved_fields: ClassVar[Mapping[str, str]] = {
         "verbalizer": 'by: {words: {negative: " bad", positive: " great"}}',
         "auxiliary": "by: {words: {…}, auxiliary_weight: 0.1}",
@@ -190,6 +193,11 @@ class Classify(Templated[ClassifyBatch, Scores]):
     def gold_fields(self) -> tuple[str, ...]:
         return (self.objective.field,)
 
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        return (self.objective.field, "scores")
+
     @override
     def stratum(self, example: Example) -> str | None:
         several = isinstance(self.objective, BinaryCrossEntropy)
@@ -269,6 +277,27 @@ class Classify(Templated[ClassifyBatch, Scores]):
     def predict(self, model: PreTrainedModel, batch: ClassifyBatch) -> list[Prediction]:
         """The name of the likeliest label, or the names of those likelier than not."""
         return list(self.objective.decide(self.outputs(model, batch).scores, self.labels))
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return classify_columns(self.objective, self.by, self.labels)
+
+    @torch.no_grad()
+    @override
+    def records(
+        self, model: PreTrainedModel, batch: ClassifyBatch, temperature: float = 1.0
+    ) -> list[Record]:
+        scores = self.outputs(model, batch).scores
+        return classify_records(self.objective, self.by, scores, self.labels, temperature)
+
+    @override
+    def class_scores(self, outputs: Scores, batch: ClassifyBatch) -> tuple[Tensor, Tensor] | None:
+        return None if batch.labels is None else self.objective.classes(outputs, batch.labels)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        return classify_mistake(record, self._gold(example))
 
     @torch.no_grad()
     @override

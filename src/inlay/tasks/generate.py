@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Value
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.tasks import auxiliary, metrics
@@ -27,9 +27,15 @@ from inlay.tasks.demonstrations import (
     first_target,
     with_demonstrations,
 )
-from inlay.tasks.generation_config import check_options, end_tokens, generation_config
+from inlay.tasks.generation_config import (
+    GenerationCall,
+    check_options,
+    end_tokens,
+    generation_config,
+)
 from inlay.tasks.outputs import TokenStates
 from inlay.tasks.reader import Reader
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.requirements import require_decoder_start, require_language_head
 from inlay.tasks.rows import Row, field_of, require_labels, texts_of
 from inlay.tasks.special_tokens import count_trailing
@@ -124,6 +130,18 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     @override
     def gold_fields(self) -> tuple[str, ...]:
         return ("messages",) if self.chat == "messages" else (self.target,)
+
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        """Of a whole chat the last turn is the target, where it is the assistant's."""
+        return () if self.chat == "messages" else (self.target,)
+
+    @override
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        if self.chat == "messages":
+            return {"messages": [{"role": "user", "content": text}]}
+        return super().inputs_of_text(text)
 
     @override
     def prepare(self, examples: Iterable[Example]) -> None:
@@ -296,26 +314,48 @@ class Generate(Templated[GenerateBatch, TokenStates]):
             loss = auxiliary.mixed(self.auxiliary_weight, loss, outputs.text)
         return loss, len(targets)
 
+    def generation_call(
+        self, model: PreTrainedModel, batch: GenerateBatch
+    ) -> GenerationCall | None:
+        """How `model.generate` is called; None where a decoder's context has no room left."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        config = self._config
+        if batch.prompt_lengths is None:
+            return GenerationCall(ids, mask, config, 0)
+        ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
+        prompt_length = ids.shape[1]
+        limit = self.chart(model).max_length(model)
+        if limit is not None and prompt_length + config.max_new_tokens > limit:
+            if prompt_length >= limit:
+                return None
+            config = copy.deepcopy(config)
+            config.max_new_tokens = limit - prompt_length
+        return GenerationCall(ids, mask, config, prompt_length)
+
     @torch.no_grad()
     @override
     def predict(self, model: PreTrainedModel, batch: GenerateBatch) -> list[Prediction]:
         """The generated text, without special tokens and white space around it."""
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        config, prompt_length = self._config, 0
-        if batch.prompt_lengths is not None:
-            ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
-            prompt_length = ids.shape[1]
-            limit = self.chart(model).max_length(model)
-            if limit is not None and prompt_length + config.max_new_tokens > limit:
-                if prompt_length >= limit:
-                    return [""] * len(ids)
-                config = copy.deepcopy(config)
-                config.max_new_tokens = limit - prompt_length
-        generate: Any = model.generate
-        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        new_tokens = tokens[:, prompt_length:]
+        call = self.generation_call(model, batch)
+        if call is None:
+            return [""] * len(batch)
+        new_tokens = call.run(model)[:, call.prompt_length :]
         texts = self.bound.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (Column(PREDICTION, "text", "the text that is written"),)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is one minus the F1 of words with the most similar reference."""
+        references = self._references(example)
+        text = record[PREDICTION].strip()
+        if text in [reference.strip() for reference in references]:
+            return None
+        return Mistake(1 - metrics.extraction([text], [references])["f1"], references[0])
 
     @override
     def score(

@@ -98,6 +98,21 @@ class Objective(Option, ABC):
         """Scores `[B, C]` as the outputs of a run."""
         return Scores(scores, text)
 
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scores `[N, C]` of which a softmax makes probabilities, and the right class `[N]`.
+
+        Args:
+            outputs: of a run.
+            targets: what `collate` returned.
+
+        None where the targets are no classes.
+        """
+        return outputs.scores, targets
+
+    def shares(self, scores: Tensor, temperature: float) -> Tensor:
+        """The probability of each label, `[B, C]`, from scores `[B, C]`."""
+        return torch.softmax(scores / temperature, -1)
+
     def decide(self, scores: Tensor, labels: Sequence[str]) -> list[Label]:
         """The predicted label of each row, from scores `[B, C]`."""
         return [labels[best] for best in scores.argmax(1).tolist()]
@@ -225,6 +240,15 @@ class BinaryCrossEntropy(Weighted):
         return BinaryScores(scores, text)
 
     @override
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Each label of each row is a choice between "no" and "yes"."""
+        return no_and_yes(outputs.scores).flatten(0, 1), targets.long().flatten()
+
+    @override
+    def shares(self, scores: Tensor, temperature: float) -> Tensor:
+        return torch.sigmoid(scores / temperature)
+
+    @override
     def decide(self, scores: Tensor, labels: Sequence[str]) -> list[Label]:
         return _names(no_and_yes(scores).argmax(-1), labels)
 
@@ -258,6 +282,10 @@ class Distillation(Objective):
     kind: ClassVar[str] = "distillation"
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+
+    @override
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None  # they are a teacher's scores
 
     @override
     def targets(

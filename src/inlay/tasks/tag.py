@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Value
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify, token_states
 from inlay.methods.head import Head
@@ -20,6 +20,15 @@ from inlay.tasks import metrics
 from inlay.tasks.base import Bound, Prediction, Task
 from inlay.tasks.batch import Batch
 from inlay.tasks.outputs import Scores
+from inlay.tasks.records import (
+    PREDICTION,
+    Column,
+    Mistake,
+    Record,
+    entities,
+    probabilities,
+    split_words,
+)
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, have_labels, padded, padded_inputs, require_labels
 from inlay.tasks.sentence import NO_TOKEN, Sentence, first_tokens, sentence_of, tags_of, texts_in
@@ -71,6 +80,7 @@ class Tag(Task[TagBatch, Scores]):
     """
 
     name: ClassVar[str] = "tag"
+    calibrates: ClassVar[bool] = True
 
     labels: tuple[str, ...] | None = None
     scheme: Literal["spans", "plain"] = "spans"
@@ -237,6 +247,68 @@ class Tag(Task[TagBatch, Scores]):
         tags = batch.words.clone()
         tags[tags >= 0] = self.outputs(model, batch).scores.argmax(1).to(tags.device)
         return self._names(tags)
+
+    @override
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        return {"text": text, "tokens": list(split_words(text))}
+
+    @override
+    def complete_inputs(self, fields: Mapping[str, Value]) -> Mapping[str, Value]:
+        """A row with a `text` and no `tokens` gets the words of its text."""
+        text = fields.get("text")
+        if "tokens" in fields or not isinstance(text, str):
+            return fields
+        return {**fields, **self.inputs_of_text(text)}
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (
+            Column(PREDICTION, "texts", "the tag of each word"),
+            Column("entities", "entities", "the spans that the tags mark: text, label, start and "
+                   "end in characters, and score, the mean probability of its words' tags"),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    @override
+    def records(
+        self, model: PreTrainedModel, batch: TagBatch, temperature: float = 1.0
+    ) -> list[Record]:
+        """Tags and their probabilities, of which `merge_records` makes entities."""
+        scores = self.outputs(model, batch).scores
+        best, number = probabilities(scores, temperature).max(1)
+        tags, shares = batch.words.clone(), torch.ones(batch.words.shape)
+        tags[tags >= 0] = number.to(tags.device)
+        shares[(batch.words >= 0).cpu()] = best.cpu()
+        names = self._names(tags)
+        return [
+            {PREDICTION: row, "shares": row_shares[: len(row)]}
+            for row, row_shares in zip(names, shares.tolist(), strict=True)
+        ]
+
+    @override
+    def merge_records(
+        self, rows: Sequence[Row], records: Sequence[Record], examples: Sequence[Example]
+    ) -> list[Record]:
+        plain = self.scheme == "plain"
+        result: list[Record] = []
+        for record, example in zip(records, examples, strict=True):
+            tags, words, text = record[PREDICTION], texts_in(example, "tokens"), example.fields.get("text")  # fmt: skip  # noqa: E501
+            written = text if isinstance(text, str) else None
+            spans = entities(words, tags, record["shares"], text=written, plain=plain)
+            result.append({PREDICTION: tags, "entities": spans})
+        return result
+
+    @override
+    def class_scores(self, outputs: Scores, batch: TagBatch) -> tuple[Tensor, Tensor] | None:
+        return None if batch.labels is None else (outputs.scores, batch.labels)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is the number of words with a wrong tag."""
+        gold = tags_of(example)
+        wrong = sum(a != b for a, b in zip(record[PREDICTION], gold, strict=True))
+        return Mistake(wrong, gold) if wrong else None
 
     @torch.no_grad()
     @override

@@ -6,7 +6,8 @@ that has its prediction only what the score needs is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.errors import DataError
 from inlay.tasks import Prediction, Row, Task
+from inlay.tasks.records import Record
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import ProgressDisplay
@@ -32,10 +34,14 @@ MAX_INTERNED = 1000
 """Up to so many different gold examples are kept as one object where they are equal."""
 
 
+PlainRow = Example | Mapping[str, Any] | str
+"""A row to predict: an example, its fields, or a text for a task that reads one."""
+
+
 def predict(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example | Mapping[str, Any]],
+    data: Iterable[PlainRow],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -47,8 +53,7 @@ def predict(
     Args:
         model: the base, on its device.
         task: bound to it.
-        data: a data set, or anything that yields examples or rows as plain mappings, such as
-            `{"text": "a fine film"}`.
+        data: a data set, or anything that yields examples, the fields of examples, or texts.
         batch_size: rows in a batch; None where `tokens` decides.
         tokens: the most tokens in a batch, padding included.
         console: where progress is shown; None for nowhere.
@@ -90,7 +95,7 @@ def evaluate(
 def predict_each(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example | Mapping[str, Any]],
+    data: Iterable[PlainRow],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -107,7 +112,7 @@ def predict_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(as_examples(data)):
+        for chunk in chunks(examples_of(task, data)):
             rows = task.encode_all(chunk)
             results: list[RowPrediction] = []
             done = 0
@@ -123,21 +128,87 @@ def predict_each(
             del chunk, predictions
 
 
-def as_examples(data: Iterable[Example | Mapping[str, Any]]) -> Iterator[Example]:
-    """Yield rows as examples: those that are plain mappings are counted from 1, in messages.
-
-    Raises DataError for anything else.
-    """
+def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
+    """Rows as examples. Raises DataError for a row that is none."""
     for number, row in enumerate(data, 1):
+        where = f"row {number}"
         if isinstance(row, Example):
             yield row
+        elif isinstance(row, str):
+            yield Example(task.inputs_of_text(row), where)
         elif isinstance(row, Mapping):
-            yield Example(row, f"row {number}")
+            present = {str(name): value for name, value in row.items() if value is not None}
+            yield Example(task.complete_inputs(present), where)
         else:
             raise DataError(
                 f"row {number} is {row!r:.60}, not a row; give a mapping of its fields, such as "
                 '{"text": "…"}, or what inlay.data.load returns'
             )
+
+
+def record_each(
+    model: PreTrainedModel,
+    task: Task,
+    data: Iterable[PlainRow],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = 16,
+    console: Console | None = None,
+    what: str = "rows",
+) -> Iterator[tuple[Example, Record]]:
+    """Yield every example with its record, in order, chunk by chunk; arguments as in `records_of`.
+
+    The model is in evaluation mode until the last pair is taken.
+    """
+    total = len(data) if isinstance(data, Sized) else None
+    with (
+        ProgressDisplay(console or Console(quiet=True)) as display,
+        evaluating(model),
+        display.counting(f"evaluating {what}", total) as advance,
+    ):
+        for chunk in chunks(examples_of(task, data)):
+            step = None if total is None else advance
+            records = records_of(
+                model, task, chunk, temperature=temperature, batch_size=batch_size, advance=step
+            )
+            yield from zip(chunk, records, strict=True)
+            del chunk, records
+
+
+def records_of(
+    model: PreTrainedModel,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = 16,
+    tokens: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Record]:
+    """A record for every example, in their order; their gold answers are not read.
+
+    The model must be in evaluation mode. Arguments as in `predict`, and:
+
+        temperature: of the task's probabilities.
+        advance: called after every batch with how many more rows are done.
+    """
+    names = task.target_fields
+    bare = [
+        Example({k: v for k, v in example.fields.items() if k not in names}, example.where)
+        for example in examples
+    ]
+    rows = [replace(row, labels=None) for row in task.encode_all(bare)]
+    records: list[Record] = [{} for _ in rows]
+    costs, windows = [len(row) for row in rows], len(rows) != len(bare)
+    for numbers in batches_by_length(costs, rows=batch_size, tokens=tokens):
+        batch = task.collate([rows[number] for number in numbers]).to(model.device)
+        for number, record in zip(numbers, task.records(model, batch, temperature), strict=True):
+            records[number] = record
+        if advance is not None and not windows:
+            advance(len(numbers))
+    if advance is not None and windows:
+        advance(len(bare))
+    return task.merge_records(rows, records, bare)
 
 
 def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:

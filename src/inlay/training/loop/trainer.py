@@ -60,6 +60,7 @@ class TrainingLoop:
         accelerator: of this process.
         console: where progress is shown.
         prepared: what the inlay was attached with; part of the run's identity.
+        start: the digest of the file that the pieces start from; part of the run's identity.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class TrainingLoop:
         accelerator: Accelerator,
         console: Console,
         prepared: Prepared | None = None,
+        start: str | None = None,
     ):
         self.model = model
         self.trainable = trainable
@@ -84,6 +86,7 @@ class TrainingLoop:
         self.accelerator = accelerator
         self.console = console
         self.prepared = prepared
+        self.start = start
         self.dev = dev
         with ProgressDisplay(console) as display:
             self.rows = encode_rows(task, data, "train", display)
@@ -248,6 +251,7 @@ class TrainingLoop:
             dev_rows=self.dev_rows,
             processes=world,
             prepared=self.prepared,
+            start=self.start,
         )
         stored = checkpoint.read(self.folder)
         if stored is None:

@@ -82,6 +82,13 @@ class Source(BaseModel):
             validate(Template, template)
         return value
 
+    @property
+    def templates(self) -> dict[str, str]:
+        """The template that fills each field."""
+        if isinstance(self.template, str):
+            return {"text": self.template, "source": self.template}
+        return dict(self.template or {})
+
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
         return load(**self.model_dump(), need=task.required_fields)
@@ -112,6 +119,8 @@ class Recipe(BaseModel):
     method: what to attach, written as in Python; None for nothing, where the base itself is
         trained (`training.base_lr`).
     name: of the inlay.
+    start: a trained inlay's file, whose pieces the training goes on from; `method` has to have
+        its methods. None for new pieces.
     task: its `kind` and fields.
     data: `train`, `dev`, `test`.
     training: the fields of `Training`.
@@ -129,6 +138,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16"] | None = None
     method: str | None = None
     name: str = "default"
+    start: str | None = None
     task: dict[str, Any]
     data: Data
     training: Training = Training()
@@ -176,6 +186,8 @@ class Recipe(BaseModel):
                 "nothing would be trained; give a method, such as LoRA, or training.base_lr to "
                 "train the base itself"
             )
+        if self.method is None and self.start is not None:
+            raise ValueError("start is an inlay to train on from; give its method too")
         if self.ensemble > 1 and self.training.base_lr is not None:
             raise ValueError(
                 "an ensemble shares one frozen base; leave training.base_lr or ensemble out"
