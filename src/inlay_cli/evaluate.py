@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from inlay.data.dataset import Dataset, Example, Stream
+    from inlay.data.dataset import Example, Skipped
     from inlay.handle import Inlay
     from inlay.tasks import Prediction, Task
+    from inlay.training.recipes.recipe import Source
 
 MOST_LABELS = 10
 """With more labels the confusion is not shown as a table; JSON always has it."""
@@ -87,43 +88,56 @@ def evaluate(
     Task and rows come from the recipe; what is given as an option wins over it.
     """
     with busy("starting"):
-        from inlay.data.dataset import describe_skipped
+        from inlay.data.dataset import describe_skipped, no_rows
         from inlay.training.loop.evaluation import PredictionCollector, predict_each
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
-    task, rows = _task_and_rows(base, fields, file, recipe)
+    task, source = _task_and_rows(base, fields, file, recipe)
+    rows = source.stream(task)
     model, tokenizer = open_base(base, dtype, device)
     if file is not None:
         with busy(f"reading {file}"):
             _adopt_labels(task, open_inlay(model, tokenizer, file))
     task.bind(model, tokenizer)
     answers = PredictionCollector(task)
+    bad: list[Skipped] = []
     pairs = answers.collect(
-        predict_each(model, task, rows, batch_size=batch_size, console=err(), what=rows.source)
+        predict_each(
+            model,
+            task,
+            rows,
+            batch_size=batch_size,
+            console=err(),
+            what=rows.source,
+            bad=bad if source.skip_bad else None,
+        )
     )
     if predictions is None:
         for _ in pairs:
             pass
     else:
         _write_predictions(predictions, pairs)
+    count = len(answers.predictions)
+    if not count:
+        raise no_rows(rows.source, (*rows.skipped, *bad))
     scores, confusion = answers.score(), answers.confusion()
     if as_json:
-        result = {"rows": len(rows), **scores, **({"confusion": confusion} if confusion else {})}
+        result = {"rows": count, **scores, **({"confusion": confusion} if confusion else {})}
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         subject = "the base alone" if file is None else file.stem
-        out().print(_score_table(scores, task.metric, len(rows), subject))
+        out().print(_score_table(scores, task.metric, count, subject))
         if 0 < len(confusion) <= MOST_LABELS:
             out().print(_confusion_table(confusion))
-    for line in describe_skipped(rows.skipped, rows.source):
+    for line in describe_skipped((*rows.skipped, *bad), rows.source):
         write(line, err())
 
 
 def _task_and_rows(
     base: str, fields: Mapping[str, str], file: Path | None, recipe: Path | None
-) -> tuple[Task, Dataset | Stream]:
-    """The task and the rows of the recipe, if there is one, changed by the fields.
+) -> tuple[Task, Source]:
+    """The task and where the rows come from, as the recipe says, if there is one, changed by the fields.
 
     Raises RecipeError, TaskError, DataError.
     """
@@ -137,8 +151,9 @@ def _task_and_rows(
         trained = Recipe.load(recipe)
         changes["task"] = json.dumps(trained.task)
         # An inlay of a fold has learned from most of `train`, so these rows are not new to it.
-        train = None if trained.folds else trained.data.train
-        rows = trained.data.test or trained.data.dev or train
+        parts = trained.data.parts()
+        train = None if trained.folds else parts["train"]
+        rows = parts.get("test") or parts.get("dev") or train
         if rows is not None:
             changes["data.test"] = rows.model_dump_json()
     for name, text in fields.items():
@@ -152,8 +167,7 @@ def _task_and_rows(
         raise RecipeError("there are no rows to evaluate on; give --data")
     plan = Recipe.load(None, changes)
     assert plan.data.test is not None
-    task = plan.make_task()
-    return task, plan.data.test.stream(task)
+    return plan.make_task(), plan.data.test
 
 
 def _adopt_labels(task: Task, handle: Inlay) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -90,7 +91,7 @@ def _load(path: Path | None, changes: dict[str, str], skip_bad_rows: bool) -> Re
     recipe = Recipe.load(path, changes)
     if not skip_bad_rows:
         return recipe
-    parts = recipe.data.model_dump(exclude_none=True)
+    parts = recipe.data.parts()
     return Recipe.load(path, changes | {f"data.{part}.skip_bad": "true" for part in parts})
 
 
@@ -114,13 +115,14 @@ def _show(outcome: Outcome) -> None:
 
 def _next(outcome: Outcome) -> str:
     """A command that uses what was trained."""
-    base = outcome.base or outcome.recipe.base
+    base = quote(str(outcome.base or outcome.recipe.base))
     if outcome.path is None:
-        recipe = Path(outcome.recipe.out) / RECIPE
+        recipe = quote(str(Path(outcome.recipe.out) / RECIPE))
         return f"inlay eval {base} --recipe {recipe} --data …"
+    path = quote(str(outcome.path))
     if outcome.recipe.task["kind"] == "generate":
-        return f'inlay generate {base} {outcome.path} "…"'
-    return f"inlay eval {base} {outcome.path} --data …"
+        return f'inlay generate {base} {path} "…"'
+    return f"inlay eval {base} {path} --data …"
 
 
 def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Table:
