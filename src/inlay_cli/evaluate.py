@@ -137,7 +137,7 @@ def evaluate(
 def _task_and_rows(
     base: str, fields: Mapping[str, str], file: Path | None, recipe: Path | None
 ) -> tuple[Task, Source]:
-    """The task and where the rows come from, as the recipe says, if there is one, changed by the fields.
+    """The task and the source of the rows, of the recipe if there is one, changed by the fields.
 
     Raises RecipeError, TaskError, DataError.
     """

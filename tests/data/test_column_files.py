@@ -16,9 +16,7 @@ def test_the_last_column_is_the_tags(tmp_path, ending, between):
     import gzip
 
     text = TEXT.replace(" ", between).encode()
-    path = write(
-        tmp_path / f"a{ending}", gzip.compress(text) if ending.endswith(".gz") else text
-    )
+    path = write(tmp_path / f"a{ending}", gzip.compress(text) if ending.endswith(".gz") else text)
     data = load(path, need=("tokens", "tags"))
     assert [example.fields["tokens"] for example in data] == TOKENS
     assert [example.fields["tags"] for example in data] == TAGS

@@ -22,9 +22,7 @@ def test_a_dataset_of_datasets_keeps_its_label_names():
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
     rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
-    data = load(
-        datasets.Dataset.from_dict(rows, features=features), skip_bad=True, need=("label",)
-    )
+    data = load(datasets.Dataset.from_dict(rows, features=features), skip_bad=True, need=("label",))
     assert [example.fields["label"] for example in data] == ["yes", "no"]
     assert [skipped.where for skipped in data.skipped] == ["rows#3"]
 
@@ -60,9 +58,7 @@ def test_a_data_frame_and_several_splits():
     assert [dict(example.fields) for example in data] == [{"text": "a", "label": 1}]
     assert [str(row) for row in data.skipped] == ["rows#2: column 'text' is null"]
     datasets = pytest.importorskip("datasets")
-    refused(
-        datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), "several splits", "train"
-    )
+    refused(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), "several splits", "train")
 
 
 def test_what_datasets_publishes(monkeypatch):

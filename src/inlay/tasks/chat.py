@@ -24,11 +24,11 @@ from inlay.tasks.messages import (
     Message,
     as_text,
     call_names,
-    count_python,
+    count_faults,
     is_learned,
     messages_of,
     tools_of,
-    without_null,
+    with_content,
 )
 
 Span = tuple[int, int]
@@ -125,8 +125,11 @@ class Chat:
         """
         if not any(call_names(message) for message in messages):
             return messages
-        forms = [messages, as_text(messages)]
-        forms = [form for each in forms for form in (each, without_null(each))]
+        forms = [
+            form
+            for each in (messages, as_text(messages))
+            for form in (each, with_content(each, ""), with_content(each, None))
+        ]
         error: Exception | None = None
         texts: dict[int, str] = {}
         for number, form in enumerate(forms):
@@ -137,7 +140,7 @@ class Chat:
         if not texts:
             assert error is not None
             raise error
-        return list(forms[min(texts, key=lambda number: count_python(texts[number], messages))])
+        return list(forms[min(texts, key=lambda number: count_faults(texts[number], messages))])
 
     def _write(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(

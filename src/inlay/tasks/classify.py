@@ -319,7 +319,7 @@ def _unknown(label: str, known: Mapping[str, int]) -> str:
     same = same_label(label, known)
     if same is not None:
         names = {label: same}
-        return f"; if it is {same!r}, give label_names={names} (--task.label_names)"
+        return f"; did you mean {same!r}? then give label_names={names} (--task.label_names)"
     if label.isdigit() and int(label) < len(known):
         return (
             f"; if labels are numbered from 0, give label_names={list(known)} (--task.label_names)"

@@ -91,11 +91,16 @@ def call_names(message: Message) -> list[str]:
     return [call["function"]["name"] for call in message.get("tool_calls") or ()]
 
 
-def count_python(text: str, messages: Sequence[Message]) -> int:
-    """How often a written chat has a null, or the arguments of a call, as Python writes them."""
+def count_faults(text: str, messages: Sequence[Message]) -> tuple[int, int]:
+    """How many calls a written chat lacks, and how often it has what only Python writes so.
+
+    That is a null, or the arguments of a call.
+    """
+    names = [name for message in messages for name in call_names(message)]
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     objects = [repr(call["function"]["arguments"]) for call in calls]
-    return text.count("None") + sum(text.count(part) for part in objects if "'" in part)
+    written = text.count("None") + sum(text.count(part) for part in objects if "'" in part)
+    return sum(name not in text for name in names), written
 
 
 def as_text(messages: Sequence[Message]) -> list[Message]:
@@ -108,10 +113,12 @@ def as_text(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def without_null(messages: Sequence[Message]) -> list[Message]:
-    """The messages with an empty text where one has none, for templates that print a null."""
+def with_content(messages: Sequence[Message], content: str | None) -> list[Message]:
+    """The messages with this content, an empty text or None, where one only calls tools."""
     return [
-        {**message, "content": ""} if message["content"] is None else message
+        {**message, "content": content}
+        if call_names(message) and not message["content"]
+        else message
         for message in messages
     ]
 

@@ -108,9 +108,8 @@ def _named(example: Example, names: Mapping[str, str]) -> list[str]:
                 f"{example.where}: tag {number} is {kind_of(tag)}, not text or a number"
             )
         if not isinstance(tag, str) and label_name(tag) not in names:
-            raise DataError(
-                f"{example.where}: tag {number} is {tag}, which has no name{nearest(str(tag), names)}"
-            )
+            known = nearest(str(tag), names)
+            raise DataError(f"{example.where}: tag {number} is {tag}, which has no name{known}")
     return [names.get(label_name(tag), str(tag)) for tag in tags]
 
 

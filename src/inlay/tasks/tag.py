@@ -293,6 +293,7 @@ def _number(example: Example, tag: str, numbers: dict[str, int]) -> int:
     """The number of a gold tag. Raises DataError for an unknown one."""
     if tag not in numbers:
         same = same_label(tag, numbers)
-        cure = f"; if it is {same!r}, give label_names={ {tag: same} }" if same else ""
+        names = {tag: same}
+        cure = f"; did you mean {same!r}? then give label_names={names}" if same else ""
         raise DataError(f"{example.where}: there is no tag {tag!r}{cure or nearest(tag, numbers)}")
     return numbers[tag]

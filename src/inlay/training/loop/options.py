@@ -137,7 +137,9 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
         case "tuple_type" | "list_type":
             return f"{at}: write a list, in brackets, not {problem['input']!r:.80}"
         case "model_type" | "model_attributes_type":
-            name = next(iter(inner.model_fields))
+            fields = inner.model_fields
+            required = [name for name, field in fields.items() if field.is_required()]
+            name = (required or list(fields))[0]
             return f"{at}: write its fields, such as {{{name}: …}}, not {problem['input']!r:.80}"
         case "value_error":
             reason = str(problem["ctx"]["error"])

@@ -27,7 +27,7 @@ from inlay.data.fields import FIELDS, RowParser
 from inlay.data.loading import load, stream
 from inlay.data.readers import FileForm
 from inlay.data.template import Template
-from inlay.errors import InlayError, RecipeError, nearest
+from inlay.errors import InlayError, RecipeError, nearest, together
 from inlay.tasks import Task, from_spec
 from inlay.training.loop.options import PositiveInt, Seed, Training, explain
 from inlay.training.recipes import yaml
@@ -55,9 +55,14 @@ class Reading(BaseModel):
     @field_validator("columns", "template")
     @classmethod
     def _known_columns(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name not in FIELDS:
-                raise ValueError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
+        names = value if isinstance(value, dict) else ()
+        faults = [
+            f"there is no field {name!r} to fill{nearest(name, FIELDS)}"
+            for name in names
+            if name not in FIELDS
+        ]
+        if faults:
+            raise ValueError(together(faults, "it"))
         return value
 
     @field_validator("columns")
