@@ -117,7 +117,7 @@ def test_flags_that_are_none():
     refused([{**FLAGS, "news": 2}], "column 'news' is 2, not 0 or 1", columns=mapped)
     refused([{**FLAGS, "news": ""}], "column 'news' is '', not 0 or 1", columns=mapped)
     refused([{"sports": 1}], "there is no column 'news'", columns=mapped)
-    refused([FLAGS], "columns={'labels': [sports, news, art]}", need=("labels",))
+    refused([FLAGS], "columns={'labels': ['sports', 'news', 'art']}", need=("labels",))
     refused([FLAGS], "'text' takes one column", columns={"text": ["a", "b"]})
 
 

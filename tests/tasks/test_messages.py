@@ -99,9 +99,9 @@ def test_a_turn_of_sharegpt_that_is_a_call():
 TEMPLATES = {
     "prints null": (BODY.replace(" or ''", ""), WRITTEN),
     "adds the content to a text": (BODY.replace("m.content or ''", "'' + m.content"), WRITTEN),
-    "asks whether it is null": (
-        "{% if m.content is none %}call {{ m.tool_calls[0].function.name }} {% else %}"
-        "{{ m.content }} {% endif %}</s>\n",
+    "asks whether it is there": (
+        "{% if m.content is defined %}{{ m.content }} {% else %}"
+        "call {{ m.tool_calls[0].function.name }} {% endif %}</s>\n",
         "call weather ",
     ),
     "adds the arguments to a text": (

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import math
-import numbers
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inlay.data.dataset import Value
@@ -14,6 +10,7 @@ from inlay.data.forms import derived, hint, is_flag, is_set
 from inlay.data.raw import BadRow, kind_of
 from inlay.data.squad import answers_as_list
 from inlay.data.template import Template
+from inlay.data.values import Checked, check_json, check_list, check_scalar, written_list
 from inlay.errors import DataError, nearest
 
 LIST_FIELDS = (
@@ -46,40 +43,6 @@ FIELDS = (*SCALAR_FIELDS, "context", "question", *LIST_FIELDS)
 
 Columns = Mapping[str, str | Sequence[str]]
 """A field -> the column that holds it, or the columns that it is gathered from."""
-
-
-def label_name(value: Value) -> str:
-    """A label as text: 1, 1.0 and "1" are one label, and so are true and "true"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def names_of_labels(names: Any) -> Any:
-    """What data call labels -> their names: a mapping, or a list for the numbers from 0 on.
-
-    Anything else is returned as it is.
-    """
-    if isinstance(names, list | tuple):
-        names = dict(enumerate(names))
-    if not isinstance(names, Mapping):
-        return names
-    return {label_name(label): name for label, name in names.items()}
-
-
-def same_label(label: str, known: Iterable[str]) -> str | None:
-    """The known label that a text could mean otherwise written: 1.0 for 1, or True for true."""
-    for name in known:
-        if name.strip().lower() == label.strip().lower():
-            return name
-        try:
-            if float(name) == float(label):
-                return name
-        except ValueError:
-            continue
-    return None
 
 
 class RowParser:
@@ -165,7 +128,7 @@ class RowParser:
     def _check(self, field: str | None, content: object) -> Checked:
         """Check the value of a column; field: the list field that it holds, if any."""
         if field is None:
-            return _scalar(content)
+            return check_scalar(content)
         if isinstance(content, str):
             content = self._as_list(field, content)
         if field == "answers":
@@ -174,8 +137,8 @@ class RowParser:
             except BadRow as error:
                 return None, f"is no list of answers: {error}"
         if field in JSON_FIELDS and isinstance(content, list | tuple):
-            return _json(content)
-        return _list(content)
+            return check_json(content)
+        return check_list(content)
 
     def _as_list(self, field: str, text: str) -> object:
         """The list that a text holds: written as JSON or Python does, or with the separator."""
@@ -198,30 +161,13 @@ class RowParser:
                 problems[field] = str(error)
                 continue
             if content is not None:
-                value, problem = _json(content) if field in JSON_FIELDS else _scalar(content)
+                value, problem = (
+                    check_json(content) if field in JSON_FIELDS else check_scalar(content)
+                )
                 if problem is None:
                     fields[field] = value
                 else:
                     problems[field] = f"column {_column_of(content, row)!r} {problem}"
-
-
-def written_list(text: str) -> object | None:
-    """The list or object that a text holds, written as JSON or by Python; None for another text.
-
-    Programs that write lists into the cells of a table write them so.
-    """
-    if text[:1] not in ("[", "{"):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        content = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    # Two texts without a comma between them, as numpy writes a list, would become one.
-    return content if repr(content) == text.strip() else None
 
 
 def _column_of(content: object, row: Mapping[Any, Any]) -> str:
@@ -242,10 +188,12 @@ def _take(
         values[field] = fields[column]
     elif column not in problems and field not in problems:
         cure = hint(field, row)
+        if any(cure in problem for problem in problems.values()):
+            cure = ""  # it is said already
         if column in row:
             problems[column] = f"column {column!r} is null{cure}"
         else:
-            cure = cure or nearest(column, map(str, row))
+            cure = cure or ("" if hint(field, row) else nearest(column, map(str, row)))
             problems[column] = f"there is no column {column!r}{cure}"
 
 
@@ -271,69 +219,3 @@ def _gather(
         problems[column] = f"column {column!r} is {value!r:.80}, not 0 or 1"
     if not wrong:
         values[field] = [column for column, value in parts.items() if is_set(value)]
-
-
-Checked = tuple[Any, str | None]
-"""A value that may be used, and None; or None, and what is wrong with the value."""
-
-
-def _list(value: object) -> Checked:
-    """Check a value that may be a list of texts, numbers, lists and objects of these."""
-    if not isinstance(value, list | tuple):
-        return _scalar(value)
-    items: list[Any] = []
-    for number, content in enumerate(value, 1):
-        item, problem = _item(content)
-        if problem is not None:
-            return None, f"holds a bad value: item {number} {problem}"
-        items.append(item)
-    return items, None
-
-
-def _item(value: object) -> Checked:
-    """Check an item of a list: a text, a number, a list, or an object of these."""
-    if not isinstance(value, Mapping):
-        return _list(value)
-    items: dict[str, Any] = {}
-    for name, content in value.items():
-        if content is None:
-            continue
-        items[str(name)], problem = _item(content)
-        if problem is not None:
-            return None, problem
-    return items, None
-
-
-def _json(value: object) -> Checked:
-    """Check a value that may be any JSON, nulls within it too."""
-    if value is None:
-        return None, None
-    if not isinstance(value, Mapping | list | tuple):
-        return _scalar(value)
-    parts: list[Any] = []
-    contents: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
-    for content in contents:
-        part, problem = _json(content)
-        if problem is not None:
-            return None, problem
-        parts.append(part)
-    named = isinstance(value, Mapping)
-    return dict(zip(map(str, value), parts, strict=True)) if named else parts, None
-
-
-def _scalar(value: object) -> Checked:
-    """Check a value that must be a text or a finite number."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return None, "is not valid UTF-8 text"
-        return value, None
-    if isinstance(value, bool | int):
-        return value, None
-    if isinstance(value, numbers.Integral):
-        return int(value), None
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return (number, None) if math.isfinite(number) else (None, f"is {number}, not a number")
-    return None, f"is {kind_of(value)}, not text or a number"

@@ -49,8 +49,7 @@ def hint(field: str, row: Fields) -> str:
     if field == "labels":
         flags = [str(name) for name, value in row.items() if is_flag(value)]
         if len(flags) > 1:
-            columns = ", ".join(flags)
-            return f"; columns of 0 and 1 are read by columns={{'labels': [{columns}]}}"
+            return f"; columns of 0 and 1 are read by columns={ {'labels': flags} }"
     return ""
 
 

@@ -29,6 +29,7 @@ from inlay.tasks.messages import (
     messages_of,
     tools_of,
     with_content,
+    without_nulls,
 )
 
 Span = tuple[int, int]
@@ -120,7 +121,7 @@ class Chat:
     def _writable(self, messages: list[Message], tools: Tools) -> list[Message]:
         """The messages in a form that the template writes.
 
-        Templates differ in what they take as the content of a message that only calls tools, null
+        Templates differ in what they take as the content of a message that only calls tools, none
         or an empty text, and as the arguments of a call, an object or a text.
         """
         if not any(call_names(message) for message in messages):
@@ -144,7 +145,7 @@ class Chat:
 
     def _write(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            without_nulls(messages),
             tools=tools,
             tokenize=False,
             add_generation_prompt=prompt,
@@ -181,7 +182,7 @@ class Chat:
         special: dict[str, Any] = self.tokenizer.special_tokens_map
         marks: Any
         _, marks = render_jinja_template(  # type: ignore[str-unpack]
-            conversations=[[dict(message) for message in messages]],
+            conversations=[without_nulls(messages)],
             tools=tools,
             chat_template=self.tokenizer.get_chat_template(),
             return_assistant_tokens_mask=True,

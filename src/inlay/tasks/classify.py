@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.data.fields import label_name, names_of_labels, same_label
+from inlay.data.labels import label_name, names_of_labels, other_names
 from inlay.data.raw import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
@@ -316,10 +316,9 @@ class Classify(Templated[ClassifyBatch, Scores]):
 
 def _unknown(label: str, known: Mapping[str, int]) -> str:
     """The end of a message about an unknown label: the cure."""
-    same = same_label(label, known)
-    if same is not None:
-        names = {label: same}
-        return f"; did you mean {same!r}? then give label_names={names} (--task.label_names)"
+    names = other_names(label, known)
+    if names is not None:
+        return f"; did you mean {names[label]!r}? then give label_names={names!r:.200}"
     if label.isdigit() and int(label) < len(known):
         return (
             f"; if labels are numbered from 0, give label_names={list(known)} (--task.label_names)"

@@ -113,6 +113,14 @@ def as_text(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
+def without_nulls(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages without fields that are None, as transformers hands them to a template."""
+    return [
+        {name: value for name, value in message.items() if value is not None}
+        for message in messages
+    ]
+
+
 def with_content(messages: Sequence[Message], content: str | None) -> list[Message]:
     """The messages with this content, an empty text or None, where one only calls tools."""
     return [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inlay.data.dataset import Example
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.data.raw import kind_of
 from inlay.errors import DataError, nearest
 from inlay.tasks.rows import list_of

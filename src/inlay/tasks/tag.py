@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.data.fields import names_of_labels, same_label
+from inlay.data.labels import names_of_labels, other_names
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify, token_states
 from inlay.methods.head import Head
@@ -292,8 +292,9 @@ class Tag(Task[TagBatch, Scores]):
 def _number(example: Example, tag: str, numbers: dict[str, int]) -> int:
     """The number of a gold tag. Raises DataError for an unknown one."""
     if tag not in numbers:
-        same = same_label(tag, numbers)
-        names = {tag: same}
-        cure = f"; did you mean {same!r}? then give label_names={names}" if same else ""
-        raise DataError(f"{example.where}: there is no tag {tag!r}{cure or nearest(tag, numbers)}")
+        names = other_names(tag, numbers)
+        cure = nearest(tag, numbers)
+        if names is not None:
+            cure = f"; did you mean {names[tag]!r}? then give label_names={names!r:.200}"
+        raise DataError(f"{example.where}: there is no tag {tag!r}{cure}")
     return numbers[tag]
