@@ -54,6 +54,18 @@ def test_any_separator_can_be_named(tmp_path):
     refused(jsonl, "a delimiter is for .csv, .tsv", "leave it out for .jsonl", delimiter=";")
 
 
+@pytest.mark.parametrize("ending", [".tsv", ".csv"])
+def test_quotes_in_the_text_of_tabs(tmp_path, ending):
+    """Read as quotes they would join the first two rows, and the last would be wrong."""
+    texts = ['"good', 'bad"', 'he said "no"', '"so" they say']
+    lines = "".join(f"{text}\tx\n" for text in texts)
+    path = write(tmp_path / f"a{ending}", "text\tlabel\n" + lines)
+    assert [row["text"] for row in fields(path)] == texts
+    excel = 'text\tlabel\n"two\nlines"\tx\n"a ""b"""\ty\n'
+    quoted = write(tmp_path / f"b{ending}", excel)
+    assert [row["text"] for row in fields(quoted)] == ["two\nlines", 'a "b"']
+
+
 def test_a_line_that_names_the_separator(tmp_path):
     path = write(tmp_path / "a.csv", "sep=;\r\ntext;label\r\na;x\r\nb\r\n")
     refused(path, f"{path}:4: 1 cells under a header of 2; cells are separated by ';'")

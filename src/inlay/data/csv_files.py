@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from inlay.data.raw import BadRow, RawRows
 from inlay.data.text import TextFile
@@ -42,7 +43,12 @@ def read_cells(text: TextFile, delimiter: str | None, usual: str) -> RawRows:
         delimiter, first, skipped = delimiter or declared[1], next(lines, ""), 1
     if delimiter is None:
         delimiter = detect_delimiter(text.head, usual)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        itertools.chain([first], lines),
+        delimiter=delimiter,
+        quoting=detect_quoting(text.head, delimiter),
+        strict=True,
+    )
     limit = csv.field_size_limit(WIDEST_FIELD)
     try:
         header: list[str] | None = None
@@ -90,11 +96,32 @@ def detect_delimiter(head: str, usual: str) -> str:
     return usual
 
 
-def _widths(head: str, delimiter: str) -> list[int]:
-    """How many cells the first records have; none where they cannot be read so."""
-    reader = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
+def detect_quoting(head: str, delimiter: str) -> Literal[0, 3]:
+    """Whether quotes are a part of the text, as in many files of tabs: a setting of `csv`.
+
+    They are where every line by itself has as many cells as the header, and quotes would join
+    lines or be wrong.
+    """
+    if delimiter != "\t" or '"' not in head:
+        return csv.QUOTE_MINIMAL
+    plain = _widths(head, delimiter, csv.QUOTE_NONE, None)
+    quoted = _widths(head, delimiter, csv.QUOTE_MINIMAL, None)
+    literal = len(set(plain)) == 1 and quoted != plain
+    return csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
+
+
+def _widths(
+    head: str,
+    delimiter: str,
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL,
+    most: int | None = RECORDS,
+) -> list[int]:
+    """How many cells the first records have, `most` at most; none where they cannot be read so."""
+    strict = most is None
+    lines = io.StringIO(head, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=strict)
     try:
-        return [len(cells) for cells in itertools.islice(_filled(reader), RECORDS)]
+        return [len(cells) for cells in itertools.islice(_filled(reader), most)]
     except csv.Error:
         return []
 

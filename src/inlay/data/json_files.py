@@ -33,7 +33,8 @@ def read_lines(text: TextFile) -> RawRows:
         rest = itertools.chain([] if second is None else [second], lines)
         yield from _whole(text, "\n" * (number - 1) + line + _joined(number, rest))
         return
-    everything = itertools.chain([first], [] if second is None else [second], lines)
+    head = [first] if second is None else [first, second]
+    everything: Iterator[tuple[int, str]] = itertools.chain(head, lines)
     if line.strip() == "{":  # indented objects, one after the other
         everything, copy = itertools.tee(everything)
         objects = _objects(_joined(0, copy))

@@ -16,11 +16,11 @@ import gzip
 import io
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from inlay.errors import DataError
 
@@ -44,7 +44,12 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 """The first bytes of compressed files."""
 
-OPENERS = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+OPENERS: dict[str, Callable[[Path], Any]] = {
+    "gzip": gzip.open,
+    "bzip2": bz2.open,
+    "xz": lzma.open,
+}
+"""Each opens the file for reading bytes."""
 
 UNDECODED = re.compile("[\ud800-\udfff]")
 """What a byte that cannot be decoded becomes."""
@@ -60,7 +65,7 @@ def open_binary(path: Path) -> BinaryIO:
             compression = name
     if compression is None:
         return path.open("rb")
-    return cast(BinaryIO, OPENERS[compression](path, "rb"))
+    return cast(BinaryIO, OPENERS[compression](path))
 
 
 @dataclass(frozen=True)

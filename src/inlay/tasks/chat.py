@@ -23,8 +23,8 @@ from inlay.tasks.messages import (
     ASSISTANT,
     Message,
     as_text,
+    badness,
     call_names,
-    count_faults,
     is_learned,
     messages_of,
     tools_of,
@@ -141,7 +141,7 @@ class Chat:
         if not texts:
             assert error is not None
             raise error
-        return list(forms[min(texts, key=lambda number: count_faults(texts[number], messages))])
+        return list(forms[min(texts, key=lambda number: badness(texts[number], messages))])
 
     def _write(self, messages: Sequence[Message], tools: Tools = None, *, prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(

@@ -91,16 +91,17 @@ def call_names(message: Message) -> list[str]:
     return [call["function"]["name"] for call in message.get("tool_calls") or ()]
 
 
-def count_faults(text: str, messages: Sequence[Message]) -> tuple[int, int]:
-    """How many calls a written chat lacks, and how often it has what only Python writes so.
+def badness(text: str, messages: Sequence[Message]) -> tuple[int, int]:
+    """How badly a chat is written, less being better.
 
-    That is a null, or the arguments of a call.
+    First how often the calls are named, negated; then how often a null or the arguments of a call
+    are as only Python writes them.
     """
     names = [name for message in messages for name in call_names(message)]
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     objects = [repr(call["function"]["arguments"]) for call in calls]
     written = text.count("None") + sum(text.count(part) for part in objects if "'" in part)
-    return sum(name not in text for name in names), written
+    return -sum(text.count(name) for name in dict.fromkeys(names)), written
 
 
 def as_text(messages: Sequence[Message]) -> list[Message]:
