@@ -51,6 +51,30 @@ def test_a_missing_file_names_the_ones_that_could_be_meant(tmp_path):
     refused(tmp_path / "no" / "dev.csv", f"there is no folder {tmp_path}/no")
 
 
+def test_a_split_in_several_parts(tmp_path):
+    for number in (0, 1):
+        as_jsonl(tmp_path / f"train-0000{number}-of-00002.jsonl", [{"text": str(number)}])
+    as_jsonl(tmp_path / "test-00000-of-00001.jsonl", ROWS)
+    data = load(tmp_path, split="train")
+    assert [example.fields["text"] for example in data] == ["0", "1"]
+    assert data[1].where == f"{tmp_path}/train-00001-of-00002.jsonl:1"
+    assert data.source == f"{tmp_path}/train"
+    assert len(load(tmp_path, split="test")) == 2
+    refused(tmp_path, "name one: test, train")
+
+
+def test_a_data_set_saved_by_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    saved = datasets.Dataset.from_dict({"label": [1, 0]}, features=features)
+    saved.save_to_disk(tmp_path / "one")
+    assert [example.fields["label"] for example in load(tmp_path / "one")] == ["yes", "no"]
+    refused(tmp_path / "one", "is a single split", split="train")
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "many")
+    assert len(load(tmp_path / "many", split="train")) == 2
+    refused(tmp_path / "many", "holds no split 'trian'; did you mean 'train'?", split="trian")
+
+
 def test_a_data_frame_and_several_splits():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": ["a", None], "label": [1, 0]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -22,17 +24,26 @@ BUNDLED = {
 }
 """Bundled data sets by name, and their folders in what `hub.models.fetch_sentiment` fetches."""
 
+SHARD = re.compile(r"-\d{5}-of-\d{5}")
+"""What follows the name of a split in the name of a file that is a part of it."""
+
+SAVED = ("state.json", "dataset_dict.json")
+"""Files in a folder that `datasets` saved."""
+
 Source = str | Path | Iterable[Mapping[str, Any]]
 
 
-def open_source(source: Source, split: str | None, form: FileForm) -> tuple[str, RawRows]:
+def open_source(
+    source: Source, split: str | None, form: FileForm | None = None
+) -> tuple[str, RawRows]:
     """The name of a source and its rows; bundled data are fetched.
 
-    form: how a file is written; other sources take none.
+    form: how a file is written, as far as the user says so; other sources take none.
 
     Raises DataError where the source or the split does not exist, FetchError where bundled data
     cannot be fetched.
     """
+    form = form or FileForm()
     if not isinstance(source, str | Path):
         if split is not None:
             raise DataError(f"rows in memory have no split {split!r}; pass the rows of that split")
@@ -41,9 +52,14 @@ def open_source(source: Source, split: str | None, form: FileForm) -> tuple[str,
     path = Path(source)
     if isinstance(source, str) and source in BUNDLED and not path.exists():
         path = fetch_sentiment() / BUNDLED[source]
+    if any((path / name).is_file() for name in SAVED):
+        _check_no_form(form, f"the data set {source}")
+        return str(source), number_rows(str(source), _load_saved(path, split))
     if path.is_dir():
-        path = _split_file(path, split)
-    elif path.is_file():
+        paths = _split_files(path, split)
+        name = str(paths[0]) if len(paths) == 1 else f"{path}/{split}"
+        return name, itertools.chain.from_iterable(read_file(file, form) for file in paths)
+    if path.is_file():
         if split is not None:
             raise DataError(f"{source} is a single file without split {split!r}; leave split out")
     elif is_data_file(path) or _similar_files(path):
@@ -75,16 +91,19 @@ def _similar_files(path: Path) -> str:
     return "" if meant is None else f"; did you mean {meant}?"
 
 
-def _split_file(folder: Path, split: str | None) -> Path:
-    """The file of a folder that holds the split: `train.jsonl` holds the split "train"."""
+def _split_files(folder: Path, split: str | None) -> list[Path]:
+    """The file of a folder that holds the split: `train.jsonl` holds the split "train".
+
+    Or its parts in their order, `train-00000-of-00002.parquet` and so on.
+    """
     splits = {
-        path: path.name.removesuffix(suffix(path))
+        path: SHARD.sub("", path.name.removesuffix(suffix(path)))
         for path in sorted(folder.iterdir())
         if is_data_file(path)
     }
     paths = [path for path, name in splits.items() if name == split]
-    if len(paths) == 1:
-        return paths[0]
+    if len(paths) == 1 or (paths and all(SHARD.search(path.name) for path in paths)):
+        return paths
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         raise DataError(f"{folder} holds split {split!r} in several files; name one: {names}")
@@ -94,6 +113,24 @@ def _split_file(folder: Path, split: str | None) -> Path:
     if split is None:
         raise DataError(f"{folder} is a folder of splits; name one: {', '.join(known)}")
     raise DataError(f"{folder} holds no split {split!r}{nearest(split, known)}")
+
+
+def _load_saved(folder: Path, split: str | None) -> Iterable[object]:
+    """The rows of what `save_to_disk` of a `datasets` data set wrote."""
+    try:
+        import datasets  # of the extra `data`
+    except ImportError:
+        raise DataError(
+            f"{folder} cannot be read without datasets; install it: pip install 'inlay[data]'"
+        ) from None
+    saved = datasets.load_from_disk(str(folder))
+    if isinstance(saved, datasets.Dataset):
+        if split is not None:
+            raise DataError(f"{folder} is a single split; leave split {split!r} out")
+        return _rows_in_memory(saved)
+    if split is None or split not in saved:
+        raise DataError(f"{folder} holds no split {split!r}{nearest(str(split), saved)}")
+    return _rows_in_memory(saved[split])
 
 
 def _load_published(name: str, split: str | None) -> Iterable[object]:
