@@ -58,6 +58,13 @@ def test_a_line_with_other_columns_is_a_bad_row(tmp_path):
     assert [example.fields["tokens"] for example in data] == [["c"]]
 
 
+def test_comments_before_sentences(tmp_path):
+    text = "# id 12 domain=en\nAda _ _ B-PER\nlives _ _ O\n\n# O\nBo B-PER\n"
+    data = load(write(tmp_path / "a.conll", text))
+    assert [example.fields["tokens"] for example in data] == [["Ada", "lives"], ["#", "Bo"]]
+    assert data[0].fields["tags"] == ["B-PER", "O"]
+
+
 def test_universal_dependencies(tmp_path):
     text = (
         "# text = Im Zug\n1-2\tIm\t_\t_\n1\tIn\tin\tADP\n2\tdem\tder\tDET\n2.1\tx\tx\tX\n"

@@ -49,6 +49,7 @@ def test_any_separator_can_be_named(tmp_path):
     tabs = write(tmp_path / "b.csv", "a,b\tc\n1,2\t3\n")
     for name in ("\t", "\\t", "tab"):
         assert fields(tabs, delimiter=name) == [{"a,b": "1,2", "c": "3"}]
+    refused(path, "if '~' separates the cells, name it: delimiter='~'", need=("text",))
     refused(path, "delimiter='ab' is not one character", delimiter="ab")
     jsonl = write(tmp_path / "a.jsonl", '{"text": "a"}\n')
     refused(jsonl, "a delimiter is for .csv, .tsv", "leave it out for .jsonl", delimiter=";")

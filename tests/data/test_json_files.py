@@ -114,6 +114,12 @@ def test_articles_of_squad_are_a_row_for_each_question(tmp_path, value):
     assert data[2].where.endswith("squad.json#3")
 
 
+def test_articles_on_lines(tmp_path):
+    path = write(tmp_path / "a.jsonl", 2 * (json.dumps(ARTICLES[0]) + "\n"))
+    data = load(path, need=("context", "question", "answers"))
+    assert [example.where for example in data] == 3 * [f"{path}:1"] + 3 * [f"{path}:2"]
+
+
 def test_articles_that_are_damaged(tmp_path):
     path = write(tmp_path / "a.json", json.dumps([*ARTICLES, {"title": "y"}]))
     refused(path, "a.json#4: expected an article with paragraphs, found an object")

@@ -78,6 +78,9 @@ def test_a_data_set_saved_by_datasets(tmp_path):
 def test_a_data_frame_and_several_splits():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": ["a", None], "label": [1, 0]})
+    numpy = pytest.importorskip("numpy")
+    arrays = pandas.DataFrame({"labels": [numpy.array([1, 0]), numpy.array(["a"])]})
+    assert [example.fields["labels"] for example in load(arrays)] == [[1, 0], ["a"]]
     data = load(frame, need=("text",), skip_bad=True)
     assert [dict(example.fields) for example in data] == [{"text": "a", "label": 1}]
     assert [str(row) for row in data.skipped] == ["rows#2: column 'text' is null"]

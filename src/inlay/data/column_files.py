@@ -10,6 +10,7 @@ so that `columns={"tags": "2"}` takes another one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from inlay.data.raw import BadRow, RawRows
@@ -17,6 +18,9 @@ from inlay.data.text import TextFile
 
 DOCUMENT = "-DOCSTART-"
 """The first word of a line that begins a document."""
+
+COMMENT = re.compile(r"# ?(id|sent_id|text|newdoc|newpar|begin|end)( |$)")
+"""The beginning of a line about a sentence or a document, where the first word is not "#"."""
 
 CONLLU = {"tokens": 1, "tags": 3}
 """Which columns of a CoNLL-U file are the words and their parts of speech, from 0."""
@@ -49,7 +53,11 @@ def _sentences(
             continue
         separator = delimiter or ("\t" if "\t" in line else None)
         cells = [cell.strip(" ") for cell in line.split(separator)]
-        if cells[0] == DOCUMENT or (conllu and (line.startswith("#") or not cells[0].isdigit())):
+        if (
+            cells[0] == DOCUMENT
+            or COMMENT.match(line)
+            or (conllu and (line.startswith("#") or not cells[0].isdigit()))
+        ):
             continue
         begin = begin if words else number
         words.append(cells)

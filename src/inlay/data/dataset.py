@@ -92,14 +92,17 @@ class Stream(Iterable[Example]):
         return self.count
 
 
-def bad_rows(rows: Sequence[Skipped]) -> DataError:
-    """The error about the bad rows of a source, at least one: the first, and how many more."""
+def bad_rows(rows: Sequence[Skipped], cure: str = "skip_bad") -> DataError:
+    """The error about the bad rows of a source, at least one: the first, and how many more.
+
+    cure: what leaves them out, in Python.
+    """
     first, more = rows[0], len(rows) - 1
     if not more:
         return DataError(str(first))
     others = "1 more row is bad" if more == 1 else f"{more} more rows are bad"
     return DataError(
-        f"{first}; {others}, the next at {rows[1].where}: mend them, or leave them out by skip_bad "
+        f"{first}; {others}, the next at {rows[1].where}: mend them, or leave them out by {cure} "
         "(--skip-bad-rows)"
     )
 

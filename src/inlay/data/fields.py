@@ -187,13 +187,13 @@ def _take(
     if column in fields:
         values[field] = fields[column]
     elif column not in problems and field not in problems:
-        cure = hint(field, row)
+        cure = known = hint(field, column, row)
         if any(cure in problem for problem in problems.values()):
             cure = ""  # it is said already
         if column in row:
             problems[column] = f"column {column!r} is null{cure}"
         else:
-            cure = cure or ("" if hint(field, row) else nearest(column, map(str, row)))
+            cure = cure or ("" if known else nearest(column, map(str, row)))
             problems[column] = f"there is no column {column!r}{cure}"
 
 

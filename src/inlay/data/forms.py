@@ -40,8 +40,15 @@ def derived(field: str, row: Fields) -> Any:
     return None
 
 
-def hint(field: str, row: Fields) -> str:
-    """The end of a message about a missing field: what in the row could be meant."""
+def hint(field: str, column: str, row: Fields) -> str:
+    """The end of a message about a missing field: what in the row could be meant.
+
+    column: that the field should be in.
+    """
+    if len(row) == 1 and column in str(next(iter(row))):
+        marks = [mark for mark in str(next(iter(row))) if not (mark.isalnum() or mark in "_ -")]
+        if marks:
+            return f"; if {marks[0]!r} separates the cells, name it: delimiter={marks[0]!r}"
     if field in ("source", "target") and _chat(row) is not None:
         return "; for rows of chats give chat='messages' (--task.chat messages)"
     if field == "messages" and isinstance(row.get("source"), str):

@@ -42,7 +42,7 @@ def read_lines(text: TextFile) -> RawRows:
             yield from ((f"{text.path}:{number}", row) for number, row in objects)
             return
     for number, line in everything:
-        yield f"{text.path}:{number}", _row(text, line)
+        yield from _questions(f"{text.path}:{number}", _row(text, line))
 
 
 def read_whole(text: TextFile) -> RawRows:
@@ -84,11 +84,17 @@ def _several(text: TextFile, content: str) -> RawRows:
     """The rows of a text of several objects, on lines of their own or indented."""
     objects = _objects(content)
     if objects is not None:
-        yield from ((f"{text.path}:{number}", row) for number, row in objects)
+        for number, row in objects:
+            yield from _questions(f"{text.path}:{number}", row)
         return
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
-            yield f"{text.path}:{number}", _row(text, line)
+            yield from _questions(f"{text.path}:{number}", _row(text, line))
+
+
+def _questions(where: str, row: object) -> RawRows:
+    """A row, or the questions of an article."""
+    yield from ((where, part) for part in (questions([row]) if is_article(row) else (row,)))
 
 
 def _row(text: TextFile, line: str) -> object:

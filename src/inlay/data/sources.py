@@ -157,6 +157,15 @@ def _load_published(name: str, split: str | None) -> Iterable[object]:
     return _rows_in_memory(published)
 
 
+def _without_arrays(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with lists in place of arrays, as which a data frame holds them."""
+    numpy = sys.modules["numpy"]  # pandas imports it
+    return {
+        name: value.tolist() if isinstance(value, numpy.ndarray) else value
+        for name, value in row.items()
+    }
+
+
 def _rows_in_memory(rows: Iterable[Any]) -> Iterable[object]:
     """The rows of a data frame or of a `datasets` data set, with the names of its classes.
 
@@ -164,7 +173,8 @@ def _rows_in_memory(rows: Iterable[Any]) -> Iterable[object]:
     """
     pandas = sys.modules.get("pandas")  # not imported: then these rows are not from there
     if pandas is not None and isinstance(rows, pandas.DataFrame):
-        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+        frame = rows.astype(object).where(rows.notna(), None)
+        return map(_without_arrays, frame.to_dict("records"))
     datasets = sys.modules.get("datasets")
     if datasets is None:
         return rows
@@ -172,4 +182,5 @@ def _rows_in_memory(rows: Iterable[Any]) -> Iterable[object]:
         raise DataError(f"these rows have several splits; pass one of them: {', '.join(rows)}")
     if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         return rows
-    return map(arrow_row(None if rows.features is None else rows.features.to_dict()), rows)
+    features = None if rows.features is None else rows.features.to_dict()
+    return map(arrow_row(features), rows.with_format(None))

@@ -283,7 +283,7 @@ class Task(ABC, Generic[B, O]):
                 rows += self.encode_some(part, start)
             except DataError as error:
                 bad = encode_usable(self.encode_some, examples[start:], start).bad
-                raise bad_rows(bad) if bad else error from None
+                raise bad_rows(bad, "task.usable(data)") if bad else error from None
             if report is not None:
                 report(len(part))
         return rows

@@ -291,6 +291,11 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         end = tokenizer.eos_token_id
         for place, ids in zip(places, tokens, strict=True):
             complete = not self._decoder and ids[-1:] == [end]
+            if len(ids) == complete and not self.empty_targets:
+                raise DataError(
+                    f"{examples[place].where}: its {self.target} leaves no tokens; set "
+                    "empty_targets (--task.empty_targets true) to learn to say nothing"
+                )
             targets[place] = ids if complete else [*ids, end]
         return targets
 
