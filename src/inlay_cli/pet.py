@@ -71,8 +71,8 @@ def _show(result: PetResult) -> None:
         if path is not None:
             write(f"saved in {path}")
     if result.path is not None:
-        base, path = quote(str(result.base or result.recipe.base)), quote(str(result.path))
-        write(f"next: inlay eval {base} {path} --data …")
+        base = quote(str(result.base or result.recipe.base))
+        write(f"next: inlay eval {base} {quote(str(result.path))} --data …")
 
 
 def _score_table(result: PetResult) -> Table:

@@ -206,7 +206,7 @@ def test_bad_rows_that_encoding_finds_are_left_out_too(inlay, recipe, base, rows
     rows.write_text("".join(json.dumps(row) + "\n" for row in bad) + good)
     message = inlay("train", recipe).error
     assert "rows.jsonl:2: its target is empty" in message
-    options = ("--task.empty_targets", "true", "--data.dev.source", str(rows))
+    options = ("--set", "task.empty_targets=true")
     message = inlay("train", recipe, *options).error
     assert "rows.jsonl:1: its text is empty" in message and "1 more row is bad" in message
     run = inlay("train", recipe, "--skip-bad-rows")
@@ -221,7 +221,8 @@ def test_bad_rows_that_encoding_finds_are_left_out_too(inlay, recipe, base, rows
     assert run.code == 0, run.err
     assert json.loads(run.out)["rows"] == 12
     assert left_out(run.err)[0] == f"3 rows were left out of {rows}:"
-    assert "empty" in inlay("eval", base, file, "--data", rows).error
+    message = inlay("eval", base, "--data", rows, "--task", "generate").error
+    assert "rows.jsonl:2: its target is empty" in message
 
 
 def test_the_next_command_is_quoted_for_the_shell(inlay, recipe, tmp_path):

@@ -129,7 +129,7 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     @property
     @override
     def gold_fields(self) -> tuple[str, ...]:
-        return ("messages", "tools") if self.chat == "messages" else (self.target,)
+        return ("messages",) if self.chat == "messages" else (self.target,)
 
     @override
     def prepare(self, examples: Iterable[Example]) -> None:

@@ -57,8 +57,9 @@ def predict(
     Returns one prediction for every example, in their order. Several processes share the work, and
     each returns everything.
     """
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     return [prediction for _, prediction in pairs]
 
 
@@ -78,8 +79,9 @@ def evaluate(
     scored against are kept.
     """
     collector = PredictionCollector(task)
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     for _ in collector.collect(pairs):
         pass
     return collector.score()
