@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.data.dataset import Value
-from inlay.data.fields import RowParser
+from inlay.data.fields import Columns, RowParser
 from inlay.data.raw import BadRow, RawRows, kind_of, number_rows
 from inlay.data.template import Template
 
@@ -46,8 +46,8 @@ class InputParser:
 
     inputs: Sequence[str]
     targets: Sequence[str]
-    columns: Mapping[str, str]
-    usual_columns: Mapping[str, str]
+    columns: Columns
+    usual_columns: Columns
     usual_templates: Mapping[str, str]
     complete: Complete
     _parsers: dict[tuple[str, ...], RowParser] = field(default_factory=dict, repr=False)
@@ -70,7 +70,7 @@ class InputParser:
         columns = {
             name: column
             for name, column in self.usual_columns.items()
-            if name in self.inputs and name not in self.columns and column in row
+            if name in self.inputs and name not in self.columns and _all(column) <= row.keys()
         }
         templates = {
             name: template
@@ -79,7 +79,8 @@ class InputParser:
             and set(Template(template).names) <= row.keys()
         }  # fmt: skip
         columns = {k: c for k, c in columns.items() if k not in templates} | dict(self.columns)
-        read = {*columns.values(), *(n for t in templates.values() for n in Template(t).names)}
+        read = {name for column in columns.values() for name in _all(column)}
+        read |= {name for template in templates.values() for name in Template(template).names}
         kept = {k: v for k, v in row.items() if k not in self.targets or k in read}
         key = (*sorted(columns), "", *sorted(templates))
         if key not in self._parsers:
@@ -90,6 +91,11 @@ class InputParser:
                 RowParser(None, None, (name,))(kept)  # says what is missing
                 raise BadRow(f"there is no column {name!r}")
         return {k: v for k, v in fields.items() if k not in self.targets or k in self.inputs}
+
+
+def _all(column: str | Sequence[str]) -> set[str]:
+    """The columns of a field that is read from one, or gathered from several."""
+    return {column} if isinstance(column, str) else set(column)
 
 
 def memory_rows(data: Any) -> RawRows:

@@ -118,7 +118,7 @@ def describe_usage(
     calibration: Calibration | None,
 ) -> Usage:
     """What the file of a recipe's inlay says of its use."""
-    source, description = recipe.data.train, task.describe()
+    source, description = recipe.data.parts()["train"], task.describe()
     trains_base = recipe.training.base_lr is not None
     chats = bool(description.get("chat")) and isinstance(tokenizer.chat_template, str)
     return Usage(
