@@ -99,8 +99,18 @@ def rated(
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the table."""
     table = Table(title="inlay, measured")
-    for name in ("what", "ours", "baseline", "its", "unit", "ratio", "range", "target", "met"):
-        left = name in ("what", "baseline", "unit")
+    for name in (
+        "what",
+        "inlay",
+        "compared with",
+        "the other",
+        "unit",
+        "ratio",
+        "range",
+        "target",
+        "met",
+    ):
+        left = name in ("what", "compared with", "unit")
         table.add_column(name, justify="left" if left else "right")
     marks = {True: "[green]yes", False: "[red]no", None: ""}
     for row in rows:

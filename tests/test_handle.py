@@ -224,23 +224,23 @@ def test_a_head_stays_beside_what_is_folded(tmp_path) -> None:
             parameter.normal_(0, 0.3)
     ids = torch.arange(12).view(2, 6)
 
-    def said(base) -> torch.Tensor:
+    def class_logits(base) -> torch.Tensor:
         with torch.no_grad():
             return classify(base, base.model(ids).last_hidden_state, torch.ones_like(ids))
 
-    wanted = said(model)
+    wanted = class_logits(model)
     assert handle.merge() is model and not handle.attached
     kept = inlay.attached(model)["judge"]
     assert kept.spec == labels
-    torch.testing.assert_close(said(model), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(class_logits(model), wanted, rtol=1e-4, atol=1e-4)
     path = kept.save(tmp_path / "head.safetensors")
     kept.detach()
     with pytest.raises(BaseError):
         inlay.load(zoo.fresh("llama"), path)
     inlay.load(model, path)
-    torch.testing.assert_close(said(model), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(class_logits(model), wanted, rtol=1e-4, atol=1e-4)
     alone = inlay.attached(model)["judge"]
-    with pytest.raises(MergeError, match="there is nothing to fold"):
+    with pytest.raises(MergeError, match="nothing to fold"):
         alone.merge()
     assert alone.attached
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inlay
 
 NAMES = {
-    "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Preset", "Site", "Sum", "Where",
+    "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Predictor", "Preset", "Site", "Sum", "Where",
     "__version__", "attach", "attached", "check", "compile_prompt", "fit", "labels", "load",
-    "parse", "rows", "tune", "words",
+    "open", "parse", "rows", "tune", "words",
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def measured(results: Mapping[str, Any]) -> str:
         f"{versions} {when}{', quickly' if results['quick'] else ''}. "
         "A ratio is the median over rounds in which both took turns.\n\n"
     )
-    head = ["what", "baseline", "inlay", "its", "unit", "ratio", "goal"]
+    head = ["what", "compared with", "inlay", "the other", "unit", "ratio", "goal"]
     rows = [
         [
             row["what"],
@@ -44,7 +44,7 @@ def measured(results: Mapping[str, Any]) -> str:
         ]
         for row in results["rows"]
     ]
-    return where + table(head, rows, numbers=("inlay", "its", "ratio", "goal"))
+    return where + table(head, rows, numbers=("inlay", "the other", "ratio", "goal"))
 
 
 def _goal(row: Mapping[str, Any]) -> str:

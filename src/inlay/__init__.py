@@ -18,10 +18,13 @@ from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
 if TYPE_CHECKING:
+    from inlay.predicting.opening import open_inlay as open
+    from inlay.predicting.predictor import Predictor
     from inlay.training.callback import InlayCallback
     from inlay.training.fit import fit, tune
 
 FROM_TRAINING = ("InlayCallback", "fit", "tune")
+FROM_PREDICTING = {"Predictor": "Predictor", "open": "open_inlay"}
 """Names that are imported when they are first used: accelerate is slow to import."""
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "InlayCallback",
     "InlayError",
     "Method",
+    "Predictor",
     "Preset",
     "Site",
     "Sum",
@@ -43,6 +47,7 @@ __all__ = [
     "fit",
     "labels",
     "load",
+    "open",
     "parse",
     "rows",
     "tune",
@@ -58,6 +63,10 @@ def __getattr__(name: str) -> Any:
         from inlay import training
 
         return getattr(training, name)
+    if name in FROM_PREDICTING:
+        from inlay import predicting
+
+        return getattr(predicting, FROM_PREDICTING[name])
     raise AttributeError(f"module 'inlay' has no attribute {name!r}")
 
 

@@ -28,6 +28,7 @@ from inlay.core.piece_set import PieceSet
 from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
+from inlay.files.usage import Usage
 from inlay.methods.base_head import with_base_head
 from inlay.runtime.container import Container, changing, container_of
 from inlay.runtime.install import (
@@ -169,10 +170,18 @@ class Inlay:
         """How many parameters are trained."""
         return sum(p.numel() for p in self.parameters())
 
-    def save(self, path: str | Path, *, tokenizer: Any = None) -> Path:
-        """Write one file, whole or not at all. With a tokenizer, its fingerprint goes in too."""
+    def saved_count(self) -> int:
+        """How many numbers a file holds: a reparameterisation, such as an MLP, is dropped there."""
+        return sum(tensor.numel() for tensor in self.named_tensors().values())
+
+    def save(self, path: str | Path, *, tokenizer: Any = None, usage: Usage | None = None) -> Path:
+        """Write one file, whole or not at all.
+
+        tokenizer: its fingerprint goes in too. usage: what `inlay.open` and the command line then
+        know of the base and the task.
+        """
         chart = self._container().chart
-        return file_format.save(self._pieces, self.name, chart, path, tokenizer)
+        return file_format.save(self._pieces, self.name, chart, path, tokenizer, usage)
 
     def merge(self) -> PreTrainedModel:
         """Fold every piece into the base's weights and detach; all or nothing.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,17 +24,21 @@ from inlay_cli import (
     inspect,
     merge,
     methods,
+    names,
     pet,
+    predict,
     sites,
     train,
 )
+from inlay_cli.completion import complete_with_colons
 from inlay_cli.console import err, fail, out
 from inlay_cli.shared import examples
 
 OK, BROKEN, FAILED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; done, and a law is broken; not done, with an error message; Ctrl-C."""
 
-DEBUG = "--debug"
+DEBUG, IMPORT = "--debug", "--import"
+"""Options of every command, which may stand anywhere."""
 
 
 class Commands(TyperGroup):
@@ -67,7 +73,7 @@ app = typer.Typer(
 PANELS = {
     "Begin": (demo, methods, sites),
     "Train": (train, pet),
-    "Use": (evaluate, generate, check, inspect, merge, export),
+    "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""
 
@@ -91,8 +97,19 @@ def _root(
     debug: Annotated[
         bool, typer.Option(DEBUG, help="Show the traceback of an error; may stand anywhere.")
     ] = False,
+    own_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            IMPORT,
+            metavar="FILE.py",
+            help="Run a Python file first, which defines a method or a task of your own; may "
+            "stand anywhere, and several times.",
+            autocompletion=names.python_files,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Options of every command. `main` reads `--debug` itself, because it may stand anywhere."""
+    """Options of every command. `main` reads them itself, because they may stand anywhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,17 +120,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    end = words.index("--") if "--" in words else len(words)
-    debug = DEBUG in words[:end]
-    words = [*(word for word in words[:end] if word != DEBUG), *words[end:]]
-    if not debug:
-        warnings.simplefilter("ignore")
+    debug = False
     try:
-        return app(words or ["--help"], prog_name="inlay", standalone_mode=False) or OK
+        words, debug, paths = _split(words)
+        if not debug:
+            warnings.simplefilter("ignore")
+        if paths:
+            _run_files(paths)
+        return complete_with_colons(
+            os.environ,
+            lambda: app(words or ["--help"], prog_name="inlay", standalone_mode=False) or OK,
+        )
     except Exception as error:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """The words without the options of every command; whether to debug; the files to import."""
+    end = words.index("--") if "--" in words else len(words)
+    rest: list[str] = []
+    paths: list[str] = []
+    before = iter(words[:end])
+    for word in before:
+        if word == IMPORT or word.startswith(f"{IMPORT}="):
+            path = word.removeprefix(IMPORT).removeprefix("=") or next(before, "")
+            if not path:
+                raise typer.BadParameter(f"{IMPORT} takes a Python file, such as my_method.py")
+            paths.append(path)
+        elif word != DEBUG:
+            rest.append(word)
+    return [*rest, *words[end:]], DEBUG in words[:end], paths
+
+
+def _run_files(paths: Sequence[str]) -> None:
+    """Run Python files of the user, which may define methods and tasks."""
+    from inlay.core.own_files import run_file
+    from inlay.errors import SpecError
+
+    for path in paths:
+        run_file(path, SpecError)
 
 
 def _report(error: Exception) -> int:

@@ -14,8 +14,9 @@ import torch
 from transformers import BartConfig, BartModel, BertConfig, BertModel, PreTrainedModel
 
 from inlay import METHODS, Method, Where, attach
+from inlay.core import own_files
 from inlay.core.parse import make_method, method_class
-from inlay.errors import InlayError, MergeError
+from inlay.errors import InlayError, MergeError, SpecError
 from inlay.merge import plan
 from inlay.runtime.port import port_for
 
@@ -68,8 +69,13 @@ def catalogue() -> tuple[Entry, ...]:
 
 
 def entry(name: str) -> Entry:
-    """One method. Raises SpecError with the nearest name."""
-    kind = method_class(name)
+    """One method. name: also `file.py:Name`, for one of one's own; the file is run.
+
+    Raises SpecError with the nearest name.
+    """
+    own = own_files.split_name(name)
+    kind = method_class(name) if own is None else own_files.class_in(*own, Method, SpecError)
+    name = kind.__name__
     method = make_method(name, {})
     doc = sys.modules[kind.__module__].__doc__ or kind.__doc__ or ""
     line = doc.strip().split("\n")[0]

@@ -30,6 +30,7 @@ def register(app: typer.Typer, panel: str) -> None:
         epilog=examples(
             ("inlay check smollm2 legal.safetensors", "a trained inlay"),
             ('inlay check ./my-model --method "LoRA(rank=8)"', "a method, before you train it"),
+            ("inlay check smollm2 --method diagonal.py:Diagonal", "a method of your own"),
         ),
     )(check)
 
@@ -41,7 +42,7 @@ def check(
         str | None,
         typer.Option(
             help="Check a method, or a sum of methods, instead of a file.",
-            autocompletion=names.method_names,
+            autocompletion=names.methods,
             show_default=False,
         ),
     ] = None,
@@ -75,5 +76,10 @@ def check(
         findings = check_laws(model, subject, report=report)
     out().print(findings)
     if not findings.holds:
-        err().print("a law does not hold: do not use this inlay on this model", style="bold red")
+        broken = [finding.law for finding in findings.findings if finding.holds is False]
+        laws = "this law does" if len(broken) == 1 else "these laws do"
+        err().print(
+            f"{', '.join(broken)}: {laws} not hold; do not rely on it with this inlay and model",
+            style="bold red",
+        )
         raise typer.Exit(1)

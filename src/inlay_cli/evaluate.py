@@ -1,43 +1,41 @@
-"""inlay eval: score a base, with or without an inlay, on rows that have answers."""
+"""inlay eval: score a base, or inlays side by side, on rows that have answers."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inlay_cli import names
 from inlay_cli.console import busy, err, out, table, write
 from inlay_cli.flags import flags, with_flags
+from inlay_cli.scoring import Scored, make_plan, score
 from inlay_cli.shared import (
-    RECIPE,
-    BaseArgument,
     DeviceOption,
+    Dtype,
     DtypeOption,
-    OptionalFileArgument,
+    Opened,
     SkipOption,
+    attach_file,
+    base_and_files,
     examples,
     open_base,
-    open_inlay,
+    usage_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.table import Table
-
-    from inlay.data.dataset import Dataset, Example, Stream
-    from inlay.handle import Inlay
-    from inlay.tasks import Prediction, Task
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_LABELS = 10
 """With more labels the confusion is not shown as a table; JSON always has it."""
 
-NO_TRAINING = {"method": "LoRA", "out": ".", "data.train.source": "."}
-"""Fields that a recipe must have and that evaluation does not read."""
+LONGEST_TEXT = 160
+"""How many characters of a text the table of errors shows."""
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -46,11 +44,12 @@ def register(app: typer.Typer, panel: str) -> None:
         "eval",
         rich_help_panel=panel,
         epilog=examples(
-            ("inlay eval smollm2 runs/e2e/default.safetensors", "on the rows of its recipe"),
+            ("inlay eval runs/e2e/default.safetensors", "on the rows of its recipe"),
             (
-                "inlay eval smollm2 runs/e2e/default.safetensors --data new.csv --json",
-                "on other rows",
+                "inlay eval runs/e2e/default.safetensors --data new.csv --errors 20",
+                "on other rows, and the worst mistakes",
             ),
+            ("inlay eval runs/*/default.safetensors --data new.csv", "several side by side"),
             ("inlay eval smollm2 --data new.csv --task generate", "the base alone"),
         ),
     )(with_flags(evaluate, flags("eval")))
@@ -58,17 +57,30 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def evaluate(
     fields: dict[str, str],
-    base: BaseArgument,
-    file: OptionalFileArgument = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BASE] [FILE]…",
+            help="Trained inlays, which know their base and task; or a base, alone or with the "
+            "inlays to score on it.",
+            autocompletion=names.bases,
+            show_default=False,
+        ),
+    ],
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="The recipe that describes the task. By default the recipe.yaml next to FILE, "
-            "where training writes it.",
+            help="The recipe that describes the task. By default what FILE says, and the rows of "
+            "the recipe.yaml next to it.",
+            autocompletion=names.recipes,
             show_default=False,
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    errors: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Show the N worst mistakes, with their texts."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
     predictions: Annotated[
         Path | None,
@@ -82,114 +94,137 @@ def evaluate(
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score a base, with or without an inlay, on rows that have answers.
+    """Score a base or inlays on rows that have answers.
 
-    Task and rows come from the recipe; what is given as an option wins over it.
+    Task and rows come from the file and its recipe; what is given as an option wins over them.
     """
+    base, files = base_and_files(words)
+    if predictions is not None and len(files) > 1:
+        raise typer.BadParameter("--predictions is for one FILE")
     with busy("starting"):
         from inlay.data.dataset import describe_skipped
-        from inlay.training.loop.evaluation import PredictionCollector, predict_each
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
-    task, rows = _task_and_rows(base, fields, file, recipe)
-    model, tokenizer = open_base(base, dtype, device)
-    if file is not None:
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "errors": errors, "predictions": predictions,
+    }  # fmt: skip
+    scored = _score_all(base, files, fields, recipe, dtype, device, options)
+    if as_json and len(scored) == 1:
+        sys.stdout.write(json.dumps(scored[0].to_json(errors > 0)) + "\n")
+    elif as_json:
+        results = {entry.name: entry.to_json(errors > 0) for entry in scored}
+        sys.stdout.write(json.dumps(results) + "\n")
+    else:
+        _show(scored, errors)
+    for entry in scored:
+        for line in describe_skipped(entry.skipped, entry.source):
+            write(line, err())
+
+
+def _score_all(
+    base: str | None,
+    files: Sequence[Path],
+    fields: Mapping[str, str],
+    recipe: Path | None,
+    dtype: Dtype | None,
+    device: str,
+    options: Mapping[str, Any],
+) -> list[Scored]:
+    """The scores of every file, or of the base alone; a base that several share is loaded once."""
+    if not files:
+        assert base is not None
+        plan = make_plan(base, fields, None, recipe)
+        model, tokenizer = open_base(base, dtype, device)
+        return [score("the base alone", plan, Opened(model, tokenizer, None, None), **options)]
+    usages = [usage_of(file, base) for file in files]
+    places = [
+        usage.base_path(file) if base is None and usage is not None else str(base)
+        for file, usage in zip(files, usages, strict=True)
+    ]
+    plans = [
+        make_plan(place, fields, file, recipe, usage)
+        for place, file, usage in zip(places, files, usages, strict=True)
+    ]
+    scored: list[Scored] = []
+    loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
+    names_of = _names(files)
+    for place, file, usage, plan in zip(places, files, usages, plans, strict=True):
+        if place not in loaded:
+            loaded = {place: open_base(place, dtype, device)}
         with busy(f"reading {file}"):
-            _adopt_labels(task, open_inlay(model, tokenizer, file))
-    task.bind(model, tokenizer)
-    answers = PredictionCollector(task)
-    pairs = answers.collect(
-        predict_each(model, task, rows, batch_size=batch_size, console=err(), what=rows.source)
-    )
-    if predictions is None:
-        for _ in pairs:
-            pass
-    else:
-        _write_predictions(predictions, pairs)
-    scores, confusion = answers.score(), answers.confusion()
-    if as_json:
-        result = {"rows": len(rows), **scores, **({"confusion": confusion} if confusion else {})}
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        subject = "the base alone" if file is None else file.stem
-        out().print(_score_table(scores, task.metric, len(rows), subject))
-        if 0 < len(confusion) <= MOST_LABELS:
-            out().print(_confusion_table(confusion))
-    for line in describe_skipped(rows.skipped, rows.source):
-        write(line, err())
+            model, tokenizer = loaded[place]
+            opened = attach_file(model, tokenizer, file, usage)
+        scored.append(score(names_of[file], plan, opened, **options))
+        assert opened.handle is not None
+        opened.handle.detach()
+    return scored
 
 
-def _task_and_rows(
-    base: str, fields: Mapping[str, str], file: Path | None, recipe: Path | None
-) -> tuple[Task, Dataset | Stream]:
-    """The task and the rows of the recipe, if there is one, changed by the fields.
-
-    Raises RecipeError, TaskError, DataError.
-    """
-    from inlay.errors import RecipeError
-    from inlay.training.recipes.recipe import Recipe
-
-    if recipe is None and file is not None and (file.parent / RECIPE).is_file():
-        recipe = file.parent / RECIPE
-    changes = {**NO_TRAINING, "base": base}
-    if recipe is not None:
-        trained = Recipe.load(recipe)
-        changes["task"] = json.dumps(trained.task)
-        # An inlay of a fold has learned from most of `train`, so these rows are not new to it.
-        train = None if trained.folds else trained.data.train
-        rows = trained.data.test or trained.data.dev or train
-        if rows is not None:
-            changes["data.test"] = rows.model_dump_json()
-    for name, text in fields.items():
-        is_data = name.startswith("data.")
-        changes[f"data.test.{name.removeprefix('data.')}" if is_data else name] = text
-    if not {"task", "task.kind"} & changes.keys():
-        raise RecipeError(
-            "the task is not known; give --recipe, or --task with its fields, as in --task generate"
-        )
-    if not {"data.test", "data.test.source"} & changes.keys():
-        raise RecipeError("there are no rows to evaluate on; give --data")
-    plan = Recipe.load(None, changes)
-    assert plan.data.test is not None
-    task = plan.make_task()
-    return task, plan.data.test.stream(task)
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """What files are called: their names, with as much of their folders as tells them apart."""
+    names = {file: file.stem for file in files}
+    depth = 1
+    while len(set(names.values())) < len(set(files)) and depth < 20:
+        depth += 1
+        names = {file: "/".join([*file.parts[-depth:-1], file.stem]) for file in files}
+    return names
 
 
-def _adopt_labels(task: Task, handle: Inlay) -> None:
-    """Give the task the labels of the inlay's trained head, if it has one."""
-    from inlay.heads import head_of
-
-    head = head_of(handle.model, handle.name)
-    if head is not None:
-        task.set_labels(tuple(head.labels))
-
-
-def _write_predictions(path: Path, pairs: Iterable[tuple[Example, Prediction]]) -> None:
-    """Write each row with its prediction as soon as it is predicted."""
-    from inlay.files.atomic import write_whole
-
-    lines = (
-        json.dumps({**row.fields, "where": row.where, "prediction": prediction})
-        for row, prediction in pairs
-    )
-    write_whole(path, (f"{line}\n".encode() for line in lines))
+def _show(scored: Sequence[Scored], errors: int) -> None:
+    """Print the scores of all files side by side, and what there is of each one."""
+    out().print(_score_table(scored))
+    for entry in scored:
+        of_file = f" of {entry.name}" if len(scored) > 1 else ""
+        if 0 < len(entry.confusion) <= MOST_LABELS:
+            out().print(_confusion_table(entry.confusion, of_file))
+        if errors:
+            out().print(_error_table(entry, of_file))
 
 
-def _score_table(scores: Mapping[str, float], metric: str, rows: int, subject: str) -> Table:
+def _score_table(scored: Sequence[Scored]) -> Table:
+    """A line for each metric, a column for each file; the task's own metric is bold."""
     lines = table()
-    lines.add_column(f"{rows} rows")
-    lines.add_column(subject, justify="right")
-    for name, value in scores.items():
-        lines.add_row(name, f"{value:.4f}", style="bold" if name == metric else "")
+    counts = {entry.rows for entry in scored}
+    lines.add_column(f"{scored[0].rows} rows" if len(counts) == 1 else "")
+    for entry in scored:
+        lines.add_column(entry.name, justify="right")
+    if len(counts) > 1:
+        lines.add_row("rows", *(str(entry.rows) for entry in scored))
+    for name in dict.fromkeys(name for entry in scored for name in entry.scores):
+        values = (f"{e.scores[name]:.4f}" if name in e.scores else "" for e in scored)
+        bold = any(name == entry.metric for entry in scored)
+        lines.add_row(name, *values, style="bold" if bold else "")
     return lines
 
 
-def _confusion_table(confusion: Mapping[str, Mapping[str, int]]) -> Table:
+def _error_table(entry: Scored, of_file: str) -> Table:
+    """The worst mistakes, the worst first."""
+    from rich.text import Text
+
+    lines = table(f"The worst of {entry.mistakes:,} mistakes{of_file}")
+    for name in ("row", "text", "gold", "prediction", "probability"):
+        lines.add_column(name, justify="right" if name == "probability" else "left")
+    for row in entry.wrong:
+        text = row.text if len(row.text) <= LONGEST_TEXT else f"{row.text[:LONGEST_TEXT]}…"
+        share = "" if row.probability is None else f"{row.probability:.3f}"
+        gold, prediction = (_plain(value) for value in (row.gold, row.prediction))
+        lines.add_row(*(Text(cell) for cell in (row.where, text, gold, prediction, share)))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    """An answer as text."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _confusion_table(confusion: Mapping[str, Mapping[str, int]], of_file: str) -> Table:
     """A line for each true label, a column for each predicted one."""
     from rich.text import Text
 
-    lines = table("Rows by label, and by predicted label")
+    lines = table(f"Rows by label, and by predicted label{of_file}")
     lines.add_column("label")
     for name in confusion:
         lines.add_column(Text(name), justify="right")

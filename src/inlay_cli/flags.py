@@ -16,6 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
+from inlay_cli import names
+
+COMPLETIONS = {"base": names.bases, "method": names.methods}
+"""What completes the values of a field."""
+
 FILE = Path(__file__).with_name("flags.json")
 
 
@@ -41,8 +46,21 @@ class Flag:
             metavar=self.value,
             help=self.about.replace("[", r"\["),
             rich_help_panel=self.panel,
+            autocompletion=self.completion,
             show_default=False,
         )
+
+    @property
+    def completion(self) -> Callable[[str], list[str]] | None:
+        """What completes a value in a shell; None leaves it to the shell."""
+        words = [word for word in self.value.split("|") if not word.isupper()]
+
+        def complete(incomplete: str) -> list[str]:
+            return names.tasks(incomplete, words) if self.name == "task.kind" else words
+
+        if self.name.endswith(".source"):
+            return names.data
+        return COMPLETIONS.get(self.name, complete if words else None)
 
 
 def flags(command: str) -> list[Flag]:
@@ -84,10 +102,13 @@ def with_flags(run: Callable[..., None], flags: Sequence[Flag]) -> Callable[...,
 
 def assignments(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     """`a.b=c` as (a.b, c). Raises BadParameter for a text without a name or an equals sign."""
+    return pairs(texts, "--set", "training.lr=1e-4")
+
+
+def pairs(texts: Sequence[str], option: str, example: str) -> Iterator[tuple[str, str]]:
+    """`a=b` as (a, b). option, example: for the message. Raises BadParameter as `assignments`."""
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(
-                f"--set takes FIELD=VALUE, such as training.lr=1e-4, not {text!r}"
-            )
+            raise typer.BadParameter(f"{option} takes FIELD=VALUE, such as {example}, not {text!r}")
         yield name, value

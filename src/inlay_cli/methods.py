@@ -25,6 +25,7 @@ def register(app: typer.Typer, panel: str) -> None:
         epilog=examples(
             ("inlay methods", "all methods: what each computes, and whether it merges"),
             ("inlay methods LoRA", "one method: its fields, their defaults, how to use it"),
+            ("inlay methods diagonal.py:Diagonal", "one of your own"),
         ),
     )(methods)
 
@@ -34,8 +35,8 @@ def methods(
         str | None,
         typer.Argument(
             metavar="METHOD",
-            help="Explain this method.",
-            autocompletion=names.method_names,
+            help="Explain this method; one of your own is written file.py:Name.",
+            autocompletion=names.methods,
             show_default=False,
         ),
     ] = None,
@@ -48,7 +49,7 @@ def methods(
     if name is None:
         _list(entries)
     else:
-        _explain(entries[0])
+        _explain(entries[0], name)
 
 
 def _list(entries: Sequence[Entry]) -> None:
@@ -71,7 +72,8 @@ def _mark(value: bool | None) -> str:
     return {True: "[green]yes", False: "[dim]no", None: "[dim]–"}[value]
 
 
-def _explain(entry: Entry) -> None:
+def _explain(entry: Entry, name: str) -> None:
+    """Show all about one method. name: as it was written, perhaps with its file."""
     console = out()
     console.print(f"[bold cyan]{entry.name}[/]  [dim]{escape(entry.line)}[/]")
     for paragraph in entry.about.split("\n\n"):
@@ -87,9 +89,8 @@ def _explain(entry: Entry) -> None:
     console.print()
     spec = escape(f"{entry.name}({_example(entry)})")
     console.print("  [dim]in Python[/]", f"  inlay.attach(model, {spec})", soft_wrap=True)
-    console.print(
-        "  [dim]in a shell[/]", f' inlay train recipe.yaml --method "{spec}"', soft_wrap=True
-    )
+    shell = f'inlay train recipe.yaml --method "{escape(f"{name}({_example(entry)})")}"'
+    console.print("  [dim]in a shell[/]", f" {shell}", soft_wrap=True)
 
 
 def _fields(entry: Entry) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,10 +15,15 @@ from inlay_cli.console import busy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from inlay.files.usage import Usage
     from inlay.handle import Inlay
+    from inlay.predicting import Predictor
 
 RECIPE = "recipe.yaml"
 """The recipe that training writes next to an inlay's file."""
+
+INLAY = ".safetensors"
+"""How the name of an inlay's file ends."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -25,21 +32,28 @@ BaseArgument = Annotated[
     typer.Argument(
         metavar="BASE",
         help="A bundled model (smollm2, minilm, …), a folder, or a name on a model hub.",
-        autocompletion=names.model_names,
+        autocompletion=names.bases,
         show_default=False,
     ),
 ]
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-]
-OptionalFileArgument = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="A trained inlay.", show_default=False)
-]
-RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
-]
-OptionalRecipeArgument = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)
+FILE_ARGUMENT = typer.Argument(
+    metavar="FILE", help="A trained inlay.", autocompletion=names.inlays, show_default=False
+)
+RECIPE_ARGUMENT = typer.Argument(
+    metavar="RECIPE", help="A YAML file.", autocompletion=names.recipes, show_default=False
+)
+FileArgument = Annotated[Path, FILE_ARGUMENT]
+OptionalFileArgument = Annotated[Path | None, FILE_ARGUMENT]
+RecipeArgument = Annotated[Path, RECIPE_ARGUMENT]
+OptionalRecipeArgument = Annotated[Path | None, RECIPE_ARGUMENT]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="The base, where it is not where it was in training.",
+        autocompletion=names.bases,
+        show_default=False,
+    ),
 ]
 DtypeOption = Annotated[
     Dtype | None,
@@ -58,7 +72,10 @@ DeviceOption = Annotated[
 ]
 SkipOption = Annotated[
     bool,
-    typer.Option("--skip-bad-rows", help="Leave malformed rows out, and list them at the end."),
+    typer.Option(
+        "--skip-bad-rows",
+        help="Leave bad rows out, whoever notices them, and list them at the end.",
+    ),
 ]
 SetOption = Annotated[
     list[str],
@@ -125,3 +142,86 @@ def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file:
     from inlay.handle import load
 
     return load(model, file, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base, and an inlay opened from its file or None.
+
+    usage: what is known of its use, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    handle: Inlay | None
+    usage: Usage | None
+
+
+def open_model(
+    file: Path,
+    base: str | None = None,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "cpu",
+) -> Opened:
+    """Load the base of a file, or another one, and attach its inlay.
+
+    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
+    """
+    usage = usage_of(file, base)
+    place = usage.base_path(file) if base is None and usage is not None else base
+    assert place is not None
+    model, tokenizer = open_base(place, dtype, device)
+    return attach_file(model, tokenizer, file, usage)
+
+
+def usage_of(file: Path, base: str | None) -> Usage | None:
+    """What is known of a file's use, by itself or by the recipe next to it; None for nothing.
+
+    base: given by the user. Raises FileError where nothing is known, and no base is given either.
+    """
+    with busy(f"reading {file}"):
+        from inlay.errors import FileError
+        from inlay.predicting import read_usage
+
+        try:
+            return read_usage(file)
+        except FileError:
+            if base is None or not file.exists():
+                raise
+            return None
+
+
+def attach_file(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, usage: Usage | None
+) -> Opened:
+    """Attach the inlay of a file to its base. Raises FileError, BaseError."""
+    if usage is not None and usage.chat_template is not None:
+        tokenizer.chat_template = usage.chat_template
+    return Opened(model, tokenizer, open_inlay(model, tokenizer, file), usage)
+
+
+def base_and_files(words: Sequence[str]) -> tuple[str | None, list[Path]]:
+    """`[BASE] FILE …` as both; a first word that ends in .safetensors is a FILE."""
+    if words and not words[0].endswith(INLAY):
+        return words[0], [Path(word) for word in words[1:]]
+    return None, [Path(word) for word in words]
+
+
+def open_predictor(
+    file: Path,
+    base: str | None = None,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "auto",
+) -> Predictor:
+    """Open a trained inlay with its base and task, and show progress.
+
+    Raises FileError, BaseError, FetchError.
+    """
+    with busy(f"opening {file}") as show:
+        import torch
+
+        from inlay.predicting import open_inlay as open_file
+
+        silence()
+        torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
+        return open_file(file, base=base, dtype=torch_dtype, device=device, report=show)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -42,6 +43,7 @@ def register(app: typer.Typer, panel: str) -> None:
             ("inlay train recipe.yaml", "train what a file describes"),
             ("inlay train recipe.yaml --lr 1e-4 --minutes 5", "with other values"),
             ('inlay train recipe.yaml --method "Prefix(length=10)" --out runs/prefix', "compare"),
+            ("inlay train recipe.yaml --method diagonal.py:Diagonal", "a method of your own"),
             ("inlay train recipe.yaml --set data.train.columns.text=review", "set any field"),
             ("inlay train recipe.yaml --print-recipe", "see every field and its value"),
             (
@@ -94,7 +96,7 @@ def _load(path: Path | None, changes: dict[str, str], skip_bad_rows: bool) -> Re
     recipe = Recipe.load(path, changes)
     if not skip_bad_rows:
         return recipe
-    parts = recipe.data.model_dump(exclude_none=True)
+    parts = recipe.data.parts()
     return Recipe.load(path, changes | {f"data.{part}.skip_bad": "true" for part in parts})
 
 
@@ -110,21 +112,34 @@ def _show(outcome: Outcome) -> None:
     write(
         f"{training.steps:,} steps in {training.seconds:,.0f} s (ended by {training.stopped}), "
         f"{outcome.parameters:,} parameters trained ({share:.3%} of the base)"
+        f"{_saved(outcome)}"
     )
     if outcome.path is not None:
         write(f"saved in {outcome.path} ({outcome.path.stat().st_size / 1024:,.0f} kB)")
     write(f"next: {_next(outcome)}")
 
 
+def _saved(outcome: Outcome) -> str:
+    """How many numbers are saved, where these are not the trained ones."""
+    if outcome.path is None or outcome.saved_parameters == outcome.parameters:
+        return ""
+    return f", {outcome.saved_parameters:,} saved"
+
+
 def _next(outcome: Outcome) -> str:
     """A command that uses what was trained."""
-    base = outcome.base or outcome.recipe.base
+    from inlay.core.own_files import paths_in
+
+    base = quote(str(outcome.base or outcome.recipe.base))
     if outcome.path is None:
-        recipe = Path(outcome.recipe.out) / RECIPE
+        recipe = quote(str(Path(outcome.recipe.out) / RECIPE))
         return f"inlay eval {base} --recipe {recipe} --data …"
-    if outcome.recipe.task["kind"] == "generate":
-        return f'inlay generate {base} {outcome.path} "…"'
-    return f"inlay eval {base} {outcome.path} --data …"
+    path, kind = quote(str(outcome.path)), str(outcome.recipe.task["kind"])
+    files = paths_in(f"{outcome.recipe.method or ''} {kind}")
+    imports = "".join(f" --import {quote(file)}" for file in files)
+    if kind == "generate":
+        return f'inlay generate {base} {path} "…"{imports}'
+    return f"inlay eval {base} {path} --data …{imports}"
 
 
 def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Table:

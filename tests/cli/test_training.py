@@ -1,6 +1,7 @@
 """train and eval: from a recipe to a file, and from a file to numbers."""
 
 import json
+import shlex
 
 import pytest
 
@@ -195,6 +196,97 @@ def test_eval_lists_the_rows_it_left_out_at_the_end(inlay, base, trained, rows):
     assert lines[0] == f"1 row was left out of {rows}:"
     assert lines[1].startswith(f"  {rows}:13: there is no column 'target'")
     assert len(lines) == 2
+
+
+def test_eval_of_a_new_file_drops_what_chose_rows_of_the_old_one(
+    inlay, base, recipe, rows, tmp_path
+):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for split in ("train", "dev"):
+        (folder / f"{split}.jsonl").write_text(rows.read_text())
+    recipe.write_text(
+        recipe.read_text().replace(
+            f"dev: {{source: {rows}, limit: 4}}",
+            f"dev: {{source: {folder}, split: dev, limit: 4, columns: {{target: target}}}}",
+        )
+    )
+    assert inlay("train", recipe).code == 0
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", base, file, "--json")
+    assert json.loads(run.out)["rows"] == 4
+    for words, count in (([], 12), (["--limit", "5"], 5)):
+        run = inlay("eval", base, file, "--data", rows, "--json", *words)
+        assert run.code == 0, run.err
+        assert json.loads(run.out)["rows"] == count
+    run = inlay("eval", base, file, "--data", folder, "--json", "--split", "train")
+    assert json.loads(run.out)["rows"] == 4, "the same folder is no new one"
+
+
+def test_predictions_do_not_repeat_mapped_columns(inlay, encoder, tmp_path):
+    lines = [
+        {"review": f"the film was {w}", "stars": w, "n": i}
+        for i, w in enumerate(["good", "bad"] * 4)
+    ]
+    path = tmp_path / "mapped.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = '{"text": "review", "label": "stars"}'
+    run = inlay(
+        *("train", "--base", encoder, "--task", "classify", "--train", path, "--method", "BitFit"),
+        *("--data.train.columns", columns, "--steps", "1", "--out", tmp_path / "run"),
+    )
+    assert run.code == 0, run.err
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", encoder, file, "--data", path, "--predictions", tmp_path / "p.jsonl")
+    assert run.code == 0, run.err
+    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [{k: row[k] for k in ("review", "stars", "n")} for row in written] == lines
+    assert {*written[0]} == {"review", "stars", "n", "where", "prediction"}
+
+
+def test_bad_rows_that_encoding_finds_are_left_out_too(inlay, recipe, base, rows, tmp_path):
+    """Empty texts and targets, and rows that are too long, in train, dev and eval."""
+    good = rows.read_text()
+    long = {"source": "the " * 500, "target": "a"}
+    bad = [{"source": "", "target": "a"}, {"source": "the", "target": ""}, long]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in bad) + good)
+    message = inlay("train", recipe).error
+    assert "rows.jsonl:2: its target is empty" in message
+    options = ("--set", "task.empty_targets=true")
+    message = inlay("train", recipe, *options).error
+    assert "rows.jsonl:1: its text is empty" in message and "1 more row is bad" in message
+    run = inlay("train", recipe, "--skip-bad-rows")
+    assert run.code == 0, run.err
+    lines = left_out(run.err)
+    assert lines[0] == "3 rows were left out of train:"
+    assert {line.split(": ")[0].strip() for line in lines[1:4]} == {
+        f"{rows}:{n}" for n in (1, 2, 3)
+    }
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", base, file, "--data", rows, "--limit", "15", "--skip-bad-rows", "--json")
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["rows"] == 12
+    assert left_out(run.err)[0] == f"3 rows were left out of {rows}:"
+    message = inlay("eval", base, "--data", rows, "--task", "generate").error
+    assert "rows.jsonl:2: its target is empty" in message
+
+
+def test_the_next_command_is_quoted_for_the_shell(inlay, recipe, tmp_path):
+    run = inlay("train", recipe, "--out", tmp_path / "my run's")
+    assert run.code == 0, run.err
+    (line,) = [line for line in run.out.splitlines() if line.startswith("next: ")]
+    path = tmp_path / "my run's" / "default.safetensors"
+    assert shlex.split(line)[4] == str(path)
+
+
+def test_one_mapping_serves_every_part(inlay, recipe, rows, tmp_path):
+    for name in ("rows", "more"):
+        lines = [json.dumps({"q": "the", "a": "cat"}) + "\n"] * 4
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    mapping = ("--set", "data.columns.source=q", "--set", "data.columns.target=a")
+    run = inlay("train", recipe, *mapping, "--test", tmp_path / "more.jsonl", "--steps", "1")
+    assert run.code == 0, run.err
+    assert "there is no column 'source'" in inlay("train", recipe).error
 
 
 def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):

@@ -113,7 +113,7 @@ def test_every_law_holds(echo: Any, family: str) -> None:
         assert len(verdict.spoke) >= 6
 
 
-def test_a_broken_method_is_told_which_law_it_breaks(crooked: Any) -> None:
+def test_the_law_that_a_broken_method_breaks_is_named(crooked: Any) -> None:
     with pytest.raises(LawError) as caught:
         check_method(crooked, families=["bert"])
     assert "merge: Broken" in str(caught.value)

@@ -174,7 +174,7 @@ def test_the_opening_of_every_row_is_found_in_generation_too() -> None:
     assert [tuple(shape) for shape in seen[:3]] == [(1, 16), (4, 7), (4, 1)]
 
 
-def test_hidden_states_that_are_asked_for_come_whole() -> None:
+def test_requested_hidden_states_come_whole() -> None:
     model = dressed("llama", ["lora", "prompt"])
     inputs = batch(4, "right", 12)
     with torch.no_grad(), inlay.rows(model, ["lora", "prompt", "lora", "prompt"]):
@@ -200,7 +200,7 @@ def test_given_positions_are_kept() -> None:
         assert relative_error(ours[seen], plain[seen]) < 1e-4
 
 
-def test_rows_asked_for_in_the_middle_of_a_text_are_refused() -> None:
+def test_rows_requested_in_the_middle_of_a_text_are_refused() -> None:
     model = dressed("llama", ["prompt", "short"])
     inputs = batch(2, "right")
     cache = DynamicCache(config=model.config)

@@ -20,7 +20,7 @@ PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", ""
 TEMPLATES = pytest.mark.parametrize("template", [MARKED, PLAIN], ids=["marked", "plain"])
 
 
-def said(*texts, system=None):
+def chat_row(*texts, system=None):
     """A chat in which the user begins."""
     before = [] if system is None else [{"role": "system", "content": system}]
     turns = [
@@ -46,7 +46,7 @@ def learned(task, row):
 
 @TEMPLATES
 def test_all_turns_of_the_assistant_are_learned_and_nothing_else(template):
-    (row,) = examples(said("the cat", "sat on", "red", "a mat", system="a good dog"))
+    (row,) = examples(chat_row("the cat", "sat on", "red", "a mat", system="a good dog"))
     task = bound(template)
     found = task.encode(row, 4)
     tokens, behind = learned(task, found)
@@ -65,7 +65,9 @@ def test_all_turns_of_the_assistant_are_learned_and_nothing_else(template):
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_the_models_own_on_those_tokens(template):
     rows = examples(
-        said("the cat", "sat on", "red", "a mat"), said("dog", "bad"), said("a", "b", "c", "good")
+        chat_row("the cat", "sat on", "red", "a mat"),
+        chat_row("dog", "bad"),
+        chat_row("a", "b", "c", "good"),
     )
     task, base = bound(template), model("llama")
     encoded = task.encode_all(rows)
@@ -87,7 +89,9 @@ def test_the_loss_of_a_batch_is_the_models_own_on_those_tokens(template):
 
 @TEMPLATES
 def test_the_last_turn_is_the_target_and_is_generated(template):
-    rows = examples(said("the cat", "sat on", "red", "a mat"), said("the cat", "sat on", "red"))
+    rows = examples(
+        chat_row("the cat", "sat on", "red", "a mat"), chat_row("the cat", "sat on", "red")
+    )
     task = bound(template, generation={"max_new_tokens": 3})
     first, second = (task.encode(row, 0) for row in rows)
     assert first.input_ids == second.input_ids, "the same prompt, with and without its answer"
@@ -101,7 +105,7 @@ def test_the_last_turn_is_the_target_and_is_generated(template):
 
 
 def test_a_system_message_stands_in_front_unless_a_chat_brings_its_own():
-    own, other = examples(said("red", "blue", system="old"), said("red", "blue"))
+    own, other = examples(chat_row("red", "blue", system="old"), chat_row("red", "blue"))
     task = bound(system="new")
     read = task.bound.tokenizer
     for row, name in ((own, "old"), (other, "new")):
@@ -111,13 +115,13 @@ def test_a_system_message_stands_in_front_unless_a_chat_brings_its_own():
 def test_white_space_behind_the_end_of_a_turn_is_the_templates():
     trimmed = PLAIN.replace("{{ m['content'] }} </s> ", "{{ m['content'] | trim }}</s>\n\n")
     task = bound(trimmed)
-    (row,) = examples(said("the cat", "  sat on ", "red", " a mat"))
+    (row,) = examples(chat_row("the cat", "  sat on ", "red", " a mat"))
     assert learned(task, task.encode(row, 0))[0] == ["sat", "on", "</s>", "a", "mat", "</s>"]
 
 
 def test_another_token_may_end_a_turn():
     template = PLAIN.replace("</s>", "<mask>")
-    (row,) = examples(said("the cat", "sat"))
+    (row,) = examples(chat_row("the cat", "sat"))
     message = "is none of the tokens that end generation (</s>)"
     refused(lambda: bound(template).encode(row, 0), "rows#1", message, error=DataError)
     task = bound(template, generation={"eos_token_id": [2, 4]})
@@ -130,7 +134,7 @@ def test_templates_that_rewrite_what_came_before():
         "{{ m['content'] }} </s> {% endif %}",
         "{{ m['content'] }} {{ loop.length }} </s> {% endif %}",
     ).replace("{{ m['role'][0] }} :", "{{ loop.length }} {{ m['role'][0] }} :")
-    (row,) = examples(said("the cat", "sat on", "red", "a mat"))
+    (row,) = examples(chat_row("the cat", "sat on", "red", "a mat"))
     refused(
         lambda: bound(changing).encode(row, 0),
         "rows#1: the chat template writes message 2 differently",
@@ -171,13 +175,13 @@ def test_messages_that_cannot_be_used(messages, needle):
 
 def test_chats_that_cannot_be_used():
     strict = PLAIN + "{{ raise_exception('no') if messages[0]['content'] == 'red' }}"
-    (row,) = examples(said("red", "blue"))
+    (row,) = examples(chat_row("red", "blue"))
     refused(
         lambda: bound(strict).encode(row, 0),
         "rows#1: the chat template refuses its messages: no",
         error=DataError,
     )
-    (long,) = examples(said("one " * 60, "two"))
+    (long,) = examples(chat_row("one " * 60, "two"))
     refused(lambda: bound().encode(long, 0), "rows#1: its messages are 67", "64", error=DataError)
     refused(lambda: bound(None), "needs a tokenizer with a chat template")
     for option in ({"template": "{a}"}, {"target": "a"}, {"demonstrations": 2}, {"truncate": True}):

@@ -29,7 +29,7 @@ def words(family):
     return tokenizer(KINDS.get(family, "decoder"), bos=True)
 
 
-def made(family, base=None, **fields):
+def bound_task(family, base=None, **fields):
     task = Choose(**fields)
     task.bind(model(family) if base is None else base, words(family))
     return task
@@ -69,7 +69,7 @@ def own_scores(family, base, row, by):
 @pytest.mark.parametrize("family", WRITERS)
 @torch.no_grad()
 def test_a_padded_batch_scores_choices_as_the_model_does(family, by):
-    base, task = model(family), made(family, by=by)
+    base, task = model(family), bound_task(family, by=by)
     batch = task.collate(task.encode_all(ROWS))
     logits = task.outputs(base, batch).scores
     losses, best = [], []
@@ -92,7 +92,7 @@ def test_the_side_the_tokenizer_pads_on_changes_nothing(side):
     read.padding_side = side
     task, base = Choose(by="mean"), model("llama")
     task.bind(base, read)
-    plain = made("llama", by="mean")
+    plain = bound_task("llama", by="mean")
     theirs, ours = (
         one.outputs(base, one.collate(one.encode_all(ROWS))).scores for one in (plain, task)
     )
@@ -103,7 +103,7 @@ def test_the_side_the_tokenizer_pads_on_changes_nothing(side):
 def test_likelihoods_in_chunks_are_those_of_all_at_once(monkeypatch):
     from inlay.tasks import loss
 
-    base, task = model("llama"), made("llama", by="sum")
+    base, task = model("llama"), bound_task("llama", by="sum")
     batch = task.collate(task.encode_all(ROWS))
     whole = task.outputs(base, batch).scores
     monkeypatch.setattr(loss, "positions_at_once", lambda *_: 3)
@@ -116,7 +116,7 @@ def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
     base = fresh("llama")
     piece = inlay.attach(base, LoRA(rank=2))
     perturb(piece)
-    task = made("llama", base, by="mean")
+    task = bound_task("llama", base, by="mean")
     batch = task.collate(task.encode_all(ROWS))
 
     def gradient():
@@ -131,7 +131,7 @@ def test_gradients_in_chunks_are_those_of_all_at_once(monkeypatch):
 
 
 def test_an_encoder_gives_no_likelihood():
-    refused(lambda: made("bert", by="sum"), "is an encoder", "by='head'", error=TaskError)
+    refused(lambda: bound_task("bert", by="sum"), "is an encoder", "by='head'", error=TaskError)
 
 
 # ---------------------------------------------------------------------------- by a head
@@ -141,7 +141,7 @@ def headed(family, **fields):
     base = fresh(family)
     piece = inlay.attach(base, LoRA(rank=2) + Head(labels=("score",)))
     perturb(piece)
-    return base, made(family, base, **fields)
+    return base, bound_task(family, base, **fields)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -167,12 +167,12 @@ def test_a_head_scores_premise_and_choice_read_together(family):
 def test_a_head_of_other_labels_is_refused():
     base = fresh("llama")
     inlay.attach(base, Head(labels=("a", "b")))
-    task = made("llama", base)
+    task = bound_task("llama", base)
     batch = task.collate(task.encode_all(ROWS))
     refused(
         lambda: task.outputs(base, batch).scores, "add Head(labels=('score',))", error=TaskError
     )
-    assert made("llama", by="sum").head() is None
+    assert bound_task("llama", by="sum").head() is None
 
 
 # --------------------------------------------------------------------------- in both ways
@@ -185,7 +185,7 @@ def any_way(family, by, **fields):
         return headed(family, **fields)
     base = fresh(family)
     perturb(inlay.attach(base, LoRA(rank=2)))
-    return base, made(family, base, by=by, **fields)
+    return base, bound_task(family, base, by=by, **fields)
 
 
 @pytest.mark.parametrize(("family", "by"), WAYS)
@@ -261,7 +261,7 @@ def test_it_learns_which_choice_follows(family, by):
     base = fresh(family)
     spec = LoRA(rank=4) + Head(labels=("score",)) if by == "head" else LoRA(rank=4)
     piece = inlay.attach(base, spec)
-    task = made(
+    task = bound_task(
         *(family, base),
         by=by,
         template="{premise} was the {question}",
@@ -293,7 +293,7 @@ def test_virtual_tokens_stand_in_the_premise(family, by):
 
 @pytest.mark.parametrize("by", ["head", "mean"])
 def test_rows_that_do_not_work(by):
-    task = made("llama", by=by)
+    task = bound_task("llama", by=by)
 
     def one(**fields):
         row = {"text": "a cat", "choices": ["good", "bad"], "label": 0} | fields
@@ -315,7 +315,7 @@ def test_rows_that_do_not_work(by):
 
 
 def test_a_label_that_is_a_text_and_a_number_is_the_text():
-    task = made("llama")
+    task = bound_task("llama")
     row = examples({"text": "a", "choices": ["1", "0"], "label": "1"})[0]
     assert task.encode(row, 0).labels == [0]
 
@@ -334,16 +334,20 @@ def test_fields_that_make_no_sense():
 
 def test_what_is_too_long_is_refused_or_cut_from_the_premise():
     row = examples({"text": "one two three four five", "choices": ["a cat", "red"], "label": 0})[0]
-    refused(lambda: made("llama", by="sum", max_length=6).encode(row, 0), "rows#1: its input is 6")
-    refused(lambda: made("llama", by="sum", max_length=2).encode(row, 0), "longest choice alone")
-    cut = made("llama", by="sum", max_length=6, truncate=True).encode(row, 0)
+    refused(
+        lambda: bound_task("llama", by="sum", max_length=6).encode(row, 0), "rows#1: its input is 6"
+    )
+    refused(
+        lambda: bound_task("llama", by="sum", max_length=2).encode(row, 0), "longest choice alone"
+    )
+    cut = bound_task("llama", by="sum", max_length=6, truncate=True).encode(row, 0)
     premise = words("llama")("one two three").input_ids
     assert [text.ids for text in cut.texts] == [premise] * 2, "both choices behind one premise"
     assert cut.cost == 2 * 6
 
 
 def test_rows_without_labels():
-    task = made("llama", by="mean")
+    task = bound_task("llama", by="mean")
     bare = [{k: v for k, v in row.fields.items() if k != "label"} for row in ROWS]
     rows = task.encode_all(examples(*bare))
     refused(lambda: loss_of(task, model("llama"), task.collate(rows)), "to learn from")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import inlay
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import DataError
 from inlay.heads import head_of
 from inlay.methods.head import Head
@@ -530,7 +530,7 @@ def test_choices_survive_as_json(task):
         ),
     ],
 )
-def test_a_choice_is_told_by_its_fields_or_its_kind(fields, task):
+def test_a_choice_follows_from_its_fields_or_its_kind(fields, task):
     assert from_spec({"task": "classify", **fields}) == task
 
 

@@ -30,15 +30,15 @@ from tests.tasks.tiny import (
 from tests.zoo import fresh, model
 
 
-def asked(question, context, *answers):
+def question_row(question, context, *answers):
     found = [{"text": text, "start": context.index(text)} for text in answers]
     return {"question": question, "context": context, "answers": found}
 
 
 ROWS = examples(
-    asked("cat", "the cat sat on a mat", "sat on", "mat"),
-    asked("dog", "the dog was bad", "bad"),
-    asked("film", "a plot"),
+    question_row("cat", "the cat sat on a mat", "sat on", "mat"),
+    question_row("dog", "the dog was bad", "bad"),
+    question_row("film", "a plot"),
 )
 
 
@@ -119,7 +119,7 @@ LONG = " ".join(WORDS[:20])
 
 @pytest.mark.parametrize("family", KINDS)
 def test_windows_cover_the_context_and_share_their_stride(family):
-    (row,) = examples(asked("cat", LONG, WORDS[9]))
+    (row,) = examples(question_row("cat", LONG, WORDS[9]))
     whole = bound(family, max_length=64).encode(row, 0)
     frame = len(whole) - 20
     task = bound(family, max_length=frame + 8, stride=3)
@@ -129,7 +129,7 @@ def test_windows_cover_the_context_and_share_their_stride(family):
     assert [(WORDS.index(w[0]), len(w)) for w in said] == [(0, 8), (5, 8), (10, 8), (15, 5)]
     assert {w.index for w in windows} == {0}
     for window, held in zip(windows, said, strict=True):
-        alone = examples(asked("cat", " ".join(held)))
+        alone = examples(question_row("cat", " ".join(held)))
         assert window.input_ids == task.encode(alone[0], 0).input_ids
         last = len(window) - 1
         if WORDS[9] in held:
@@ -142,7 +142,7 @@ def test_windows_cover_the_context_and_share_their_stride(family):
 
 def test_an_answer_over_the_edge_of_a_window_is_learned_where_it_is_whole():
     answer = " ".join(WORDS[6:10])
-    (row,) = examples(asked("cat", LONG, answer))
+    (row,) = examples(question_row("cat", LONG, answer))
     windows = bound(max_length=4 + 8, stride=3).encode_all([row])
     assert [w.labels[0] == len(w) - 1 for w in windows] == [True, False, True, True]
     assert windows[1].labels == [windows[1].begin + 1, windows[1].begin + 4]
@@ -150,7 +150,7 @@ def test_an_answer_over_the_edge_of_a_window_is_learned_where_it_is_whole():
 
 def test_the_last_window_is_never_a_part_of_the_one_before():
     for length in range(9, 20):
-        (row,) = examples(asked("cat", " ".join(WORDS[:length])))
+        (row,) = examples(question_row("cat", " ".join(WORDS[:length])))
         windows = bound(max_length=4 + 8, stride=3).encode_all([row])
         ends = [w.offsets[-1][1] for w in windows]
         assert ends == sorted(set(ends))
@@ -159,7 +159,7 @@ def test_the_last_window_is_never_a_part_of_the_one_before():
 
 def test_windows_are_merged_by_how_much_they_beat_no_answer():
     task = bound(max_length=4 + 8, stride=3)
-    data = examples(asked("cat", LONG, WORDS[9]), asked("dog", "the dog"))
+    data = examples(question_row("cat", LONG, WORDS[9]), question_row("dog", "the dog"))
     rows = task.encode_all(data)
     assert [row.index for row in rows] == [0, 0, 0, 0, 1]
     begin = rows[0].begin
@@ -174,7 +174,7 @@ def test_windows_are_merged_by_how_much_they_beat_no_answer():
 
 
 def test_the_stride_decides():
-    (row,) = examples(asked("cat", LONG, WORDS[9]))
+    (row,) = examples(question_row("cat", LONG, WORDS[9]))
     refused(
         lambda: bound(max_length=12).encode(row, 0),
         "rows#1: its context is 20 tokens long and only 8 fit",
@@ -256,7 +256,7 @@ def test_members_are_heard_by_their_mean_logits():
         handles.append(inlay.attach(base, LoRA(rank=1) + task.head(), name=name))
         for parameter in handles[-1].parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    data = examples(asked("cat", LONG, WORDS[9]), asked("dog", "the dog", "the"))
+    data = examples(question_row("cat", LONG, WORDS[9]), question_row("dog", "the dog", "the"))
     voted = vote(base, handles, task, data, batch_size=2)
     rows = task.encode_all(data)
     batch, means = task.collate(rows), []
@@ -318,11 +318,11 @@ def test_eight_rows_are_learned_by_heart_in_windows(family):
     torch.manual_seed(0)
     data = examples(
         *(
-            asked("cat", " ".join([*WORDS[n : n + 9], *WORDS[20:24]]), WORDS[n + 4])
+            question_row("cat", " ".join([*WORDS[n : n + 9], *WORDS[20:24]]), WORDS[n + 4])
             for n in range(6)
         ),
-        asked("mat", "the film was very bright"),
-        asked("dog", "nine ten old", "ten old"),
+        question_row("mat", "the film was very bright"),
+        question_row("dog", "nine ten old", "ten old"),
     )
     base = fresh(family)
     task = bound(family, base, max_length=14, stride=3)
@@ -340,7 +340,7 @@ def test_eight_rows_are_learned_by_heart_in_windows(family):
 
 def test_the_best_step_is_found_on_examples_of_several_rows():
     base, task = with_head("bert", max_length=12, stride=3)
-    data = examples(asked("cat", LONG, WORDS[9]), asked("dog", "the dog", "the"))
+    data = examples(question_row("cat", LONG, WORDS[9]), question_row("dog", "the dog", "the"))
     handle = next(iter(inlay.attached(base).values()))
     run = inlay.fit(base, handle, task, data, dev=data, steps=2, eval_every=1, batch_size=2)
     assert set(run.best.scores) == {"f1", "exact_match"}
@@ -433,7 +433,7 @@ def test_rows_without_answers_can_be_answered_and_not_learned():
 def test_answers_come_out_of_files(tmp_path):
     from pyarrow import Table, parquet
 
-    row = asked("cat", "the cat 🐈 sat", "sat")
+    row = question_row("cat", "the cat 🐈 sat", "sat")
     parquet.write_table(Table.from_pylist([row]), tmp_path / "rows.parquet")
     (read,) = load(tmp_path / "rows.parquet", need=Extract().required_fields)
     assert read.fields == row

@@ -93,7 +93,7 @@ def test_a_piece_on_the_head_learns(chunk):
 
 
 @pytest.mark.parametrize("learns", [False, True])
-def test_no_more_logits_at_once_than_asked_for_and_no_more_calls_than_needed(learns):
+def test_no_more_logits_at_once_than_allowed_and_no_more_calls_than_needed(learns):
     base = fresh("llama").requires_grad_(False)
     base.lm_head.requires_grad_(learns)
     hidden, targets = states()

@@ -23,7 +23,7 @@ ROWS = examples(
 )
 
 
-def made(family, **fields):
+def bound_task(family, **fields):
     base = fresh(family)
     perturb(inlay.attach(base, LoRA(rank=2) + Head(labels=("value",))))
     task = Regress(**fields)
@@ -41,7 +41,7 @@ def refused(call, *needles, error=DataError):
 @pytest.mark.parametrize("family", KINDS)
 @torch.no_grad()
 def test_a_padded_batch_says_what_its_rows_say_alone(family):
-    base, task = made(family)
+    base, task = bound_task(family)
     rows = task.encode_all(ROWS)
     alone = torch.cat([task.outputs(base, task.collate([row])).values for row in rows])
     batch = task.collate(rows)
@@ -75,7 +75,7 @@ def test_it_learns_how_often_a_word_is_there():
 
 
 def test_members_meet_in_the_mean():
-    base, task = made("llama")
+    base, task = bound_task("llama")
     spec = LoRA(rank=2) + Head(labels=("value",))
     handles = [inlay.attached(base)["default"], inlay.attach(base, spec, name="second")]
     voted = vote(base, handles, task, ROWS, batch_size=2)
@@ -88,7 +88,7 @@ def test_members_meet_in_the_mean():
 
 
 def test_labels_must_be_numbers():
-    _, task = made("llama")
+    _, task = bound_task("llama")
     for label in ("high", True, "nan", "inf", ""):
         odd = examples({"text": "a", "label": label})[0]
         refused(lambda odd=odd: task.encode(odd, 0), f"rows#1: label {label!r} is not a number")

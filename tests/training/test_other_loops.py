@@ -258,11 +258,11 @@ def test_trainer_without_the_callback_is_noticed(tmp_path, accumulate):
     assert loop.state.global_step == 2
 
 
-def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True):
-    """A loop of one's own, with an evaluation after every step."""
+def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True, mode=True):
+    """A loop of one's own, with an evaluation after every step. mode: of the model in training."""
     optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-2)
     for step in range(steps):
-        model.train()
+        model.train(mode)
         for _ in range(accumulate):
             (model(**collate(rows(4))).loss / accumulate).backward()
         if penalty:
@@ -277,27 +277,30 @@ def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True
             model(**collate(rows(4)))
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_plain_loop_that_does_it_is_let_alone(accumulate):
+def test_a_plain_loop_that_does_it_is_let_alone(accumulate, mode):
     model, handle, _ = start(SCHEDULED)
-    plain(model, handle, accumulate=accumulate)
+    plain(model, handle, accumulate=accumulate, mode=mode)
     task, data = tiny.task(model), tiny.examples(8)
     for _ in range(2):  # and so is `fit`, before and after other loops
         inlay.fit(model, handle, task, data, steps=3, accumulate=2, console=tiny.quiet())
         plain(model, handle, accumulate=accumulate)
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
     ("left_out", "cure"),
     [("penalty", "add handle.penalty()"), ("after_step", "call handle.after_step(progress)")],
 )
-def test_a_plain_loop_that_leaves_something_out_is_told(left_out, cure, accumulate):
+def test_a_plain_loop_that_leaves_something_out_is_refused(left_out, cure, accumulate, mode):
+    options = {"accumulate": accumulate, "mode": mode, left_out: False}
     model, handle, _ = start(SCHEDULED)
     with pytest.raises(TrainingError, match=re.escape(cure)):
-        plain(model, handle, accumulate=accumulate, **{left_out: False})
+        plain(model, handle, **options)
     model, handle, _ = start(SCHEDULED)
-    plain(model, handle, steps=2, accumulate=accumulate, **{left_out: False})  # two are let pass
+    plain(model, handle, steps=1, **options)  # one is let pass
 
 
 def test_what_the_callback_cannot_do_is_refused():
@@ -331,3 +334,115 @@ def test_an_inlay_that_is_not_trained_asks_for_nothing():
         optimizer.step()
         optimizer.zero_grad()
     assert still.penalty() is not None
+
+
+# -------------------------------------------------------------- the inlay alone in checkpoints
+
+
+def sizes(folder):
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def test_a_checkpoint_holds_the_inlay_and_not_the_base(tmp_path):
+    whole_model, whole, _ = start(LoRA(rank=2))
+    trainer(whole_model, tmp_path / "whole").train()
+    model, handle, base = start(LoRA(rank=2))
+    trainer(model, tmp_path / "alone", callbacks=[inlay.InlayCallback(handle)]).train()
+    assert tiny.same(tiny.state(handle), tiny.state(whole)), "what is saved changes no number"
+
+    before, after = (sizes(tmp_path / name / "checkpoint-6") for name in ("whole", "alone"))
+    pieces = sum(t.numel() * t.element_size() for t in handle.training_state().values())
+    saved = sum(t.numel() * t.element_size() for t in base.values())
+    assert before["model.safetensors"] > saved + pieces
+    assert pieces < after["model.safetensors"] < pieces + 2000, "tensors and a header"
+    assert not before.keys() - after.keys()
+    assert after.keys() - before.keys() == {"default.safetensors"}
+    assert after["optimizer.pt"] == before["optimizer.pt"]
+
+    loaded = tiny.base()
+    for step, name in ((2, "first"), (6, "last")):
+        path = tmp_path / "alone" / f"checkpoint-{step}" / "default.safetensors"
+        inlay.load(loaded, path, name=name)
+    state = inlay.attached(loaded)["last"].named_tensors()
+    assert tiny.same(state, handle.named_tensors())
+    assert not tiny.same(state, inlay.attached(loaded)["first"].named_tensors())
+    alone = tmp_path / "alone" / "checkpoint-6"
+    _, report = hf.LlamaForCausalLM.from_pretrained(alone, output_loading_info=True)
+    assert report["missing_keys"], "taken for a whole model, it says what it lacks"
+
+    model.save_pretrained(tmp_path / "later")
+    assert base.keys() < load_file(tmp_path / "later" / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_trainer_goes_on_from_a_checkpoint_of_the_inlay_alone(tmp_path, spec):
+    model, whole, _ = start(spec)
+    trainer(model, tmp_path, callbacks=[inlay.InlayCallback(whole)]).train()
+    second_model, handle, base = start(spec)
+    with torch.no_grad():
+        for parameter in handle.parameters():
+            parameter += 1.0
+    second = trainer(second_model, tmp_path, callbacks=[inlay.InlayCallback(handle)])
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert tiny.same(tiny.state(handle), tiny.state(whole))
+    assert tiny.same(base, base_of(second_model))
+
+
+def test_the_best_checkpoint_of_the_inlay_alone_is_brought_back(tmp_path):
+    model, handle, base = start(LoRA(rank=2))
+    first = {"metric_for_best_model": "loss", "greater_is_better": True}  # it falls from there
+    callback = inlay.InlayCallback(handle)
+    trainer(
+        model,
+        tmp_path,
+        callbacks=[callback],
+        load_best_model_at_end=True,
+        save_total_limit=1,
+        **first,
+    ).train()
+    best = tiny.base()
+    inlay.load(best, tmp_path / "checkpoint-2" / "default.safetensors")
+    state = inlay.attached(best)["default"].named_tensors()
+    assert tiny.same(state, handle.named_tensors())
+    assert tiny.same(base, base_of(model))
+
+
+def test_parts_of_the_base_that_are_trained_are_in_the_checkpoint(tmp_path):
+    model, handle, base = start(LoRA(rank=2))
+    norm = model.model.norm.weight
+    norm.requires_grad_(True)
+    trainer(model, tmp_path, callbacks=[inlay.InlayCallback(handle)]).train()
+    stored = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert {n for n in stored if not n.startswith("inlays.")} == {"model.norm.weight"}
+    assert torch.equal(stored["model.norm.weight"], norm)
+    assert not torch.equal(norm, base["model.norm.weight"])
+
+
+def test_several_inlays_and_the_whole_base_where_that_is_wanted(tmp_path):
+    model, one, base = start(LoRA(rank=2))
+    _, two = tiny.attached(LoRA(rank=1, at="mlp.up"), model=model, name="two")
+    callbacks = [inlay.InlayCallback(one), inlay.InlayCallback(two)]
+    trainer(model, tmp_path / "both", callbacks=callbacks).train()
+    names = sizes(tmp_path / "both" / "checkpoint-6")
+    assert {"default.safetensors", "two.safetensors"} < names.keys()
+    trainer(model, tmp_path / "whole", callbacks=[inlay.InlayCallback(one, save_base=True)]).train()
+    stored = load_file(tmp_path / "whole" / "checkpoint-6" / "model.safetensors")
+    assert base.keys() < stored.keys()
+    assert {"config.json", "default.safetensors"} < sizes(
+        tmp_path / "whole" / "checkpoint-6"
+    ).keys()
+
+
+def test_a_training_that_breaks_off_leaves_the_model_as_it_was(tmp_path):
+    model, handle, base = start(LoRA(rank=2))
+
+    class Broken(hf.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise ZeroDivisionError
+
+    loop = trainer(model, tmp_path, callbacks=[inlay.InlayCallback(handle), Broken()])
+    with pytest.raises(ZeroDivisionError):
+        loop.train()
+    model.save_pretrained(tmp_path / "later")
+    assert base.keys() < load_file(tmp_path / "later" / "model.safetensors").keys()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 from pydantic import ConfigDict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from inlay.core.arguments import check_arguments
 from inlay.core.piece import OncePerPass, Piece
 from inlay.core.site import Site, Where
 from inlay.errors import SiteError, SpecError
@@ -53,21 +54,62 @@ class Shared:
         self.keys_and_values = keys_and_values
         self.vocabulary = vocabulary
         self.prepared: Mapping[str, Tensor] = {} if prepared is None else prepared
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: MutableMapping[str, nn.Module] = {}
 
     def module(self, key: str, make: Callable[[], ModuleT]) -> ModuleT:
         """The module that all pieces asking for `key` share, over sites and stacks.
 
         A piece keeps it as a `Reference`. The file holds it once, unless it is a `OncePerPass`,
-        which training alone needs.
+        which training alone needs. A module whose sizes training decides is a `Resizable`.
         """
         if key not in self.modules:
             self.modules[key] = make()
         return self.modules[key]  # type: ignore[return-value]
 
+    def inside(self, name: str) -> Shared:
+        """What the pieces of an inner method share, whose keys meet none outside of `name`.
+
+        A method made of several others gives each of them its own, in `build` and `finish` alike:
+        two methods may ask for modules of the same key. `modules_inside` is the same for `penalty`
+        and the other calls that get the modules alone.
+        """
+        inner = Shared(self.sites, self.keys_and_values, self.vocabulary, self.prepared)
+        inner.modules = ModulesInside(self.modules, f"{name}/")
+        return inner
+
     def once_per_pass(self, key: str, stack: str, make: Callable[[], nn.Module]) -> OncePerPass:
         """A shared module without inputs that runs once per forward pass of a stack."""
         return self.module(key, lambda: OncePerPass(make(), stack))
+
+
+class ModulesInside(MutableMapping[str, nn.Module]):
+    """A view of shared modules: those whose keys begin with `prefix`, by the rest of their keys."""
+
+    def __init__(self, modules: MutableMapping[str, nn.Module], prefix: str):
+        self._modules = modules
+        self._prefix = prefix
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return self._modules[self._prefix + key]
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[self._prefix + key] = module
+
+    def __delitem__(self, key: str) -> None:
+        del self._modules[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            key.removeprefix(self._prefix) for key in self._modules if key.startswith(self._prefix)
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def modules_inside(modules: Mapping[str, nn.Module], name: str) -> dict[str, nn.Module]:
+    """Of shared modules those of the inner method `name`, by its own keys; see `Shared.inside`."""
+    return dict(ModulesInside(dict(modules), f"{name}/"))
 
 
 class Spec:
@@ -134,8 +176,16 @@ class Method(Spec):
             return
         known = METHODS.get(cls.__name__)
         if known is not None and known.__module__ != cls.__module__:
-            raise SpecError(f"two methods are called {cls.__name__}: {known} and {cls}")
+            raise SpecError(
+                f"there is a method {cls.__name__!r} already, in {known.__module__}; rename the "
+                f"one in {cls.__module__}"
+            )
         METHODS[cls.__name__] = cls
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Refuse an unknown field with the name of the nearest one."""
+        check_arguments(cls, positional, named, SpecError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if any(field.name == "at" for field in dataclasses.fields(self)):  # type: ignore[arg-type]
@@ -326,7 +376,10 @@ def fraction(method: Method, *names: str) -> None:
 def require_site(method: Method, site: Site, fits: bool, what: str) -> None:
     """Raise SiteError unless the method can act at this site; `what` says where it can."""
     if not fits:
-        raise SiteError(f"{type(method).__name__} acts on {what}, and {site.role!r} is not one")
+        raise SiteError(
+            f"{type(method).__name__} acts on {what}, and {site.role!r} is not one; choose other "
+            "places by at"
+        )
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from inlay.core import own_files
 from inlay.core.method import METHODS, Method, Spec, sum_of
 from inlay.core.site import Where
 from inlay.errors import SpecError, nearest
+
+NAMES = re.compile(r"(?P<quoted>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")|" + own_files.NAME.pattern)
+"""A text in quotes, in which nothing is a name, or `file.py:Name`."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -61,19 +66,49 @@ def from_json(text: str) -> Spec:
     return sum_of([_decode_method(part) for part in parts])
 
 
-def parse(text: str) -> Spec:
-    """The spec written as in Python: `LoRA(rank=8) + Prefix`. Nothing is evaluated."""
+def parse(text: str, *, run_files: bool = True) -> Spec:
+    """The spec written as in Python: `LoRA(rank=8) + Prefix`. Nothing of the text is evaluated.
+
+    A method of one's own is written with its file, `diagonal.py:Diagonal(start=0.5)`; the file is
+    run. run_files: False refuses a file that was not run before, for a text that no user wrote.
+
+    Raises SpecError.
+    """
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_without_files(text.strip(), run_files), mode="eval").body
     except (SyntaxError, ValueError):
-        raise SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()") from None
+        raise _unreadable(text) from None
     return sum_of([_read_method(node, text) for node in _summands(tree)])
+
+
+def origins(spec: Spec) -> dict[str, str]:
+    """The methods of a spec that are not inlay's own, and the file or module of each."""
+    kinds = {type(method) for method in _all_methods(spec.methods)}
+    return {
+        kind.__name__: origin
+        for kind in sorted(kinds, key=lambda kind: kind.__name__)
+        if (origin := own_files.origin_of(kind))
+    }
 
 
 def load_entry_points() -> None:
     """Import the modules that other packages offer under the entry point `inlay.methods`."""
     for point in entry_points(group="inlay.methods"):
         point.load()
+
+
+def _without_files(text: str, run_files: bool) -> str:
+    """The text with the name alone where it has `file.py:Name`; the files are run."""
+
+    def name(match: re.Match[str]) -> str:
+        if match["quoted"]:
+            return match[0]
+        path = match["path"]
+        if not run_files:
+            own_files.require_run(path, SpecError)
+        return own_files.class_in(path, match["name"], Method, SpecError).__name__
+
+    return NAMES.sub(name, text)
 
 
 def _encode(method: Method) -> dict[str, Any]:
@@ -86,6 +121,14 @@ def _encode(method: Method) -> dict[str, Any]:
             value = dataclasses.asdict(value)
         fields[field.name] = value
     return fields
+
+
+def _all_methods(methods: Iterable[Method]) -> Iterator[Method]:
+    """The methods, and those inside them."""
+    for method in methods:
+        yield method
+        values = (getattr(method, field.name) for field in dataclasses.fields(method))  # type: ignore[arg-type]
+        yield from _all_methods(value for value in values if isinstance(value, Method))
 
 
 def _is_method(value: Any) -> bool:
@@ -118,7 +161,17 @@ def _read_method(node: ast.expr, text: str) -> Method:
             raise SpecError(f"{node.func.id}: fields are given by name, as in LoRA(rank=8)")
         fields = {str(word.arg): _read_value(word.value, text) for word in node.keywords}
         return make_method(node.func.id, fields)
-    raise SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()")
+    raise _unreadable(text)
+
+
+def _unreadable(text: str) -> SpecError:
+    """The error for a text that is no sum of methods."""
+    if ".py" in text:
+        return SpecError(
+            f"cannot read the method {text!r}; write the name of the method after the file, "
+            "without spaces, as in my_method.py:MyMethod(rank=8)"
+        )
+    return SpecError(f"cannot read the method {text!r}; write LoRA(rank=8) + Prefix()")
 
 
 def _read_value(node: ast.expr, text: str) -> Any:
@@ -127,7 +180,10 @@ def _read_value(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise SpecError(f"cannot read {ast.unparse(node)!r} in {text!r}") from None
+        raise SpecError(
+            f"cannot read {ast.unparse(node)!r} in {text!r}; a value is a number, a text in "
+            "quotes, a tuple of these, True, False, None, Where(...) or a method"
+        ) from None
 
 
 def _read_where(node: ast.Call, text: str) -> Where:

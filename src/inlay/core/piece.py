@@ -116,6 +116,27 @@ def _under(prefix: str, entries: Mapping[str, ValueT]) -> dict[str, ValueT]:
     return {n.removeprefix(prefix): e for n, e in entries.items() if n.startswith(prefix)}
 
 
+class Resizable(nn.Module):
+    """A shared module, or a part of one, whose sizes training decides, as `Piece.resize` says."""
+
+    @abstractmethod
+    def resize(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Get ready for tensors of these shapes, which a checkpoint or a file then fills in."""
+
+
+def resize_parts(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Resize the resizable parts of a shared module, or the module itself.
+
+    shapes: of all its tensors, by name.
+    """
+    resized: list[str] = []
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(part, Resizable) and not any(prefix.startswith(outer) for outer in resized):
+            part.resize(_under(prefix, shapes))
+            resized.append(prefix)
+
+
 class OutputDelta(Piece):
     """Adds to the output of a module: y' = y + delta(x, y)."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inlay.core.method import Method, ParameterGroup, Placed, Spec
-from inlay.core.piece import ExtraKV, OncePerPass, Piece, VirtualTokens
+from inlay.core.piece import ExtraKV, OncePerPass, Piece, VirtualTokens, resize_parts
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,13 @@ class PieceSet(nn.Module):
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
         """Get ready for the tensors of a checkpoint, whose sizes may differ."""
-        for key, piece in self.pieces.items():
-            assert isinstance(piece, Piece)
-            prefix = f"pieces.{key}."
-            named = {
-                n.removeprefix(prefix): t.shape for n, t in state.items() if n.startswith(prefix)
-            }
-            if named != {name: tensor.shape for name, tensor in piece.state_dict().items()}:
-                piece.resize(named)
+        for name, modules in (("pieces", self.pieces), ("shared", self.shared)):
+            for key, module in modules.items():
+                prefix = f"{name}.{key}."
+                under = {
+                    n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)
+                }
+                _resize(module, under)
 
     def copy_from(self, other: PieceSet, indices: Mapping[int, int]) -> None:
         """Copy the tensors of another set; indices: number of a method here -> its number there."""
@@ -107,6 +106,7 @@ class PieceSet(nn.Module):
             ):
                 for key, module in here.items():
                     if key in there:
+                        _resize(module, there[key].state_dict())
                         module.load_state_dict(there[key].state_dict())
 
     def _pieces_of(self, index: int) -> dict[str, Piece]:
@@ -119,6 +119,17 @@ class PieceSet(nn.Module):
             for key, module in self.shared.items()
             if key.startswith(prefix)
         }
+
+
+def _resize(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Get a piece or a shared module ready for these tensors, if their shapes are not its own."""
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    if shapes == {name: tensor.shape for name, tensor in module.state_dict().items()}:
+        return
+    if isinstance(module, Piece):
+        module.resize(shapes)
+    else:
+        resize_parts(module, shapes)
 
 
 def _without_dots(key: str) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from inlay.core.arguments import check_arguments
 from inlay.errors import SiteError, SpecError, nearest
 
 ROLES: dict[str, str] = {
@@ -98,6 +99,11 @@ class Where:
     roles: tuple[str, ...]
     layers: tuple[int, ...] | None = None
     stacks: tuple[str, ...] | None = None
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Refuse an unknown field with the name of the nearest one."""
+        check_arguments(cls, positional, named, SpecError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("roles", "layers", "stacks"):
@@ -351,7 +357,9 @@ def select(sites: Iterable[Site], where: Where) -> list[Site]:
             raise SiteError(f"this model has no {name!r}{_like(name, known)}")
         selected += [site for site in with_role if in_scope(site)]
     if not selected:
-        raise SiteError(f"{where!r} chooses nothing in this model")
+        raise SiteError(
+            f"{where!r} chooses nothing in this model; inlay sites lists the places of a model"
+        )
     order = {id(site): number for number, site in enumerate(sites)}
     return sorted({id(site): site for site in selected}.values(), key=lambda s: order[id(s)])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,17 +21,16 @@ def write_whole(path: str | Path, data: bytes | Iterable[bytes | memoryview]) ->
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        partial = _beside(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with partial.open("xb") as file:
                 for part in (data,) if isinstance(data, bytes) else data:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(partial, 0o666 & ~_umask())
             os.replace(partial, path)
         except BaseException:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         _sync_names(path.parent)
     except OSError as error:
@@ -41,17 +41,20 @@ def write_whole(path: str | Path, data: bytes | Iterable[bytes | memoryview]) ->
 def write_folder(path: Path, fill: Callable[[Path], object]) -> Path:
     """Write a folder so that it is there whole or not at all, in place of one of that name.
 
-    fill: writes everything into the folder that it is given, beside the final one.
+    fill: writes everything into the folder that it is given, beside the final one. Whoever writes
+        there may give files modes of their own (safetensors gives 600); in the end all have those
+        that the process's mask gives new files.
 
     Raises FileError where that cannot be written.
     """
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        partial = _beside(path)
         new = partial / "new"
-        new.mkdir()
+        new.mkdir(parents=True)
         fill(new)
+        equalise_modes(new)
         if path.exists():
             os.rename(path, partial / "old")
         os.rename(new, path)
@@ -77,8 +80,19 @@ def _sync_names(folder: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    """The process's mask for new files, which `mkstemp` does not go by."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def equalise_modes(folder: Path) -> None:
+    """Give all files of a folder the mode of a file that the process creates there itself."""
+    if os.name != "posix":
+        return
+    probe = _beside(folder / "mode")
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name beside a path that nothing has yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from inlay._version import __version__
 from inlay.architectures.chart import Chart
-from inlay.core.method import Spec
-from inlay.core.parse import from_json, to_json
-from inlay.core.piece import OncePerPass, Piece
+from inlay.core.method import METHODS, Spec
+from inlay.core.own_files import how_to_get
+from inlay.core.parse import from_json, origins, to_json
+from inlay.core.piece import OncePerPass, Piece, resize_parts
 from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
 from inlay.files.fingerprint import fingerprint, tokenizer_fingerprint
 from inlay.files.ordered import to_bytes
+from inlay.files.usage import Usage, usage_of
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -48,25 +50,40 @@ class InlayFile:
     @property
     def spec(self) -> Spec:
         """The spec that reads the tensors. Raises FileError where it cannot be read."""
+        _check_origins(self.path, self.header)
         try:
             return from_json(self.header["spec"])
         except SpecError as error:
             raise FileError(f"{self.path}: {error}") from None
 
+    @property
+    def usage(self) -> Usage | None:
+        """How it is used; None for a file that does not say. Raises FileError."""
+        return usage_of(self.path, self.header)
+
 
 def save(
-    pieces: PieceSet, name: str, chart: Chart, path: str | Path, tokenizer: Any = None
+    pieces: PieceSet,
+    name: str,
+    chart: Chart,
+    path: str | Path,
+    tokenizer: Any = None,
+    usage: Usage | None = None,
 ) -> Path:
     """Write an inlay to one file, whole or not at all.
 
     name: the inlay's. chart: of its base. tokenizer: where given, its fingerprint goes in too.
+    usage: where given, how the inlay is used.
 
     Raises FileError where a tensor is not finite or the folder cannot be written.
     """
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors_of(pieces).items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FileError(f"{key} holds values that are not finite; nothing was written")
+            raise FileError(
+                f"{key} holds values that are not finite, and nothing was written; train again, "
+                "with a lower learning rate"
+            )
     header = {
         "format": FORMAT,
         "inlay": __version__,
@@ -75,8 +92,13 @@ def save(
         "trained_as": to_json(pieces.spec),
         "base": json.dumps(fingerprint(chart, brought(pieces))),
     }
+    foreign = origins(pieces.spec.exported())
+    if foreign:
+        header["origins"] = json.dumps(foreign)
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    if usage is not None:
+        header |= usage.to_header()
     header["digest"] = digest(header, tensors)
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
     return write_whole(path, to_bytes(copies, header))
@@ -100,14 +122,18 @@ def read(path: str | Path) -> InlayFile:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in FLOATS | OTHERS:
                     raise FileError(
-                        f"{path}: {name!r:.120} has dtype {dtype}, which inlay never writes"
+                        f"{path}: {name!r:.120} has dtype {dtype}, which inlay never writes; it is "
+                        "not the file that was saved"
                     )
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is damaged or not an inlay file: {error!s:.200}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FileError(f"{path}: {name!r:.120} holds values that are not finite")
+            raise FileError(
+                f"{path}: {name!r:.120} holds values that are not finite, which inlay never "
+                "writes; it is not the file that was saved"
+            )
     if header["digest"] != digest(header, tensors):
         raise FileError(
             f"{path} is damaged or was altered: it does not hold what was saved; copy it anew"
@@ -155,6 +181,8 @@ def fill(file: InlayFile, pieces: PieceSet) -> None:
     """
     for prefix, piece in _pieces(pieces):
         piece.resize({part: t.shape for part, t in _under(file, prefix).items()})
+    for prefix, module in _shared(pieces):
+        resize_parts(module, {part: t.shape for part, t in _under(file, prefix).items()})
     _check_tensors(file, tensors_of(pieces))
     for prefix, piece in _pieces(pieces):
         piece.load(_under(file, prefix))
@@ -203,14 +231,21 @@ def _check_tensors(file: InlayFile, expected: Mapping[str, Tensor]) -> None:
     missing = sorted(expected.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - expected.keys())
     if missing:
-        raise FileError(f"{path} lacks {len(missing)} tensors, among them {missing[0]!r}")
+        raise FileError(
+            f"{path} lacks {len(missing)} tensors that this model needs, among them "
+            f"{missing[0]!r}; load it into the base that it was made for"
+        )
     if surplus:
-        raise FileError(f"{path} has {len(surplus)} unknown tensors, such as {surplus[0]!r:.120}")
+        raise FileError(
+            f"{path} has {len(surplus)} tensors that this model has no place for, such as "
+            f"{surplus[0]!r:.120}; load it into the base that it was made for"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise FileError(
                 f"{path}: {name} has shape {list(tensor.shape)}, "
-                f"and this model needs {list(expected[name].shape)}"
+                f"and this model needs {list(expected[name].shape)}; load it into the base that "
+                "it was made for"
             )
         dtypes = {tensor.dtype, expected[name].dtype}
         if len(dtypes) > 1 and not all(dtype.is_floating_point for dtype in dtypes):
@@ -223,12 +258,35 @@ def _check_tensors(file: InlayFile, expected: Mapping[str, Tensor]) -> None:
 def _check_header(path: Path, header: Mapping[str, str]) -> None:
     missing = {"format", "spec", "name", "base", "digest"} - header.keys()
     if missing:
-        raise FileError(f"{path} is not an inlay file: its header has no {min(missing)!r}")
+        raise FileError(
+            f"{path} is not an inlay file: its header has no {min(missing)!r}; give a file that "
+            "inlay has saved"
+        )
     if header["format"] != FORMAT:
         raise FileError(
             f"{path} has format {header['format']!r:.20}, and this version of inlay reads "
             f"{FORMAT!r}; install the inlay that wrote it ({header.get('inlay')!r:.20})"
         )
+
+
+def _check_origins(path: Path, header: Mapping[str, str]) -> None:
+    """Refuse a file whose methods are not there, and say where they come from.
+
+    The header's word is text for a message: nothing that it names is run or imported.
+    """
+    try:
+        foreign = json.loads(header.get("origins", "{}"))
+        entries = [(str(name), str(origin)) for name, origin in foreign.items()]
+    except (ValueError, AttributeError):
+        raise FileError(
+            f"{path} is damaged: its header does not list methods; copy it anew"
+        ) from None
+    for name, origin in entries:
+        if name not in METHODS:
+            raise FileError(
+                f"{path} uses the method {name!r:.80}, which is not part of inlay but "
+                f"{how_to_get(origin)}"
+            )
 
 
 def _check_header_size(path: Path) -> None:
@@ -240,9 +298,13 @@ def _check_header_size(path: Path) -> None:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from None
     if len(start) < 8:
-        raise FileError(f"{path} is truncated: {size} bytes")
+        raise FileError(f"{path} is truncated: it has {size} bytes; copy it anew")
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER:
-        raise FileError(f"{path} claims a header of {length:,} bytes; no inlay file has one")
+        raise FileError(
+            f"{path} is not an inlay file; give a .safetensors file that inlay has saved"
+        )
     if 8 + length > size:
-        raise FileError(f"{path} is truncated or not an inlay file: its header ends after its end")
+        raise FileError(
+            f"{path} is truncated or not an inlay file: its header ends after its end; copy it anew"
+        )

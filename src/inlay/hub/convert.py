@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -64,7 +64,8 @@ def _extract(archive: zipfile.ZipFile, member: str, target: Path) -> None:
 
 def _save_weights(weights: dict[str, Tensor], folder: Path) -> None:
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
-    save_file(copies, folder / "model.safetensors", metadata={"format": "pt"})
+    # not safetensors' own `save_file`, which lets nobody but the owner read the file
+    (folder / "model.safetensors").write_bytes(to_bytes(copies, metadata={"format": "pt"}))
 
 
 # ------------------------------------------------------------------------------- smollm2

@@ -69,7 +69,7 @@ MODELS: Mapping[str, Bundled] = MappingProxyType(
                 69,
             ),
             build_flan_t5_small,
-            {"onnx": "pip install onnx"},
+            {"onnx": "pip install 'inlay[t5]'"},
         ),
     }
 )

@@ -24,11 +24,14 @@ class Head(Method):
     labels: the names of the classes, in order.
     pool:   what is classified: the "mean" over the text, its "last" or its "first" token, or
             "each" token by itself.
+    bias:   whether it has a bias. The classifiers that transformers puts on decoders have none,
+            so a merged decoder with its head is one of them only without (`inlay merge`).
     at:     'final'.
     """
 
     labels: tuple[str, ...] = ("0", "1")
     pool: Literal["mean", "last", "first", "each"] = "mean"
+    bias: bool = True
     at: Where = Where(("final",))
 
     lr: ClassVar[float] = 1e-2
@@ -56,14 +59,14 @@ class Classifier(HeadPiece):
     def __init__(self, width: int, spec: Head):
         super().__init__()
         self.weight = normal(len(spec.labels), width, std=0.02)  # [C, D]
-        self.bias = nn.Parameter(torch.zeros(len(spec.labels)))  # [C]
+        self.bias = nn.Parameter(torch.zeros(len(spec.labels))) if spec.bias else None  # [C]
         self.labels, self.pool = spec.labels, spec.pool
         self.each = spec.pool == "each"
 
     @override
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         if self.pool == "each":
-            return hidden.float() @ self.weight.T + self.bias
+            return self._scores(hidden.float())
         mask = mask.to(hidden.device).bool()
         if self.pool == "mean":
             weights = mask.float()
@@ -73,4 +76,9 @@ class Classifier(HeadPiece):
             places = torch.arange(mask.shape[1], device=mask.device)
             at = torch.where(mask, places, -1).amax(1) if self.pool == "last" else mask.int().argmax(1)  # fmt: skip  # noqa: E501
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), at.clamp(min=0)].float()  # fmt: skip  # noqa: E501
-        return pooled @ self.weight.T + self.bias
+        return self._scores(pooled)
+
+    def _scores(self, states: Tensor) -> Tensor:
+        """W h + b: `[..., D]` -> `[..., C]`."""
+        scores = states @ self.weight.T
+        return scores if self.bias is None else scores + self.bias

@@ -13,21 +13,30 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
-from inlay.data.dataset import Example
-from inlay.errors import TaskError, nearest
+from inlay.core.arguments import check_arguments
+from inlay.data.dataset import Dataset, Example, Value, bad_rows
+from inlay.errors import DataError, TaskError, nearest, together
 from inlay.methods.head import Head
 from inlay.tasks.batch import Batch
-from inlay.tasks.options import check_fields, option_classes, option_from, plain
+from inlay.tasks.options import (
+    ImpossibleValue,
+    check_fields,
+    option_classes,
+    option_from,
+    plain,
+)
 from inlay.tasks.outputs import Outputs
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.rows import Row
 from inlay.tasks.text_alone import require_text
+from inlay.tasks.usable import ENCODED_TOGETHER, encode_usable, with_usable
 from inlay.tasks.voting import most_frequent
 
 Prediction = Any
@@ -38,9 +47,6 @@ Truncation = bool | Literal["end", "start"]
 
 B = TypeVar("B", bound=Batch)
 O = TypeVar("O", bound=Outputs)  # noqa: E741
-
-ENCODED_TOGETHER = 1000
-"""How many examples one call of the tokenizer gets: enough for its threads, and for progress."""
 
 NO_LIMIT = 10**20
 """From here on a tokenizer's `model_max_length` is a placeholder for none."""
@@ -82,6 +88,8 @@ class Task(ABC, Generic[B, O]):
     """
 
     name: ClassVar[str]
+    calibrates: ClassVar[bool] = False
+    """Whether it predicts probabilities, which a temperature can calibrate (`class_scores`)."""
     moved_fields: ClassVar[Mapping[str, str]] = {}
     """Fields that recipes may still have, and where they are now, for the message."""
 
@@ -91,8 +99,20 @@ class Task(ABC, Generic[B, O]):
 
     def __init_subclass__(cls, listed: bool = True) -> None:
         super().__init_subclass__()
-        if listed:
-            TASKS[cls.name] = cls
+        if not listed:
+            return
+        known = TASKS.get(cls.name)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TaskError(
+                f"there is a task {cls.name!r} already, in {known.__module__}; give the one in "
+                f"{cls.__module__} another name"
+            )
+        TASKS[cls.name] = cls
+
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Refuse an unknown field with the name of the nearest one."""
+        check_arguments(cls, positional, named, TaskError)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self, self.name)
@@ -119,16 +139,31 @@ class Task(ABC, Generic[B, O]):
             raise TaskError(f"there is no task {name!r}{nearest(str(name), TASKS)}")
         task = TASKS[name]
         known = {field.name for field in dataclasses.fields(task)}
+        faults = []
         for field in fields:
             if field in task.moved_fields:
-                raise TaskError(f"{name}: {field} is now written {task.moved_fields[field]}")
-            if field not in known:
-                raise TaskError(f"task {name!r} has no field {field!r}{nearest(field, known)}")
+                faults.append(f"{name}: {field} is now written {task.moved_fields[field]}")
+            elif field not in known:
+                faults.append(f"task {name!r} has no field {field!r}{nearest(field, known)}")
+        fields = {field: value for field, value in fields.items() if field in known}
         hints = get_type_hints(task)
-        for field, value in fields.items():
+        for field, value in list(fields.items()):
             if options := option_classes(hints[field]):
-                fields[field] = option_from(value, options, f"{name}: {field}")
-        return task(**fields)
+                try:
+                    fields[field] = option_from(value, options, f"{name}: {field}")
+                except TaskError as error:
+                    faults.append(str(error))
+                    del fields[field]
+        try:
+            complete = task(**fields)
+        except ImpossibleValue as error:
+            faults.append(str(error))
+        except TaskError:  # it may only follow from a field that is left out
+            if not faults:
+                raise
+        if faults:
+            raise TaskError(together(faults, f"task {name!r}"))
+        return complete
 
     # ---------------------------------------------------------------------------- its model
 
@@ -219,8 +254,43 @@ class Task(ABC, Generic[B, O]):
         """
         return None
 
+    @property
+    def target_fields(self) -> tuple[str, ...]:
+        """The fields that hold what is to be predicted; rows to predict need none of them."""
+        return self.gold_fields or ()
+
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """The fields that a row must have to be predicted."""
+        return tuple(name for name in self.required_fields if name not in self.target_fields)
+
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        """A bare text as the fields of a row to predict.
+
+        Raises TaskError where the task reads several fields.
+        """
+        if len(self.input_fields) != 1:
+            fields = ", ".join(map(repr, self.input_fields))
+            raise TaskError(
+                f"{self.name} reads {fields} of every row, which one text cannot give; give rows "
+                "with these fields"
+            )
+        return {self.input_fields[0]: text}
+
+    def complete_inputs(self, fields: Mapping[str, Value]) -> Mapping[str, Value]:
+        """The fields of a row to predict, with those that can be made of its others."""
+        return fields
+
     def prepare(self, examples: Iterable[Example]) -> None:
         """Learn from the training examples what encoding needs, such as the labels."""
+
+    def check(self, example: Example) -> None:
+        """Check an example as far as that needs no tokenizer, for `load(..., check=…)`.
+
+        A field that it does not have is not looked at.
+
+        Raises DataError, which names the example, where it cannot be used.
+        """
 
     def stratum(self, example: Example) -> str | None:
         """What folds of the data should have equal shares of, such as its label; None for none."""
@@ -245,14 +315,29 @@ class Task(ABC, Generic[B, O]):
         """All examples as rows, in order, indexed from 0.
 
         report: called now and then with how many more examples are encoded.
+
+        Raises DataError, which names the first example that cannot be used, and says how many
+        more there are; `usable` leaves them out.
         """
         rows: list[Row] = []
         for start in range(0, len(examples), ENCODED_TOGETHER):
             part = examples[start : start + ENCODED_TOGETHER]
-            rows += self.encode_some(part, start)
+            try:
+                rows += self.encode_some(part, start)
+            except DataError as error:
+                bad = encode_usable(self.encode_some, examples[start:], start).bad
+                raise bad_rows(bad, "task.usable(data)") if bad else error from None
             if report is not None:
                 report(len(part))
         return rows
+
+    def usable(self, data: Dataset) -> Dataset:
+        """The data set without the examples that cannot be encoded, which it lists as skipped.
+
+        Raises DataError where none is left.
+        """
+        usable = encode_usable(self.encode_some, data.examples)
+        return with_usable(data, usable)
 
     @abstractmethod
     def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:
@@ -291,6 +376,48 @@ class Task(ABC, Generic[B, O]):
     ) -> list[Prediction]:
         """One prediction for each example, from those of all rows of the examples."""
         return list(predictions)
+
+    @property
+    def record_columns(self) -> tuple[Column, ...]:
+        """The columns of the task's records, `prediction` first."""
+        return (Column(PREDICTION, "json", "what the task predicts"),)
+
+    def records(self, model: PreTrainedModel, batch: B, temperature: float = 1.0) -> list[Record]:
+        """A record for each row, without gradients: its prediction, and what is known of it.
+
+        temperature: what scores are divided by before they become probabilities.
+        """
+        return [{PREDICTION: prediction} for prediction in self.predict(model, batch)]
+
+    def merge_records(
+        self, rows: Sequence[Row], records: Sequence[Record], examples: Sequence[Example]
+    ) -> list[Record]:
+        """One record for each example, from those of all rows of the examples."""
+        predictions = [record[PREDICTION] for record in records]
+        merged = self.merge_windows(rows, predictions, examples)
+        if len(records) != len(examples):
+            return [{PREDICTION: prediction} for prediction in merged]
+        return [
+            {**record, PREDICTION: prediction}
+            for record, prediction in zip(records, merged, strict=True)
+        ]
+
+    def class_scores(self, outputs: O, batch: B) -> tuple[Tensor, Tensor] | None:
+        """Scores `[N, C]` of which a softmax makes probabilities, and the right class `[N]`.
+
+        None where the task predicts no probabilities, or the batch has no gold labels.
+        """
+        return None
+
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """How wrong a record is; None where it is right.
+
+        Raises DataError where the example has no gold answer.
+        """
+        score = self.score([record[PREDICTION]], [example])[self.metric]
+        names = self.gold_fields or ()
+        gold = [example.fields[name] for name in names if name in example.fields]
+        return None if score >= 1 else Mistake(1 - score, gold[0] if len(gold) == 1 else gold)
 
     def vote(self, model: PreTrainedModel, batch: B, members: int) -> tuple[list[Any], list[Any]]:
         """Predict each example `members` times, and decide by majority.

@@ -30,6 +30,7 @@ from inlay.tasks.choices import (
 from inlay.tasks.loss import token_likelihoods
 from inlay.tasks.outputs import Scores
 from inlay.tasks.reader import Encoded, Reader, text_inputs
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record, probabilities, surprise
 from inlay.tasks.requirements import require_decoder_start, require_head, require_language_head
 from inlay.tasks.rows import Row, field_of, have_labels, require_labels
 from inlay.tasks.templated import Templated
@@ -59,6 +60,7 @@ class Choose(Templated[ChooseBatch, Scores]):
     """
 
     name: ClassVar[str] = "choose"
+    calibrates: ClassVar[bool] = True
 
     by: Literal["head", "sum", "mean"] = "head"
     choices: tuple[str, ...] | None = None
@@ -100,6 +102,13 @@ class Choose(Templated[ChooseBatch, Scores]):
     @override
     def gold_fields(self) -> tuple[str, ...]:
         return (*(self.choices or ("choices",)), "label")
+
+    @override
+    def check(self, example: Example) -> None:
+        if set(self.choices or ("choices",)) <= example.fields.keys():
+            choices = choices_of(example, self.choices)
+            if "label" in example.fields:
+                gold_choice(example, choices)
 
     # -------------------------------------------------------------------------------- its model
 
@@ -236,6 +245,57 @@ class Choose(Templated[ChooseBatch, Scores]):
     def predict(self, model: PreTrainedModel, batch: ChooseBatch) -> list[int]:
         """The number of the best choice, from 0 on."""
         return self.outputs(model, batch).scores.argmax(1).tolist()
+
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        return ("label",)
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (
+            Column(PREDICTION, "integer", "the number of the best choice, from 0 on"),
+            Column("choice", "text", "that choice"),
+            Column("probability", "number", "its probability"),
+            Column("probabilities", "numbers", "the probability of each choice"),
+        )
+
+    @torch.no_grad()
+    @override
+    def records(
+        self, model: PreTrainedModel, batch: ChooseBatch, temperature: float = 1.0
+    ) -> list[Record]:
+        scores = self.outputs(model, batch).scores
+        shares = probabilities(scores, temperature).tolist()
+        rows = zip(scores.argmax(1).tolist(), shares, batch.counts.tolist(), strict=True)
+        return [
+            {PREDICTION: best, "choice": None, "probability": row_shares[best],
+             "probabilities": row_shares[:count]}
+            for best, row_shares, count in rows
+        ]  # fmt: skip
+
+    @override
+    def merge_records(
+        self, rows: Sequence[Row], records: Sequence[Record], examples: Sequence[Example]
+    ) -> list[Record]:
+        return [
+            {**record, "choice": choices_of(example, self.choices)[record[PREDICTION]]}
+            for record, example in zip(records, examples, strict=True)
+        ]
+
+    @override
+    def class_scores(self, outputs: Scores, batch: ChooseBatch) -> tuple[Tensor, Tensor] | None:
+        return None if batch.labels is None else (outputs.scores, batch.labels)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is −log of the right choice's probability."""
+        choices = choices_of(example, self.choices)
+        gold = gold_choice(example, choices)
+        if record[PREDICTION] == gold:
+            return None
+        return Mistake(surprise(record["probabilities"][gold]), choices[gold])
 
     @torch.no_grad()
     @override

@@ -14,21 +14,24 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name, names_of_labels, other_names
 from inlay.data.raw import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
 from inlay.methods.head import Head
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.base import Bound, Prediction
+from inlay.tasks.label_records import classify_columns, classify_mistake, classify_records
 from inlay.tasks.objectives import BinaryCrossEntropy, CrossEntropy, Distillation
 from inlay.tasks.outputs import Scores, TextStates
 from inlay.tasks.reader import Encoded, Reader, text_inputs
+from inlay.tasks.records import Column, Mistake, Record
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, have_labels, require_labels
 from inlay.tasks.scorer import ClassifyBatch, Scorer
 from inlay.tasks.templated import Templated
 from inlay.tasks.trained_head import TrainedHead
+from inlay.tasks.vectors import FLAGS, check_no_vectors, labels_of_vector
 from inlay.tasks.verbalizer import Verbalizer, WordScorer
 
 MAX_LABELS = 1000
@@ -43,13 +46,14 @@ class Classify(Templated[ClassifyBatch, Scores]):
         `BinaryCrossEntropy` of any number of labels, or `Distillation` of a teacher's scores.
     template: how the fields are written, such as "{text} All in all, it was"; in a decoder it may
         end in `{mask}`. None, for a trained head, for `text` alone or with `text_pair`.
-    label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`; any
-        other label keeps its name.
+    label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`, or
+        `["bad", "good"]` for the numbers from 0 on; any other label keeps its name.
     metric: the primary metric. "f1" is that of the second of two labels; "micro_f1" is for any
         number of labels, where "accuracy" counts the rows of which every label is right.
     """
 
     name: ClassVar[str] = "classify"
+    calibrates: ClassVar[bool] = True
     moved_fields: ClassVar[Mapping[str, str]] = {
         "verbalizer": 'by: {words: {negative: " bad", positive: " great"}}',
         "auxiliary": "by: {words: {…}, auxiliary_weight: 0.1}",
@@ -67,8 +71,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
     metric: metrics.ClassificationMetric = "accuracy"
 
     def __post_init__(self) -> None:
-        if isinstance(self.label_names, Mapping):
-            self.label_names = {label_name(label): n for label, n in self.label_names.items()}
+        self.label_names = names_of_labels(self.label_names)
         super().__post_init__()
         self._class_weights: Tensor | None = None
         if isinstance(self.by, Verbalizer):
@@ -141,6 +144,9 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if "" in labels:
             raise DataError(f"{example.where}: its label is empty")
         renamed = self.label_names or {}
+        if isinstance(self.objective, BinaryCrossEntropy) and not FLAGS.keys() & renamed.keys():
+            given = None if self.objective.vectors is False else self._known_labels
+            labels = labels_of_vector(example, labels, given)
         return list(dict.fromkeys(renamed.get(label, label) for label in labels))
 
     def _numbers(self) -> dict[str, int]:
@@ -151,8 +157,9 @@ class Classify(Templated[ClassifyBatch, Scores]):
         gold = self._gold(example)
         for label in gold:
             if label not in numbers:
-                known = nearest(label, numbers)
-                raise DataError(f"{example.where}: there is no label {label!r}{known}")
+                raise DataError(
+                    f"{example.where}: there is no label {label!r}{_unknown(label, numbers)}"
+                )
         return [numbers[label] for label in gold]
 
     @override
@@ -161,10 +168,14 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if self._known_labels is not None and not self.objective.needs_counts:
             return
         counts, rows = Counter[str](), 0
+        lengths = Counter[int]()
         for example in examples:
-            counts.update(self._gold(example))
+            gold = self._gold(example)
+            counts.update(gold)
+            lengths[len(gold)] += 1
             rows += 1
         if self._known_labels is None:
+            check_no_vectors(counts, lengths)
             self.set_labels(tuple(sorted(counts)))
         if self.objective.needs_counts:
             self._class_weights = self.objective.balanced(counts, self.labels, rows)
@@ -178,6 +189,8 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if isinstance(self.by, TrainedHead) and self._known_labels is None:
             self._check_labels(labels)
             self.by = replace(self.by, labels=labels)
+            if isinstance(self.objective, BinaryCrossEntropy) and self.objective.vectors is None:
+                self.objective = replace(self.objective, vectors=False)  # no order of places
 
     @property
     @override
@@ -189,6 +202,16 @@ class Classify(Templated[ClassifyBatch, Scores]):
     @override
     def gold_fields(self) -> tuple[str, ...]:
         return (self.objective.field,)
+
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        return (self.objective.field, "scores")
+
+    @override
+    def check(self, example: Example) -> None:
+        if self.objective.field in example.fields:
+            self._gold(example)
 
     @override
     def stratum(self, example: Example) -> str | None:
@@ -270,6 +293,27 @@ class Classify(Templated[ClassifyBatch, Scores]):
         """The name of the likeliest label, or the names of those likelier than not."""
         return list(self.objective.decide(self.outputs(model, batch).scores, self.labels))
 
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return classify_columns(self.objective, self.by, self.labels)
+
+    @torch.no_grad()
+    @override
+    def records(
+        self, model: PreTrainedModel, batch: ClassifyBatch, temperature: float = 1.0
+    ) -> list[Record]:
+        scores = self.outputs(model, batch).scores
+        return classify_records(self.objective, self.by, scores, self.labels, temperature)
+
+    @override
+    def class_scores(self, outputs: Scores, batch: ClassifyBatch) -> tuple[Tensor, Tensor] | None:
+        return None if batch.labels is None else self.objective.classes(outputs, batch.labels)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        return classify_mistake(record, self._gold(example))
+
     @torch.no_grad()
     @override
     def vote(
@@ -300,3 +344,15 @@ class Classify(Templated[ClassifyBatch, Scores]):
             label: dict(zip(labels, row, strict=True))
             for label, row in zip(labels, counts, strict=True)
         }
+
+
+def _unknown(label: str, known: Mapping[str, int]) -> str:
+    """The end of a message about an unknown label: the cure."""
+    names = other_names(label, known)
+    if names is not None:
+        return f"; did you mean {names[label]!r}? then give label_names={names!r:.200}"
+    if label.isdigit() and int(label) < len(known):
+        return (
+            f"; if labels are numbered from 0, give label_names={list(known)} (--task.label_names)"
+        )
+    return nearest(label, known)

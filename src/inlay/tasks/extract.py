@@ -21,6 +21,7 @@ from inlay.tasks.answers import Offsets, checked_answers, gold_answers, text_of,
 from inlay.tasks.base import Bound, Prediction, Task
 from inlay.tasks.batch import Batch
 from inlay.tasks.outputs import SpanScores
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record, probabilities
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, have_labels, padded, padded_inputs, require_labels
 from inlay.tasks.text_pair import one_text, two_texts
@@ -105,6 +106,14 @@ class Extract(Task[ExtractBatch, SpanScores]):
     @override
     def gold_fields(self) -> tuple[str, ...]:
         return ("answers",)
+
+    @override
+    def check(self, example: Example) -> None:
+        for name in ("question", "context"):
+            if name in example.fields:
+                text_of(example, name)
+        if "context" in example.fields:
+            checked_answers(example)
 
     # ------------------------------------------------------------------------------- its model
 
@@ -270,10 +279,73 @@ class Extract(Task[ExtractBatch, SpanScores]):
             assert isinstance(row, Window)
             if margin > best[row.index]:
                 best[row.index] = margin
-                context = str(examples[row.index].fields["context"])
-                begin, end = row.offsets[first - row.begin][0], row.offsets[last - row.begin][1]
-                answers[row.index] = context[begin:end].strip()
+                begin, end = self._place(row, first, last, examples[row.index])
+                answers[row.index] = str(examples[row.index].fields["context"])[begin:end]
         return answers
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (
+            Column(PREDICTION, "text", "the answer; empty where the context holds none"),
+            Column("start", "integer", "its first character in the context; null without one"),
+            Column("end", "integer", "the character after its last; null without one"),
+            Column("score", "number", "the probability of its first token times that of its last"),
+        )
+
+    @torch.no_grad()
+    @override
+    def records(
+        self, model: PreTrainedModel, batch: ExtractBatch, temperature: float = 1.0
+    ) -> list[Record]:
+        """The best span of each row and its score; `merge_records` makes answers of them."""
+        scores = self.outputs(model, batch).scores
+        best = self.best_spans(scores, batch.bounds)
+        start, end = probabilities(scores, temperature).unbind(1)  # [B, T]
+        row, last = torch.arange(len(start)), batch.bounds[:, 2].tolist()
+        without = (start[row, last] * end[row, last]).tolist()
+        firsts, lasts = [span[0] for span in best], [span[1] for span in best]
+        shares = (start[row, firsts] * end[row, lasts]).tolist()
+        parts = zip(best, shares, without, strict=True)
+        return [{PREDICTION: span, "share": with_, "none": none} for span, with_, none in parts]
+
+    @override
+    def merge_records(
+        self, rows: Sequence[Row], records: Sequence[Record], examples: Sequence[Example]
+    ) -> list[Record]:
+        """The answer of `merge_windows`. "No answer" is as sure as its least sure window."""
+        empty = {PREDICTION: "", "start": None, "end": None, "score": 1.0}
+        merged: list[Record] = [dict(empty) for _ in examples]
+        best = [0.0] * len(examples)
+        for row, record in zip(rows, records, strict=True):
+            assert isinstance(row, Window)
+            first, last, margin = record[PREDICTION]
+            answer = merged[row.index]
+            if margin > best[row.index]:
+                best[row.index] = margin
+                begin, end = self._place(row, first, last, examples[row.index])
+                text = str(examples[row.index].fields["context"])[begin:end]
+                answer |= {PREDICTION: text, "start": begin, "end": end, "score": record["share"]}
+            elif answer["start"] is None:
+                answer["score"] = min(answer["score"], record["none"])
+        return merged
+
+    @staticmethod
+    def _place(row: Window, first: int, last: int, example: Example) -> tuple[int, int]:
+        """Where a span of tokens is in its context, in characters, without space around it."""
+        begin, end = row.offsets[first - row.begin][0], row.offsets[last - row.begin][1]
+        text = str(example.fields["context"])[begin:end]
+        begin += len(text) - len(text.lstrip())
+        return begin, begin + len(text.strip())
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is one minus F1, and the score of the answer where they are equal."""
+        gold = [text for text, _ in gold_answers(example)]
+        scores = metrics.extraction([record[PREDICTION]], [gold])
+        if scores["exact_match"]:
+            return None
+        return Mistake(1 - scores["f1"] + 1e-3 * record["score"], gold[0] if gold else "")
 
     @override
     def score(

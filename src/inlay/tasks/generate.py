@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Value
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.auxiliary import AuxiliaryWeight
 from inlay.tasks.base import Bound, Prediction
-from inlay.tasks.chat import ASSISTANT, Chat, messages_of, tokens_within
+from inlay.tasks.chat import Chat, tokens_within
 from inlay.tasks.demonstrations import (
     Demonstration,
     chat_messages,
@@ -27,9 +27,16 @@ from inlay.tasks.demonstrations import (
     first_target,
     with_demonstrations,
 )
-from inlay.tasks.generation_config import check_options, end_tokens, generation_config
+from inlay.tasks.generation_config import (
+    GenerationCall,
+    check_options,
+    end_tokens,
+    generation_config,
+)
+from inlay.tasks.messages import ASSISTANT, call_names, check_turns, messages_of
 from inlay.tasks.outputs import TokenStates
 from inlay.tasks.reader import Reader
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.requirements import require_decoder_start, require_language_head
 from inlay.tasks.rows import Row, field_of, require_labels, texts_of
 from inlay.tasks.special_tokens import count_trailing
@@ -49,9 +56,11 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     target: the field that holds the target: a text, or a list of them such as `targets`, of which
         the first is learned, and the best one for a prediction counts.
     chat: write the source in the tokenizer's chat template, as the user's message; or "messages",
-        where rows have whole chats, `messages`, a list of `{"role": …, "content": …}`. Of a chat
-        all that the assistant writes is learned, its texts and the tokens that end its turns. Its
-        last turn, where the chat ends with it, is the target.
+        where rows have whole chats, `messages`, a list of `{"role": …, "content": …}`, with
+        `tool_calls` and, in the row, `tools` where the template writes them. Of a chat all that the
+        assistant writes is learned, its texts, its calls and the tokens that end its turns, but no
+        turn with `loss` false or `weight` 0. Its last turn, where the chat ends with it, is the
+        target.
     system: the system message at its beginning, unless a chat has its own.
     demonstrations: how many worked examples come before every source, the same for all, as
         turns of the chat with `chat`. They are drawn from the training data (`prepare`), where
@@ -61,6 +70,8 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     generation: options of `model.generate`, such as `num_beams: 4`, or `do_sample: true` with
         `temperature` and `top_p`. Without any, decoding is greedy and ends after 64 tokens at the
         latest, or where a decoder's context is full.
+    empty_targets: whether an empty target, or an empty turn of the assistant, is learned, as "say
+        nothing"; otherwise its row is refused.
     auxiliary_weight: the weight in training, from 0 to below 1, of a language-model loss on all
         that a decoder reads, source and target.
     """
@@ -75,6 +86,7 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     seed: int = 0
     metric: metrics.GenerationMetric = "bleu"
     generation: dict[str, Any] = field(default_factory=dict)
+    empty_targets: bool = False
     auxiliary_weight: AuxiliaryWeight = 0.0
 
     def __post_init__(self) -> None:
@@ -125,6 +137,18 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     def gold_fields(self) -> tuple[str, ...]:
         return ("messages",) if self.chat == "messages" else (self.target,)
 
+    @property
+    @override
+    def target_fields(self) -> tuple[str, ...]:
+        """Of a whole chat the last turn is the target, where it is the assistant's."""
+        return () if self.chat == "messages" else (self.target,)
+
+    @override
+    def inputs_of_text(self, text: str) -> dict[str, Value]:
+        if self.chat == "messages":
+            return {"messages": [{"role": "user", "content": text}]}
+        return super().inputs_of_text(text)
+
     @override
     def prepare(self, examples: Iterable[Example]) -> None:
         """Draw the demonstrations, unless they are given. Raises DataError for too few rows."""
@@ -141,6 +165,24 @@ class Generate(Templated[GenerateBatch, TokenStates]):
             }
             for row in drawn
         )
+
+    @override
+    def check(self, example: Example) -> None:
+        if self.chat == "messages":
+            if "messages" in example.fields and not self.empty_targets:
+                check_turns(example)
+        elif self.target in example.fields:
+            self._target(example)
+
+    def _target(self, example: Example) -> str:
+        """The target that is learned. Raises DataError where it is empty and that is not asked."""
+        target = first_target(example, self.target)
+        if not target.strip() and not self.empty_targets:
+            raise DataError(
+                f"{example.where}: its {self.target} is empty; set empty_targets "
+                "(--task.empty_targets true) to learn to say nothing"
+            )
+        return target
 
     # ------------------------------------------------------------------------------- its model
 
@@ -233,6 +275,8 @@ class Generate(Templated[GenerateBatch, TokenStates]):
 
     def _chat_row(self, example: Example, index: int) -> Row:
         """A whole chat as a row."""
+        if not self.empty_targets:
+            check_turns(example)
         chat, limit, tokenizer = self._chat.read(example), self.bound.max_length, self.bound.tokenizer  # fmt: skip  # noqa: E501
         encoding = tokenizer(
             chat.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -254,7 +298,7 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         """The target of each example with the end token last, or None where it has none."""
         tokenizer = self.bound.tokenizer
         places = [n for n, example in enumerate(examples) if self.target in example.fields]
-        texts = [first_target(examples[place], self.target) for place in places]
+        texts = [self._target(examples[place]) for place in places]
         targets: list[list[int] | None] = [None] * len(examples)
         if not texts:
             return targets
@@ -265,6 +309,11 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         end = tokenizer.eos_token_id
         for place, ids in zip(places, tokens, strict=True):
             complete = not self._decoder and ids[-1:] == [end]
+            if len(ids) == complete and not self.empty_targets:
+                raise DataError(
+                    f"{examples[place].where}: its {self.target} leaves no tokens; set "
+                    "empty_targets (--task.empty_targets true) to learn to say nothing"
+                )
             targets[place] = ids if complete else [*ids, end]
         return targets
 
@@ -296,26 +345,48 @@ class Generate(Templated[GenerateBatch, TokenStates]):
             loss = auxiliary.mixed(self.auxiliary_weight, loss, outputs.text)
         return loss, len(targets)
 
+    def generation_call(
+        self, model: PreTrainedModel, batch: GenerateBatch
+    ) -> GenerationCall | None:
+        """How `model.generate` is called; None where a decoder's context has no room left."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        config = self._config
+        if batch.prompt_lengths is None:
+            return GenerationCall(ids, mask, config, 0)
+        ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
+        prompt_length = ids.shape[1]
+        limit = self.chart(model).max_length(model)
+        if limit is not None and prompt_length + config.max_new_tokens > limit:
+            if prompt_length >= limit:
+                return None
+            config = copy.deepcopy(config)
+            config.max_new_tokens = limit - prompt_length
+        return GenerationCall(ids, mask, config, prompt_length)
+
     @torch.no_grad()
     @override
     def predict(self, model: PreTrainedModel, batch: GenerateBatch) -> list[Prediction]:
         """The generated text, without special tokens and white space around it."""
-        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        config, prompt_length = self._config, 0
-        if batch.prompt_lengths is not None:
-            ids, mask = left_padded(ids, batch.prompt_lengths, self.bound.pad_id)
-            prompt_length = ids.shape[1]
-            limit = self.chart(model).max_length(model)
-            if limit is not None and prompt_length + config.max_new_tokens > limit:
-                if prompt_length >= limit:
-                    return [""] * len(ids)
-                config = copy.deepcopy(config)
-                config.max_new_tokens = limit - prompt_length
-        generate: Any = model.generate
-        tokens = generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        new_tokens = tokens[:, prompt_length:]
+        call = self.generation_call(model, batch)
+        if call is None:
+            return [""] * len(batch)
+        new_tokens = call.run(model)[:, call.prompt_length :]
         texts = self.bound.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (Column(PREDICTION, "text", "the text that is written"),)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is one minus the F1 of words with the most similar reference."""
+        references = self._references(example)
+        text = record[PREDICTION].strip()
+        if text in [reference.strip() for reference in references]:
+            return None
+        return Mistake(1 - metrics.extraction([text], [references])["f1"], references[0])
 
     @override
     def score(
@@ -331,4 +402,9 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         last = messages_of(example)[-1]
         if last["role"] != ASSISTANT:
             raise DataError(f"{example.where}: its last message is not the assistant's")
-        return [last["content"]]
+        if not call_names(last):
+            return [last["content"]]
+        reply = self._chat.read(example).reply
+        tokenizer = self.bound.tokenizer
+        ids = tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]
+        return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip()]

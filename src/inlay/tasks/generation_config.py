@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from inlay.errors import TaskError, nearest
@@ -24,6 +26,30 @@ RESERVED = (
     *("output_attentions", "output_hidden_states", "max_length", "transformers_version"),
 )
 """Fields of GenerationConfig that the task sets itself: it returns one text for each source."""
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationCall:
+    """A call of `model.generate`.
+
+    ids, mask: what the model reads, `[B, S]`. config: the options. prompt_length: how many of the
+    returned tokens are what was read.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    config: GenerationConfig
+    prompt_length: int
+
+    def run(self, model: PreTrainedModel, **options: Any) -> Tensor:
+        """The tokens, `[B, T]`. options: further arguments of `generate`."""
+        generate: Any = model.generate
+        return generate(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            generation_config=self.config,
+            **options,
+        )
 
 
 def check_options(options: Mapping[str, Any]) -> None:

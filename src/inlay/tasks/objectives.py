@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from inlay.data.dataset import Example, Value
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import DataError, TaskError, nearest
 from inlay.tasks import metrics
 from inlay.tasks.options import Option
@@ -97,6 +97,21 @@ class Objective(Option, ABC):
     def outputs(self, scores: Tensor, text: TextStates | None) -> Scores:
         """Scores `[B, C]` as the outputs of a run."""
         return Scores(scores, text)
+
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scores `[N, C]` of which a softmax makes probabilities, and the right class `[N]`.
+
+        Args:
+            outputs: of a run.
+            targets: what `collate` returned.
+
+        None where the targets are no classes.
+        """
+        return outputs.scores, targets
+
+    def shares(self, scores: Tensor, temperature: float) -> Tensor:
+        """The probability of each label, `[B, C]`, from scores `[B, C]`."""
+        return torch.softmax(scores / temperature, -1)
 
     def decide(self, scores: Tensor, labels: Sequence[str]) -> list[Label]:
         """The predicted label of each row, from scores `[B, C]`."""
@@ -189,11 +204,16 @@ class BinaryCrossEntropy(Weighted):
 
     class_weight: label -> the weight of the rows that have it against those that do not, 1 for a
         label left out; or "balanced", which makes them equal: n_without / n_with.
+    vectors: whether `labels` is a vector of 0 and 1 with a place for each label, in their order.
+        None reads it so where it is as long as the labels that are given, but not where the
+        labels come from the training data.
     """
 
     kind: ClassVar[str] = "binary_cross_entropy"
     field: ClassVar[str] = "labels"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1")
+
+    vectors: bool | None = None
 
     @override
     def values(self, example: Example) -> list[Value]:
@@ -223,6 +243,15 @@ class BinaryCrossEntropy(Weighted):
     @override
     def outputs(self, scores: Tensor, text: TextStates | None) -> Scores:
         return BinaryScores(scores, text)
+
+    @override
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Each label of each row is a choice between "no" and "yes"."""
+        return no_and_yes(outputs.scores).flatten(0, 1), targets.long().flatten()
+
+    @override
+    def shares(self, scores: Tensor, temperature: float) -> Tensor:
+        return torch.sigmoid(scores / temperature)
 
     @override
     def decide(self, scores: Tensor, labels: Sequence[str]) -> list[Label]:
@@ -258,6 +287,10 @@ class Distillation(Objective):
     kind: ClassVar[str] = "distillation"
 
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+
+    @override
+    def classes(self, outputs: Scores, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None  # they are a teacher's scores
 
     @override
     def targets(

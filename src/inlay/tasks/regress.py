@@ -23,6 +23,7 @@ from inlay.tasks.base import Bound, Prediction
 from inlay.tasks.batch import Batch
 from inlay.tasks.outputs import Values
 from inlay.tasks.reader import Encoded, Reader, text_inputs
+from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, field_of, have_labels, require_labels
 from inlay.tasks.templated import Templated
@@ -68,6 +69,11 @@ class Regress(Templated[RegressBatch, Values]):
         return ("label",)
 
     @override
+    def check(self, example: Example) -> None:
+        if "label" in example.fields:
+            _number(example)
+
+    @override
     def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         self._reader = Reader.for_text(bound, self.template, self.truncate)
 
@@ -105,6 +111,18 @@ class Regress(Templated[RegressBatch, Values]):
     @override
     def predict(self, model: PreTrainedModel, batch: RegressBatch) -> list[float]:
         return self.outputs(model, batch).values.tolist()
+
+    @property
+    @override
+    def record_columns(self) -> tuple[Column, ...]:
+        return (Column(PREDICTION, "number", "the number"),)
+
+    @override
+    def mistake(self, record: Record, example: Example) -> Mistake | None:
+        """The cost is the distance from the right number."""
+        gold = _number(example)
+        distance = abs(record[PREDICTION] - gold)
+        return Mistake(distance, gold) if distance else None
 
     @torch.no_grad()
     @override

@@ -36,6 +36,7 @@ def fit(
     resume: bool = True,
     console: Console | None = None,
     prepared: Prepared | None = None,
+    start: str | None = None,
     **options: Any,
 ) -> Result:
     """Train the pieces of an inlay, and the base with `base_lr`; other inlays are not trained.
@@ -53,6 +54,8 @@ def fit(
         console: where progress is shown; None for the error stream.
         prepared: what the inlay was attached with, where its methods need preparation; a
             checkpoint of another preparation is refused.
+        start: the digest of the file whose pieces the inlay starts from, if any; a checkpoint of
+            another start is refused.
         **options: the fields of `Options`. Without `base_lr` the base is frozen. With it a
             checkpoint holds the base too, up to four times over (the best one, the optimiser's two
             moments), and a run resumes with the base as it was at first.
@@ -86,6 +89,7 @@ def fit(
             resume=resume,
             console=console,
             prepared=prepared,
+            start=start,
             **options,
         )
 
@@ -123,6 +127,7 @@ def train(
     resume: bool = True,
     console: Console | None = None,
     prepared: Prepared | None = None,
+    start: str | None = None,
     **options: Any,
 ) -> Result:
     """`fit` for any `Trainable`; names: of its inlays."""
@@ -159,6 +164,7 @@ def train(
             accelerator=accelerator,
             console=console,
             prepared=prepared,
+            start=start,
         )
         return loop.run(resume)
 

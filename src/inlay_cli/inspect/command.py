@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inlay_cli import names
 from inlay_cli.console import busy, err, write
 from inlay_cli.inspect.page import page
 from inlay_cli.inspect.report import Comparison, Report, as_json
@@ -46,7 +47,10 @@ def inspect(
     other: Annotated[
         Path | None,
         typer.Argument(
-            metavar="OTHER", help="A second inlay, to compare with.", show_default=False
+            metavar="OTHER",
+            help="A second inlay, to compare with.",
+            autocompletion=names.inlays,
+            show_default=False,
         ),
     ] = None,
     count: Annotated[
@@ -121,7 +125,7 @@ def inspect(
             str(file),
             repr(handle.spec),
             *probe.measure(handle, file),
-            len(rows),
+            probe.texts(handle),
             probe.template_for(handle),
             tokenizer,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Example
 from inlay.data.loading import load
-from inlay.data.template import Template
+from inlay.data.template import VIRTUAL_TOKEN, Template
 from inlay.errors import DataError, SpecError
 from inlay.handle import Inlay
 from inlay.inspect import (
@@ -29,6 +29,7 @@ from inlay.tasks.reader import Reader
 from inlay.tasks.special_tokens import count_trailing
 from inlay.tasks.templated import with_virtual_tokens
 from inlay.training.recipes.recipe import Recipe
+from inlay_cli.inspect.report import VIRTUAL_SIGN
 from inlay_cli.shared import RECIPE
 
 
@@ -81,13 +82,24 @@ class Probe:
         before = sum(piece.before for piece in virtual)
         return with_virtual_tokens(self.template, handle.virtual_tokens, before)
 
+    def texts(self, handle: Inlay) -> list[str]:
+        """The rows as the base reads them, with a sign where each virtual token stands."""
+        template = self._filled_template(handle)
+        fields = [{name: row.fields[name] for name in template.names} for row in self.rows]
+        return [template.fill(values).replace(VIRTUAL_TOKEN, VIRTUAL_SIGN) for values in fields]
+
+    def _filled_template(self, handle: Inlay) -> Template:
+        """The template with the tokenizer's mask in the place of `{mask}`."""
+        return Template(
+            self.template_for(handle).replace("{mask}", self.tokenizer.mask_token or "")
+        )
+
     def _sources(self, handle: Inlay) -> list[list[int]]:
         """The token ids of the rows."""
         chart = handle.chart
-        template = self.template_for(handle).replace("{mask}", self.tokenizer.mask_token or "")
         reader = Reader(
             tokenizer=self.tokenizer,
-            template=Template(template),
+            template=self._filled_template(handle),
             separator=None,
             wrap=None,
             add_special_tokens=True,
@@ -119,7 +131,7 @@ def rows_of(texts: Sequence[str] | None, data: str | None, limit: int) -> list[E
 def task_of(file: Path) -> Task | None:
     """The task of the recipe next to a file, if there is one."""
     recipe = file.parent / RECIPE
-    return Recipe.load(recipe).make_task() if recipe.is_file() else None
+    return Recipe.load(recipe, run_files=False).make_task() if recipe.is_file() else None
 
 
 def template_of(option: str | None, task: Task | None, rows: Sequence[Example]) -> str:

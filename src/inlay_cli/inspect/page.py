@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from inlay_cli.inspect import report as reports
-from inlay_cli.inspect.report import Comparison, Report
+from inlay_cli.inspect.report import VIRTUAL_SIGN, Comparison, Report
 
 if TYPE_CHECKING:
     from inlay.inspect import (
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
         PrefixSimilarity,
     )
 
-CELL, LEFT, TOP, RIGHT = 18, 34, 20, 54
+CELL, LEFT, TOP, RIGHT, BOTTOM = 20, 64, 40, 64, 34
 """Pixels: the side of a square, and the margins around the squares of a map."""
+
+STEPS = (0, 0.25, 0.5, 0.75, 1)
+"""The squares of a map's scale, as parts of its highest value."""
+
+MOST_TEXTS = 50
+"""How many texts a page shows."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d5d9de; --map: #0b57a4;
@@ -37,7 +43,10 @@ th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 th { font-weight: 600; } .n { text-align: right; font-variant-numeric: tabular-nums; }
 code { font-family: ui-monospace, monospace; }
 td code + small { margin-right: .7rem; }
+li { white-space: pre-wrap; margin: .3rem 0; }
+.step { white-space: nowrap; margin-right: .6rem; } .step svg { vertical-align: -.25rem; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg text.axis { font-weight: 600; }
 svg .square { fill: var(--map); } svg .frame { fill: none; stroke: var(--line); }
 """
 
@@ -49,6 +58,7 @@ def page(report: Report) -> str:
         _p(f"<code>{escape(report.method)}</code> on {escape(report.base)}"),
         *(part for prompt in report.prompts for part in _prompt(report, prompt)),
         *(part for share in report.shares for part in _map(share, report.measured)),
+        *(_texts(report) if report.shares else []),
     ]
     if report.comparison is not None:
         parts += _comparison(report, report.comparison)
@@ -125,26 +135,25 @@ def _map(share: AttentionShare, measured: str) -> list[str]:
 
 
 def svg_map(share: AttentionShare) -> str:
-    """An attention map as SVG: a square for each head, a line for each layer from the first on."""
+    """An attention map as SVG: a column for each head, a line for each layer from the first on."""
     layers, heads = share.shares.shape
     highest = float(share.shares.max()) or 1.0
-    width, height = LEFT + heads * CELL + RIGHT, TOP + layers * CELL + 2
-    right = LEFT + heads * CELL + 8
+    bottom, right = TOP + layers * CELL, LEFT + heads * CELL
+    width, height = right + RIGHT, bottom + BOTTOM
     shapes = [
-        f'<text x="{LEFT}" y="{TOP - 7}">heads 0–{heads - 1}</text>',
-        f'<text x="{right}" y="{TOP - 7}">mean</text>',
+        _text(LEFT + heads * CELL / 2, 14, "head", "middle", "axis"),
+        _text(14, TOP + layers * CELL / 2, "layer", "middle", "axis", turned=True),
+        _text(right + 8, TOP - 8, "mean"),
+        *(_text(LEFT + (head + 0.5) * CELL, TOP - 8, str(head), "middle") for head in range(heads)),
     ]
     for line, (layer, values) in enumerate(zip(share.layers, share.shares.tolist(), strict=True)):
-        middle = TOP + line * CELL + CELL * 0.7
-        shapes.append(f'<text x="{LEFT - 8}" y="{middle:g}" text-anchor="end">{layer}</text>')
+        top = TOP + line * CELL
+        shapes.append(_text(LEFT - 8, top + CELL * 0.7, str(layer), "end"))
         for head, value in enumerate(values):
-            shapes.append(
-                f'<rect class="square" x="{LEFT + head * CELL}" y="{TOP + line * CELL}" '
-                f'width="{CELL - 1}" height="{CELL - 1}" fill-opacity="{value / highest:.3f}">'
-                f"<title>layer {layer}, head {head}: {reports.percent(value)}</title></rect>"
-            )
+            note = f"layer {layer}, head {head}: {reports.percent(value)}"
+            shapes.append(_square(LEFT + head * CELL, top, value / highest, note))
         mean = reports.percent(sum(values) / len(values))
-        shapes.append(f'<text x="{right}" y="{middle:g}">{mean}</text>')
+        shapes.append(_text(right + 8, top + CELL * 0.7, mean))
     frame = (
         f'<rect class="frame" x="{LEFT - 1}" y="{TOP - 1}" width="{heads * CELL + 1}" '
         f'height="{layers * CELL + 1}"/>'
@@ -154,8 +163,52 @@ def svg_map(share: AttentionShare) -> str:
         f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">{frame}{"".join(shapes)}</svg>'
     )
-    legend = f"The strongest square is {reports.percent(highest)}; a line is a layer."
+    legend = (
+        "Share of a head's attention that falls on it: "
+        f"{_scale(highest)}. A line is a layer, a column one of its heads."
+    )
     return f'<div class="wide">{svg}</div><p class="soft">{legend}</p>'
+
+
+def _scale(highest: float) -> str:
+    """A square for each step of a map's colours, with its value."""
+    size = f'width="{CELL - 1}" height="{CELL - 1}"'
+    squares = (
+        f'<span class="step"><svg {size} aria-hidden="true"><rect class="square step" {size} '
+        f'fill-opacity="{step:.3f}"/></svg> {reports.percent(step * highest)}</span>'
+        for step in STEPS
+    )
+    return " ".join(squares)
+
+
+def _square(x: float, y: float, opacity: float, note: str) -> str:
+    return (
+        f'<rect class="square" x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" '
+        f'fill-opacity="{opacity:.3f}"><title>{note}</title></rect>'
+    )
+
+
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", style: str = "", turned: bool = False
+) -> str:
+    """A text in a map; turned: written upwards."""
+    kind = f' class="{style}"' if style else ""
+    turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
+    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{kind}{turn}>{escape(text)}</text>'
+
+
+def _texts(report: Report) -> list[str]:
+    """The texts that attention was measured on."""
+    shown = report.texts[:MOST_TEXTS]
+    parts = [
+        "<h2>Texts that attention was measured on</h2>",
+        "<ol>" + "".join(f"<li>{escape(text)}</li>" for text in shown) + "</ol>",
+    ]
+    if any(VIRTUAL_SIGN in text for text in shown):
+        parts.append(f'<p class="soft">{VIRTUAL_SIGN} is a virtual token of the inlay.</p>')
+    if len(report.texts) > len(shown):
+        parts.append(f'<p class="soft">and {len(report.texts) - len(shown):,} more</p>')
+    return parts
 
 
 def _comparison(report: Report, comparison: Comparison) -> list[str]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         Score,
     )
 
+VIRTUAL_SIGN = "◆"
+"""What stands for a virtual token in a text that is shown."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -38,7 +41,7 @@ class Comparison:
 class Report:
     """Everything that was measured.
 
-    texts, template: how many texts the attention was measured on, and how they were written.
+    texts, template: the texts that the attention was measured on, and how a row is written as one.
     """
 
     base: str
@@ -46,7 +49,7 @@ class Report:
     method: str
     prompts: list[Neighbours]
     shares: list[AttentionShare]
-    texts: int
+    texts: list[str]
     template: str
     tokenizer: Any
     comparison: Comparison | None = None
@@ -54,7 +57,7 @@ class Report:
     @property
     def measured(self) -> str:
         """What the attention was measured on, in words."""
-        texts = f"{self.texts} {'text' if self.texts == 1 else 'texts'}"
+        texts = f"{len(self.texts)} {'text' if len(self.texts) == 1 else 'texts'}"
         as_is = self.template in ("{text}", "{source}")
         return texts if as_is else f"{texts}, written {self.template!r}"
 

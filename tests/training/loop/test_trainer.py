@@ -319,7 +319,7 @@ def test_predictions_come_in_the_order_of_the_examples():
         assert [float(x) for x in batched] == pytest.approx([float(x) for x in singly], abs=1e-5)
 
 
-def test_trackers_are_told(monkeypatch):
+def test_trackers_get_every_step(monkeypatch):
     from accelerate import tracking
 
     events = []

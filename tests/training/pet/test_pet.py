@@ -99,7 +99,7 @@ def test_equal_weights_are_the_mean_and_others_weigh():
 
 
 @torch.no_grad()
-def test_inlays_and_patterns_are_asked_in_one_batch_as_each_alone():
+def test_inlays_and_patterns_predict_in_one_batch_as_each_alone():
     model = zoo.fresh("llama")
     patterns = Patterns.model_validate(
         {"patterns": ["{text} it was {mask}", "all {text} {mask}"],
@@ -329,7 +329,7 @@ def test_patterns_learn_with_texts_beside_their_rows(recipe, monkeypatch):
     for name in ("pattern_models", "pet"):
         monkeypatch.setattr(sys.modules[f"inlay.training.pet.{name}"], "fit", record)
     plain = pet(recipe(), tiny.quiet(), resume=False)
-    plan = recipe(auxiliary=0.5)
+    plan = recipe(auxiliary_weight=0.5)
     result = pet(plan, tiny.quiet(), resume=False)
     assert [name for name, *_ in calls] == ["classify"] * 4 + ["auxiliary_text"] * 3 + ["classify"]
     assert calls[4] == ("auxiliary_text", 110, {"no", "yes"})
@@ -397,7 +397,7 @@ def test_recipes_that_make_no_sense(recipe, places, tmp_path):
     many = recipe(generations=3)
     refused(lambda: pet(many, tiny.quiet()), "takes 192 unlabelled texts, and there are 110",
             error=DataError)  # fmt: skip
-    reading = recipe("t5", auxiliary=0.1)
+    reading = recipe("t5", auxiliary_weight=0.1)
     refused(lambda: pet(reading, tiny.quiet()), "auxiliary loss needs a decoder or an encoder",
             error=InlayError)  # fmt: skip
     virtual = recipe(method="PTuning(length=2)")

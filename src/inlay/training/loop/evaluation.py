@@ -6,7 +6,8 @@ that has its prediction only what the score needs is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,8 +16,11 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from inlay.core.modes import evaluating
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Skipped, bad_rows
+from inlay.errors import DataError
 from inlay.tasks import Prediction, Row, Task
+from inlay.tasks.records import Record
+from inlay.tasks.usable import encode_usable
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
 from inlay.training.loop.moving import on_device
@@ -32,10 +36,14 @@ MAX_INTERNED = 1000
 """Up to so many different gold examples are kept as one object where they are equal."""
 
 
+PlainRow = Example | Mapping[str, Any] | str
+"""A row to predict: an example, its fields, or a text for a task that reads one."""
+
+
 def predict(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[PlainRow],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -47,7 +55,7 @@ def predict(
     Args:
         model: the base, on its device.
         task: bound to it.
-        data: a data set, or anything that yields examples.
+        data: a data set, or anything that yields examples, the fields of examples, or texts.
         batch_size: rows in a batch; None where `tokens` decides.
         tokens: the most tokens in a batch, padding included.
         console: where progress is shown; None for nowhere.
@@ -55,16 +63,19 @@ def predict(
 
     Returns one prediction for every example, in their order. Several processes share the work, and
     each returns everything.
+
+    Raises DataError, which names the row, for one that is neither, or that the task cannot use.
     """
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     return [prediction for _, prediction in pairs]
 
 
 def evaluate(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[Example | Mapping[str, Any]],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
@@ -77,8 +88,9 @@ def evaluate(
     scored against are kept.
     """
     collector = PredictionCollector(task)
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     for _ in collector.collect(pairs):
         pass
     return collector.score()
@@ -87,16 +99,20 @@ def evaluate(
 def predict_each(
     model: PreTrainedModel,
     task: Task,
-    data: Iterable[Example],
+    data: Iterable[PlainRow],
     *,
     batch_size: int | None = 16,
     tokens: int | None = None,
     console: Console | None = None,
     what: str = "rows",
+    bad: list[Skipped] | None = None,
 ) -> Iterator[tuple[Example, Prediction]]:
     """Yield every example with its prediction, in order, chunk by chunk; arguments as in `predict`.
 
     The model is in evaluation mode until the last pair is taken.
+
+    bad: where examples that cannot be encoded are added, which are then left out; None raises
+        DataError for them.
     """
     total = len(data) if isinstance(data, Sized) else None
     with (
@@ -104,8 +120,12 @@ def predict_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(data):
-            rows = task.encode_all(chunk)
+        remaining = chunks(examples_of(task, data))
+        for examples in remaining:
+            chunk, rows = _encode(task, examples, remaining, bad)
+            del examples
+            if not chunk:
+                continue
             results: list[RowPrediction] = []
             done = 0
             for part in predict_rows(model, task, rows, batch_size, tokens):
@@ -118,6 +138,116 @@ def predict_each(
             del rows, results
             yield from zip(chunk, predictions, strict=True)
             del chunk, predictions
+
+
+def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
+    """Rows as examples. Raises DataError for a row that is none."""
+    for number, row in enumerate(data, 1):
+        where = f"row {number}"
+        if isinstance(row, Example):
+            yield row
+        elif isinstance(row, str):
+            yield Example(task.inputs_of_text(row), where)
+        elif isinstance(row, Mapping):
+            present = {str(name): value for name, value in row.items() if value is not None}
+            yield Example(task.complete_inputs(present), where)
+        else:
+            raise DataError(
+                f"row {number} is {row!r:.60}, not a row; give a mapping of its fields, such as "
+                '{"text": "…"}, or what inlay.data.load returns'
+            )
+
+
+def record_each(
+    model: PreTrainedModel,
+    task: Task,
+    data: Iterable[PlainRow],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = 16,
+    console: Console | None = None,
+    what: str = "rows",
+) -> Iterator[tuple[Example, Record]]:
+    """Yield every example with its record, in order, chunk by chunk; arguments as in `records_of`.
+
+    The model is in evaluation mode until the last pair is taken.
+    """
+    total = len(data) if isinstance(data, Sized) else None
+    with (
+        ProgressDisplay(console or Console(quiet=True)) as display,
+        evaluating(model),
+        display.counting(f"evaluating {what}", total) as advance,
+    ):
+        for chunk in chunks(examples_of(task, data)):
+            step = None if total is None else advance
+            records = records_of(
+                model, task, chunk, temperature=temperature, batch_size=batch_size, advance=step
+            )
+            yield from zip(chunk, records, strict=True)
+            del chunk, records
+
+
+def records_of(
+    model: PreTrainedModel,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    temperature: float = 1.0,
+    batch_size: int | None = 16,
+    tokens: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Record]:
+    """A record for every example, in their order; their gold answers are not read.
+
+    The model must be in evaluation mode. Arguments as in `predict`, and:
+
+        temperature: of the task's probabilities.
+        advance: called after every batch with how many more rows are done.
+    """
+    names = task.target_fields
+    bare = [
+        Example({k: v for k, v in example.fields.items() if k not in names}, example.where)
+        for example in examples
+    ]
+    rows = [replace(row, labels=None) for row in task.encode_all(bare)]
+    records: list[Record] = [{} for _ in rows]
+    costs, windows = [len(row) for row in rows], len(rows) != len(bare)
+    for numbers in batches_by_length(costs, rows=batch_size, tokens=tokens):
+        batch = task.collate([rows[number] for number in numbers]).to(model.device)
+        for number, record in zip(numbers, task.records(model, batch, temperature), strict=True):
+            records[number] = record
+        if advance is not None and not windows:
+            advance(len(numbers))
+    if advance is not None and windows:
+        advance(len(bare))
+    return task.merge_records(rows, records, bare)
+
+
+def _encode(
+    task: Task,
+    chunk: list[Example],
+    remaining: Iterator[list[Example]],
+    bad: list[Skipped] | None,
+) -> tuple[list[Example], list[Row]]:
+    """The usable examples of a chunk, and their rows.
+
+    Args:
+        task: bound to a model.
+        chunk: the examples.
+        remaining: the chunks after it, whose bad examples an error counts too.
+        bad: as in `predict_each`.
+    """
+    if bad is not None:
+        usable = encode_usable(task.encode_some, chunk)
+        bad += usable.bad
+        return usable.examples, usable.rows
+    try:
+        return chunk, task.encode_all(chunk)
+    except DataError as error:
+        found = list(encode_usable(task.encode_some, chunk).bad)
+        for later in remaining:
+            found += encode_usable(task.encode_some, later).bad
+        raise bad_rows(found) if found else error from None
 
 
 def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:

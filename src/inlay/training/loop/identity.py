@@ -37,6 +37,7 @@ def identity(
     dev_rows: Sequence[Row],
     processes: int,
     prepared: Prepared | None = None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """The identity of a run by name, as JSON.
 
@@ -50,11 +51,13 @@ def identity(
         dev_rows: to evaluate on.
         processes: how many run side by side.
         prepared: what the methods computed from data before they were attached.
+        start: the digest of the file that the pieces start from.
     """
     facts = {
         "base": describe_base(trainable.model),
         "method": describe_method(trainable.spec),
         "prepared": None if not prepared else describe_prepared(prepared),
+        "start": start,
         "task": task.describe(),
         "data": describe_rows(rows),
         "dev": describe_rows(dev_rows),

@@ -20,6 +20,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
+from inlay.tasks.rows import have_labels
 from inlay.training.loop import checkpoint, rng
 from inlay.training.loop.checkpoint import Checkpoint
 from inlay.training.loop.evaluation import (
@@ -60,6 +61,7 @@ class TrainingLoop:
         accelerator: of this process.
         console: where progress is shown.
         prepared: what the inlay was attached with; part of the run's identity.
+        start: the digest of the file that the pieces start from; part of the run's identity.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TrainingLoop:
         accelerator: Accelerator,
         console: Console,
         prepared: Prepared | None = None,
+        start: str | None = None,
     ):
         self.model = model
         self.trainable = trainable
@@ -84,9 +87,11 @@ class TrainingLoop:
         self.accelerator = accelerator
         self.console = console
         self.prepared = prepared
+        self.start = start
         self.dev = dev
         with ProgressDisplay(console) as display:
             self.rows = encode_rows(task, data, "train", display)
+            have_labels(self.rows)  # before the first step, not in the middle of the run
             self.dev_rows = [] if dev is None else encode_rows(task, dev, "dev", display)
         self.stepper = Stepper(model, trainable, task, options, accelerator)
         costs = [len(row) for row in self.rows]
@@ -248,6 +253,7 @@ class TrainingLoop:
             dev_rows=self.dev_rows,
             processes=world,
             prepared=self.prepared,
+            start=self.start,
         )
         stored = checkpoint.read(self.folder)
         if stored is None:

@@ -213,8 +213,8 @@ class PatternModels:
         handle = attach_member(self.model, self.spec, name, recipe.seed, seed, prepared)
         options = self.fit_options(recipe.training, folder)
         options["seed"] += seed
-        if recipe.auxiliary:
-            task = AuxiliaryText(task=task, weight=recipe.auxiliary)
+        if recipe.auxiliary_weight:
+            task = AuxiliaryText(task=task, weight=recipe.auxiliary_weight)
             data = pair_with_texts(data, self.unlabelled, options["seed"])
         with rows(self.model, [handle.name]):
             fit(self.model, handle, task, data, prepared=prepared, **options)

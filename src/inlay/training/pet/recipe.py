@@ -25,17 +25,23 @@ from inlay.errors import RecipeError
 from inlay.tasks.metrics import ClassificationMetric
 from inlay.training.loop.options import Fraction, PositiveFloat, PositiveInt, Seed, Training
 from inlay.training.recipes import yaml
-from inlay.training.recipes.recipe import STRICT, Source, read, validate
+from inlay.training.recipes.recipe import STRICT, Reading, Source, read, validate
 
 
-class PetData(BaseModel):
-    """Labelled rows (`train`, which may be missing), unlabelled texts, and rows to test on."""
+class PetData(Reading):
+    """Labelled rows (`train`, which may be missing), unlabelled texts, and rows to test on.
 
-    model_config = STRICT
+    The other fields are read for every part that does not have them itself.
+    """
 
     train: Source | None = None
     unlabelled: Source
     test: Source | None = None
+
+    def parts(self) -> dict[str, Source]:
+        """The sources that there are, by part, with the fields that all parts share."""
+        sources = {"train": self.train, "unlabelled": self.unlabelled, "test": self.test}
+        return {part: s.read_as(self) for part, s in sources.items() if s is not None}
 
 
 class PetRecipe(BaseModel):
@@ -52,8 +58,8 @@ class PetRecipe(BaseModel):
     classifier: a trained "head", or the "words" of the first pattern.
     weights: of the models in their ensemble: the "accuracy" of their pattern on `train` before
         training, or "uniform".
-    auxiliary: the weight of the language model's own loss in `training`, 1e-4 in the paper: with
-        every labelled row an unlabelled text is read. An epoch is then a pass over these texts.
+    auxiliary_weight: of the language model's own loss in `training`, 1e-4 in the paper: with every
+        labelled row an unlabelled text is read. An epoch is then a pass over these texts.
     temperature: of the distillation.
     generations: how often all patterns' models are trained; above 1 it is iPET, in the paper 3.
     growth: how many times as many rows each generation is trained on.
@@ -74,7 +80,7 @@ class PetRecipe(BaseModel):
     distil: Training | None = None
     classifier: Literal["head", "words"] = "head"
     weights: Literal["accuracy", "uniform"] = "accuracy"
-    auxiliary: Fraction = 0.0
+    auxiliary_weight: Fraction = 0.0
     temperature: PositiveFloat = 2.0
     generations: PositiveInt = 1
     growth: Annotated[int, Field(ge=2)] = 5

@@ -15,18 +15,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from inlay.core import own_files
 from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
 from inlay.data.dataset import Dataset, Stream
-from inlay.data.fields import FIELDS
+from inlay.data.fields import FIELDS, RowParser
 from inlay.data.loading import load, stream
+from inlay.data.readers import FileForm
 from inlay.data.template import Template
-from inlay.errors import InlayError, RecipeError, nearest
+from inlay.errors import InlayError, RecipeError, TaskError, nearest, together
 from inlay.tasks import Task, from_spec
 from inlay.training.loop.options import PositiveInt, Seed, Training, explain
 from inlay.training.recipes import yaml
@@ -34,31 +45,43 @@ from inlay.training.recipes import yaml
 FIELDS_FROM_DATA = ("template", "demonstrations")
 """The fields of a task that its method and its training data may change."""
 
+RUN_FILES = "run_files"
+"""The key of what validation is told: whether files of one's own may be run."""
+
 STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Source(BaseModel):
-    """Where rows come from; the fields are the arguments of `inlay.data.load`."""
+class Reading(BaseModel):
+    """How rows are read; the fields are arguments of `inlay.data.load`."""
 
     model_config = STRICT
 
-    source: str
-    split: str | None = None
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | list[str]] | None = None
     template: str | dict[str, str] | None = None
-    limit: PositiveInt | None = None
-    shots: PositiveInt | None = None
-    skip_bad: bool = False
-    seed: Seed = 0
+    format: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    separator: str | None = None
 
     @field_validator("columns", "template")
     @classmethod
     def _known_columns(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name not in FIELDS:
-                raise ValueError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
+        names = value if isinstance(value, dict) else ()
+        faults = [
+            f"there is no field {name!r} to fill{nearest(name, FIELDS)}"
+            for name in names
+            if name not in FIELDS
+        ]
+        if faults:
+            raise ValueError(together(faults, "it"))
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _valid_columns(cls, value: Any) -> Any:
+        validate(lambda columns: RowParser(columns, None, ()), value)
         return value
 
     @field_validator("template")
@@ -69,26 +92,80 @@ class Source(BaseModel):
             validate(Template, template)
         return value
 
+    @property
+    def templates(self) -> dict[str, str]:
+        """The template that fills each field."""
+        if isinstance(self.template, str):
+            return {"text": self.template, "source": self.template}
+        return dict(self.template or {})
+
+    @field_validator("format")
+    @classmethod
+    def _valid_format(cls, value: str | None) -> str | None:
+        validate(lambda name: FileForm(format=name), value)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _valid_encoding(cls, value: str | None) -> str | None:
+        validate(lambda name: FileForm(encoding=name), value)
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _valid_delimiter(cls, value: str | None) -> str | None:
+        validate(lambda character: FileForm(delimiter=character), value)
+        return value
+
+
+class Source(Reading):
+    """Where rows come from; the fields are the arguments of `inlay.data.load`."""
+
+    source: str
+    split: str | None = None
+    limit: PositiveInt | None = None
+    shots: PositiveInt | None = None
+    skip_bad: bool = False
+    seed: Seed = 0
+
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
-        return load(**self.model_dump(), need=task.required_fields)
+        return load(**self.model_dump(), need=task.required_fields, check=task.check)
 
     def stream(self, task: Task) -> Dataset | Stream:
         """The rows, read as they are needed, unless a sample of them is drawn. Raises DataError."""
         if self.limit is not None or self.shots is not None:
             return self.load(task)
-        drawing = {"limit", "shots", "seed"}
-        return stream(**self.model_dump(exclude=drawing), need=task.required_fields)
+        fields = self.model_dump(exclude={"limit", "shots", "seed"})
+        return stream(**fields, need=task.required_fields, check=task.check)
+
+    def read_as(self, shared: Reading) -> Source:
+        """The same source, read as `shared` says where it says nothing itself.
+
+        Of the columns each field counts by itself.
+        """
+        own = self.model_dump()
+        common = shared.model_dump(include=set(Reading.model_fields))
+        fields = {name: value for name, value in common.items() if own[name] is None}
+        if self.columns and shared.columns:
+            fields["columns"] = {**shared.columns, **self.columns}
+        return self.model_copy(update=fields)
 
 
-class Data(BaseModel):
-    """The rows to train on (`train`), to choose the best pieces by (`dev`), and to test on."""
+class Data(Reading):
+    """The rows to train on (`train`), to choose the best pieces by (`dev`), and to test on.
 
-    model_config = STRICT
+    The other fields are read for every part that does not have them itself.
+    """
 
     train: Source
     dev: Source | None = None
     test: Source | None = None
+
+    def parts(self) -> dict[str, Source]:
+        """The sources that there are, by part, with the fields that all parts share."""
+        sources = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {part: s.read_as(self) for part, s in sources.items() if s is not None}
 
 
 class Recipe(BaseModel):
@@ -99,6 +176,8 @@ class Recipe(BaseModel):
     method: what to attach, written as in Python; None for nothing, where the base itself is
         trained (`training.base_lr`).
     name: of the inlay.
+    start: a trained inlay's file, whose pieces the training goes on from; `method` has to have
+        its methods. None for new pieces.
     task: its `kind` and fields.
     data: `train`, `dev`, `test`.
     training: the fields of `Training`.
@@ -116,6 +195,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16"] | None = None
     method: str | None = None
     name: str = "default"
+    start: str | None = None
     task: dict[str, Any]
     data: Data
     training: Training = Training()
@@ -127,9 +207,9 @@ class Recipe(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _method(cls, value: str | None) -> str | None:
+    def _method(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            validate(parse, value)
+            validate(partial(parse, run_files=_may_run_files(info)), value)
         return value
 
     @field_validator("name")
@@ -150,10 +230,10 @@ class Recipe(BaseModel):
 
     @field_validator("task")
     @classmethod
-    def _task(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _task(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "kind" not in value:
             raise ValueError("the kind of task is missing, as in {kind: generate}")
-        validate(_task_of, value)
+        validate(partial(_task_of, run_files=_may_run_files(info)), value)
         return value
 
     @model_validator(mode="after")
@@ -163,6 +243,8 @@ class Recipe(BaseModel):
                 "nothing would be trained; give a method, such as LoRA, or training.base_lr to "
                 "train the base itself"
             )
+        if self.method is None and self.start is not None:
+            raise ValueError("start is an inlay to train on from; give its method too")
         if self.ensemble > 1 and self.training.base_lr is not None:
             raise ValueError(
                 "an ensemble shares one frozen base; leave training.base_lr or ensemble out"
@@ -180,17 +262,24 @@ class Recipe(BaseModel):
         return self
 
     @staticmethod
-    def load(path: str | Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
+    def load(
+        path: str | Path | None,
+        overrides: Mapping[str, str] | None = None,
+        *,
+        run_files: bool = True,
+    ) -> Recipe:
         """Read a recipe from a file.
 
         Args:
             path: the file; None for a recipe of overrides alone.
             overrides: dotted names -> texts, such as `training.lr` -> `1e-4`. A text that is valid
                 JSON is read as JSON, any other is the value itself.
+            run_files: whether `file.py:Name`, a method or task in a file of one's own, runs that
+                file. False for a recipe that was found and that no user named.
 
         Raises RecipeError, one sentence that names the field, for whatever is wrong with it.
         """
-        return read(Recipe, path, overrides)
+        return read(Recipe, path, overrides, run_files=run_files)
 
     def dump(self) -> str:
         """The recipe as YAML, with every default; `load` reads it back."""
@@ -219,23 +308,26 @@ class Recipe(BaseModel):
         return _task_of(self.task)
 
 
-def read(kind: type[Kind], path: str | Path | None, overrides: Mapping[str, str] | None) -> Kind:
+def read(
+    kind: type[Kind],
+    path: str | Path | None,
+    overrides: Mapping[str, str] | None,
+    *,
+    run_files: bool = True,
+) -> Kind:
     """Read a recipe of this class; the rest is as in `Recipe.load`."""
     values: Any = {}
     if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-        values = yaml.read(text, str(path))
+        values = yaml.read_file(path, "the recipe")
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
     for name, value in (overrides or {}).items():
         _set(values, name, value)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={RUN_FILES: run_files})
     except ValidationError as error:
-        raise RecipeError(explain(error, kind)) from None
+        subject = "the recipe" if path is None else f"the recipe {path}"
+        raise RecipeError(explain(error, kind, subject)) from None
 
 
 def output_folder(out: str) -> Path:
@@ -245,11 +337,23 @@ def output_folder(out: str) -> Path:
     return Path(out)
 
 
-def _task_of(fields: Mapping[str, Any]) -> Task:
+def _task_of(fields: Mapping[str, Any], *, run_files: bool = True) -> Task:
     options = {name: value for name, value in fields.items() if name != "kind"}
     if "task" in options:
         raise RecipeError("there is no field 'task'; did you mean 'kind'?")
-    return from_spec({"task": fields["kind"], **options})
+    kind = fields["kind"]
+    own = own_files.split_name(kind) if isinstance(kind, str) else None
+    if own is not None:
+        path, name = own
+        if not run_files:
+            own_files.require_run(path, TaskError)
+        kind = own_files.class_in(path, name, Task, TaskError).name
+    return from_spec({"task": kind, **options})
+
+
+def _may_run_files(info: ValidationInfo) -> bool:
+    """Whether the recipe that is checked comes from a user, by a name or as an object in Python."""
+    return info.context is None or bool(info.context[RUN_FILES])
 
 
 def validate(construct: Callable[[Any], object], value: Any) -> None:

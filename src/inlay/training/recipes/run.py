@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
-from inlay.errors import RecipeError
+from inlay.errors import DataError, RecipeError, together
 from inlay.files.atomic import write_whole
+from inlay.files.format import InlayFile
 from inlay.handle import Inlay, rows
 from inlay.hub import load_base
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
+from inlay.tasks.calibration import Calibration
 from inlay.training.fit import fit
 from inlay.training.loop import checkpoint
 from inlay.training.loop.evaluation import evaluate
@@ -28,6 +30,7 @@ from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import ProgressDisplay, print_line
 from inlay.training.loop.results import Result
 from inlay.training.preparation import needs_preparation, prepare
+from inlay.training.recipes.calibrate import calibrate
 from inlay.training.recipes.ensemble import (
     EnsembleResult,
     attach_member,
@@ -35,8 +38,15 @@ from inlay.training.recipes.ensemble import (
     vote,
 )
 from inlay.training.recipes.folds import split_folds
-from inlay.training.recipes.outcome import Outcome, report_outcome, write_outcome
+from inlay.training.recipes.outcome import (
+    Outcome,
+    describe_size,
+    describe_usage,
+    report_outcome,
+    write_outcome,
+)
 from inlay.training.recipes.recipe import Recipe, output_folder
+from inlay.training.recipes.start import adopt_labels, read_start, start_from
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,7 +58,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     and meanwhile a checkpoint, from which the same recipe resumes (`resume=False` starts anew).
     Of a recipe with `folds` it runs one, `fold`; `cross_validate` runs all. Where the task reads a
     trained head, one is added to the method, and virtual tokens that no template places are placed
-    around the text. `untouched` is then the score of untrained pieces, else that of the bare base.
+    around the text. `untouched` is then the score of untrained pieces, else that of the bare base;
+    with `start` it is that of the inlay that training goes on from. Probabilities are calibrated on
+    `dev`, if there is one, and the inlay's file says so, and what base and task it is for.
     A trained base is written to the folder `base`, whole or not at all, and the inlay's file then
     fits only that base. Rows that `skip_bad` leaves out are named at the end, the first of them on
     the console and all in the log.
@@ -67,6 +79,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     main = processes().is_main_process
     console = (console or Console(stderr=True)) if main else Console(quiet=True)
     task = recipe.make_task()
+    start = read_start(recipe.start)
+    if start is not None:
+        adopt_labels(task, start)
     data = _read_data(recipe, task, console)
     if recipe.folds is not None and recipe.fold is not None:
         _set_all_labels(task, recipe, data["train"])
@@ -80,9 +95,13 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         require_full_precision(model)
     base_parameters = sum(p.numel() for p in model.parameters())
     prepared: Prepared = {}
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    if recipe.folds is not None:
+        skipping["test"] = skipping["train"]
     if needs_preparation(model, spec):
         draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
         draft.bind(model, tokenizer)
+        data = _usable(draft, data, skipping, console)
         prepared = prepare(
             model,
             spec,
@@ -95,9 +114,18 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
             console=console,
         )
     handle = attach_member(model, spec, recipe.name, recipe.seed, 0, prepared)
+    if start is not None:
+        start_from(handle, start, tokenizer)
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    context = _RunContext(recipe, out, model, task, data, console, resume, prepared)
+    of_base = base_parameters if trains_base else 0
+    parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
+    print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
+    data = _usable(task, data, skipping, console)
+    _print_skipped(data, console)
+    context = _RunContext(
+        recipe, out, model, tokenizer, task, data, console, resume, prepared, start
+    )
     untouched = context.score_untouched(handle)
     if main and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
@@ -107,21 +135,25 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         model, handle, recipe.ensemble, recipe.seed, context.train, prepared
     )
     members = [handle, *further]
+    calibrations = [context.calibrate(member) for member in members]
     outcome = Outcome(
         recipe=recipe,
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
         base=out / BASE if trains_base else None,
-        parameters=handle.count() + (base_parameters if trains_base else 0),
+        parameters=parameters,
+        saved_parameters=saved_parameters,
         base_parameters=base_parameters,
         metric=task.metric,
         untouched=untouched,
         dev=None if result.best is None else result.best.scores,
         test=test,
         training=result,
+        calibration=calibrations[0],
         ensemble=context.vote(members),
     )
     if main:
-        write_outcome(out, outcome, members, tokenizer, data)
+        usages = [describe_usage(recipe, task, tokenizer, entry) for entry in calibrations]
+        write_outcome(out, outcome, members, usages, tokenizer, data)
     processes().wait_for_everyone()  # whoever is told of the files finds them there
     report_outcome(outcome, data, console)
     return outcome
@@ -131,28 +163,32 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
 class _RunContext:
     """What all members of a run share.
 
-    recipe: the run. out: its folder. model: the base. task: bound to it. data: by part.
-    console: where progress is shown. resume: from checkpoints. prepared: of the spec.
+    recipe: the run. out: its folder. model: the base. tokenizer: its own. task: bound to it.
+    data: by part. console: where progress is shown. resume: from checkpoints. prepared: of the
+    spec. start: the file that the pieces start from, or None.
     """
 
     recipe: Recipe
     out: Path
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     data: Mapping[str, Dataset]
     console: Console
     resume: bool
     prepared: Prepared
+    start: InlayFile | None
 
     def score_untouched(self, handle: Inlay) -> dict[str, float] | None:
         """The scores on `dev` before training; see `run`."""
         has_head = any(method.has_head for method in handle.spec.methods)
-        handle.enabled = has_head or handle.virtual_tokens > 0
+        started = self.start is not None
+        handle.enabled = has_head or handle.virtual_tokens > 0 or started
         scores = self.score("dev")
         handle.enabled = True
         if scores is not None:
-            metric = self.task.metric
-            print_line(self.console, f"untouched: {metric} {scores[metric]:.4f} on dev")
+            metric, what = self.task.metric, "start" if started else "untouched"
+            print_line(self.console, f"{what}: {metric} {scores[metric]:.4f} on dev")
         return scores
 
     def score(self, part: str) -> dict[str, float] | None:
@@ -174,6 +210,8 @@ class _RunContext:
         """Train member `number`; the first has the run's own folder."""
         if number:
             print_line(self.console, f"member {number + 1} of {self.recipe.ensemble}")
+            if self.start is not None:
+                start_from(handle, self.start, self.tokenizer)
         with rows(self.model, [handle.name]):
             return fit(
                 self.model,
@@ -185,8 +223,24 @@ class _RunContext:
                 resume=self.resume,
                 console=self.console,
                 prepared=self.prepared,
+                start=None if self.start is None else self.start.header["digest"],
                 seed=self.recipe.seed + number,
                 **self.recipe.training.model_dump(),
+            )
+
+    def calibrate(self, handle: Inlay) -> Calibration | None:
+        """The temperature of a member's probabilities, fitted on `dev` where there is one."""
+        if "dev" not in self.data:
+            return None
+        training = self.recipe.training
+        with rows(self.model, [handle.name]):
+            return calibrate(
+                self.model,
+                self.task,
+                self.data["dev"],
+                self.console,
+                batch_size=training.rows,
+                tokens=training.tokens,
             )
 
     def vote(self, members: Sequence[Inlay]) -> EnsembleResult | None:
@@ -221,16 +275,52 @@ def open_base(
 
 def _read_data(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
     """The rows of every part that the recipe names."""
-    sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-    data = {}
-    for part, source in sources.items():
-        if source is not None:
-            with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
+    data: dict[str, Dataset] = {}
+    faults = []
+    for part, source in recipe.data.parts().items():
+        with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
+            try:
                 data[part] = source.load(task)
+            except DataError as error:
+                faults.append(str(error))
+    if faults:
+        raise DataError(together(faults, "the data"))
+    return data
+
+
+def _usable(
+    task: Task, data: Mapping[str, Dataset], skipping: Mapping[str, bool], console: Console
+) -> dict[str, Dataset]:
+    """The data, checked before any training, without the rows that the task cannot encode.
+
+    skipping: the parts of which such rows are left out; of others they are errors.
+
+    Raises DataError.
+    """
+    usable: dict[str, Dataset] = {}
+    faults = []
+    with ProgressDisplay(console) as display:
+        for part, dataset in data.items():
+            with display.counting(f"checking {part}", len(dataset)) as advance:
+                try:
+                    if skipping[part]:
+                        usable[part] = task.usable(dataset)
+                    else:
+                        task.encode_all(dataset, advance)
+                        usable[part] = dataset
+                except DataError as error:
+                    faults.append(str(error))
+    if faults:
+        raise DataError(together(faults, "the data"))
+    return usable
+
+
+def _print_skipped(data: Mapping[str, Dataset], console: Console) -> None:
+    """Say how many rows of each part are left out."""
     for part, dataset in data.items():
         if dataset.skipped:
-            print_line(console, f"{part}: {len(dataset.skipped)} malformed rows are left out")
-    return data
+            rows = "1 row is" if len(dataset.skipped) == 1 else f"{len(dataset.skipped)} rows are"
+            print_line(console, f"{part}: {rows} left out")
 
 
 def _set_all_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
