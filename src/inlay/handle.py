@@ -148,6 +148,11 @@ class Inlay:
         """What a file holds: `decoder.3.attn.q/0/lora/a` -> tensor, detached, sharing memory."""
         return file_format.tensors_of(self._pieces)
 
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `named_tensors` of an equal inlay returned; FileError for anything else."""
+        file = file_format.InlayFile(Path(self.name), {}, dict(tensors))
+        file_format.fill(file, self._pieces)
+
     def training_state(self) -> dict[str, Tensor]:
         """All tensors of its pieces, reparameterisations included, for checkpoints."""
         return {name: tensor.detach() for name, tensor in self._pieces.state_dict().items()}
