@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
 from inlay._version import __version__
+from inlay.budget import fit_budget
 from inlay.compile_prompt import compile_prompt
 from inlay.core.method import METHODS, Method, Preset, Sum
 from inlay.core.parse import load_entry_points, parse
 from inlay.core.site import ROLES, Site, Where
 from inlay.data.words import labels, words
+from inlay.dropping import drop_layers
 from inlay.errors import InlayError
+from inlay.fusing import fuse
 from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
@@ -40,7 +43,10 @@ __all__ = [
     "attached",
     "check",
     "compile_prompt",
+    "drop_layers",
     "fit",
+    "fit_budget",
+    "fuse",
     "labels",
     "load",
     "parse",
