@@ -6,7 +6,7 @@ import inlay
 
 NAMES = {
     "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Preset", "Site", "Sum", "Where",
-    "__version__", "attach", "attached", "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load",
+    "__version__", "ask_all", "attach", "attached", "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load",
     "parse", "rows", "tune", "words",
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
 from inlay._version import __version__
+from inlay.asking import ask_all
 from inlay.budget import fit_budget
 from inlay.compile_prompt import compile_prompt
 from inlay.core.method import METHODS, Method, Preset, Sum
@@ -39,6 +40,7 @@ __all__ = [
     "Sum",
     "Where",
     "__version__",
+    "ask_all",
     "attach",
     "attached",
     "check",

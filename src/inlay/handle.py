@@ -107,6 +107,10 @@ class Inlay:
                 lengths[stack] = lengths.get(stack, 0) + placed.piece.length
         return max(lengths.values(), default=0)
 
+    def shifts(self, stack: str) -> bool:
+        """Whether it moves the positions of the text in this stack."""
+        return self._pieces.shift(stack) > 0
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every trained parameter, each once, for an optimiser."""
         return self._pieces.trained()

@@ -145,6 +145,8 @@ class Routing:
         if len(self.bound) == 1:
             names = tuple(name for name in self.bound[0] if name in among)
             return Groups((names,), None) if names else None
+        if not any(name in among for row in self.bound for name in row):
+            return None
         key = (self.bound, batch, tuple(among))
         groups = self._cache.get(key)
         if groups is None:
