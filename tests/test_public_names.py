@@ -6,8 +6,8 @@ import inlay
 
 NAMES = {
     "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Preset", "Site", "Sum", "Where",
-    "__version__", "ask_all", "attach", "attached", "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load",
-    "parse", "rows", "tune", "words",
+    "__version__", "adapter_weights", "ask_all", "attach", "attached", "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load",
+    "parse", "prune_fusion", "rows", "tune", "words",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from inlay.core.site import ROLES, Site, Where
 from inlay.data.words import labels, words
 from inlay.dropping import drop_layers
 from inlay.errors import InlayError
-from inlay.fusing import fuse
+from inlay.fusing import adapter_weights, fuse, prune_fusion
 from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
@@ -40,6 +40,7 @@ __all__ = [
     "Sum",
     "Where",
     "__version__",
+    "adapter_weights",
     "ask_all",
     "attach",
     "attached",
@@ -52,6 +53,7 @@ __all__ = [
     "labels",
     "load",
     "parse",
+    "prune_fusion",
     "rows",
     "tune",
     "words",

@@ -143,3 +143,60 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(inlay.InlayError, match="made for another base"):
         inlay.fuse(other, {"x": path})
     assert file_format.read(path).header["name"] == "task2" and not inlay.attached(other)
+
+
+def fusion_of_three(folder: Path) -> tuple:
+    model = zoo.fresh("bert")
+    files = {f"t{seed}": adapter_file("bert", KINDS[0], seed, folder) for seed in (1, 2, 3)}
+    handle = inlay.fuse(model, files)
+    torch.manual_seed(0)
+    perturb(handle)
+    return model, handle
+
+
+def test_what_a_fusion_listens_to_by_hand(tmp_path: Path) -> None:
+    """The mean over the text; what stands in the padding counts for nothing."""
+    model, handle = fusion_of_three(tmp_path)
+    inputs = exact.batch("bert")
+    inputs["attention_mask"][0, 4:] = 0
+    weights = inlay.adapter_weights(handle, [inputs])
+    assert list(weights) == [placed.site.name for placed in handle.placed]
+    captured: list[torch.Tensor] = []
+    hook = handle.placed[1].piece.attention.register_forward_hook(
+        lambda module, args, value: captured.append(value)
+    )
+    exact.run(model, inputs)
+    hook.remove()
+    mean = captured[0][inputs["attention_mask"].bool()].mean(0)
+    place = weights[handle.placed[1].site.name]
+    torch.testing.assert_close(torch.tensor(list(place.values())), mean)
+    assert list(place) == ["t1", "t2", "t3"] and sum(place.values()) == pytest.approx(1)
+
+
+def test_pruning_keeps_the_most_used(tmp_path: Path) -> None:
+    model, handle = fusion_of_three(tmp_path)
+    weights = {p.site.name: {"t1": 0.5, "t2": 0.1, "t3": 0.4} for p in handle.placed}
+    copy = inlay.prune_fusion(handle, weights, 2)
+    assert copy.spec.names == ("t1", "t3") and copy.name == "default-keep2"
+    inputs = exact.batch("bert")
+    with inlay.rows(model, [copy.name]):
+        pruned = exact.run(model, inputs)
+    with torch.no_grad():  # the same as never choosing the second
+        for placed in handle.placed:
+            attention = placed.piece.attention
+            original = attention.forward
+
+            def without(u, outputs, original=original, attention=attention):
+                keys = outputs @ attention.key.T + attention.key_bias
+                query = u @ attention.query.T + attention.query_bias
+                scores = torch.einsum("btd,btnd->btn", query, keys)
+                scores[..., 1] = -torch.inf
+                return scores.softmax(-1)
+
+            attention.forward = without
+        with inlay.rows(model, [handle.name]):
+            torch.testing.assert_close(pruned, exact.run(model, inputs))
+    with pytest.raises(SpecError, match="has 3 adapters; keep at least 1"):
+        inlay.prune_fusion(handle, weights, 3)
+    with pytest.raises(SpecError, match="is no Fusion"):
+        inlay.prune_fusion(inlay.attach(zoo.fresh("bert"), KINDS[0]), weights, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -175,6 +175,18 @@ class Fused(OutputDelta):
             adapter.inner for adapter in adapters if isinstance(adapter, HoldsBottleneck)
         ]
         self.adapter.inner = FusedBottlenecks(bottlenecks, attention)
+
+    def take(self, other: Fused, numbers: Sequence[int]) -> None:
+        """Copy the trained part of another, and its adapters with these numbers."""
+        inner, source = self.adapter.inner, other.adapter.inner
+        assert isinstance(inner, FusedBottlenecks) and isinstance(source, FusedBottlenecks)
+        inner.attention.load_state_dict(source.attention.state_dict())
+        for bottleneck, number in zip(inner.bottlenecks, numbers, strict=True):
+            bottleneck.load_state_dict(source.bottlenecks[number].state_dict())
+        rest = {n: p for n, p in other.adapter.named_parameters() if not n.startswith("inner.")}
+        for name, parameter in self.adapter.named_parameters():
+            if name in rest:
+                parameter.detach().copy_(rest[name])
 
     @property
     def attention(self) -> AdapterAttention:
