@@ -5,9 +5,10 @@ from __future__ import annotations
 import inlay
 
 NAMES = {
-    "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Predictor", "Preset", "Site", "Sum", "Where",
-    "__version__", "attach", "attached", "check", "compile_prompt", "fit", "labels", "load",
-    "open", "parse", "rows", "tune", "words",
+    "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Predictor", "Preset",
+    "Site", "Sum", "Where", "__version__", "adapter_weights", "ask_all", "attach", "attached",
+    "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load", "open",
+    "parse", "prune_fusion", "rows", "tune", "words",
 }  # fmt: skip
 
 

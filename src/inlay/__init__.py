@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from inlay import methods as _methods  # noqa: F401  # importing the folder registers the methods
 from inlay._version import __version__
+from inlay.asking import ask_all
+from inlay.budget import fit_budget
 from inlay.compile_prompt import compile_prompt
 from inlay.core.method import METHODS, Method, Preset, Sum
 from inlay.core.parse import load_entry_points, parse
 from inlay.core.site import ROLES, Site, Where
 from inlay.data.words import labels, words
+from inlay.dropping import drop_layers
 from inlay.errors import InlayError
+from inlay.fusing import adapter_weights, fuse, prune_fusion
 from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
 
@@ -40,15 +44,21 @@ __all__ = [
     "Sum",
     "Where",
     "__version__",
+    "adapter_weights",
+    "ask_all",
     "attach",
     "attached",
     "check",
     "compile_prompt",
+    "drop_layers",
     "fit",
+    "fit_budget",
+    "fuse",
     "labels",
     "load",
     "open",
     "parse",
+    "prune_fusion",
     "rows",
     "tune",
     "words",

@@ -112,6 +112,10 @@ class Inlay:
                 lengths[stack] = lengths.get(stack, 0) + placed.piece.length
         return max(lengths.values(), default=0)
 
+    def shifts(self, stack: str) -> bool:
+        """Whether it moves the positions of the text in this stack."""
+        return self._pieces.shift(stack) > 0
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every trained parameter, each once, for an optimiser."""
         return self._pieces.trained()
@@ -152,6 +156,11 @@ class Inlay:
     def named_tensors(self) -> dict[str, Tensor]:
         """What a file holds: `decoder.3.attn.q/0/lora/a` -> tensor, detached, sharing memory."""
         return file_format.tensors_of(self._pieces)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `named_tensors` of an equal inlay returned; FileError for anything else."""
+        file = file_format.InlayFile(Path(self.name), {}, dict(tensors))
+        file_format.fill(file, self._pieces)
 
     def training_state(self) -> dict[str, Tensor]:
         """All tensors of its pieces, reparameterisations included, for checkpoints."""

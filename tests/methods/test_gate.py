@@ -17,6 +17,7 @@ from inlay.core.piece import Piece
 from inlay.errors import MergeError, PortError, SpecError, TrainingError
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error
+from inlay.methods.gate import InputGate
 from tests import zoo
 from tests.methods import exact
 
@@ -47,7 +48,7 @@ def gated(family: str, inner: inlay.Method, gate: float) -> tuple[Tensor, Tensor
     state = alone.training_state()
     merged = {key.replace("/0.", "/0.inner."): value for key, value in state.items()}
     merged |= {key: v for key, v in state.items() if key.startswith("shared.")}
-    gates = {k: v for k, v in handle.training_state().items() if k.endswith("/0.gate")}
+    gates = {k: v for k, v in handle.training_state().items() if k.endswith("/0.gate.value")}
     known = handle.training_state().keys()
     merged = {key: value for key, value in merged.items() if key in known}
     handle.load_training_state(
@@ -70,7 +71,7 @@ def test_formula() -> None:
     _, handle = exact.moved("llama", inlay.Gate(inner=inlay.LoRA(rank=2, alpha=8)))
     placed = exact.first(handle)
     inner = placed.piece.inner
-    exact.expect(placed, placed.piece.gate * 4.0 * inner.b @ inner.a)
+    exact.expect(placed, placed.piece.gate.value * 4.0 * inner.b @ inner.a)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -100,7 +101,7 @@ def test_counts_one_a_place() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_training_leaves_the_base_alone(family: str) -> None:
     _, handle = exact.train(family, inlay.Gate(inner=inlay.LoRA(rank=2)))
-    assert all(placed.piece.gate != 1 for placed in handle.placed)
+    assert all(placed.piece.gate.value != 1 for placed in handle.placed)
 
 
 def test_file(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_file(tmp_path: Path) -> None:
     handle = inlay.attach(model, spec)
     perturb(handle)
     assert {
-        "decoder.0.attn.q/0/gate/gate",
+        "decoder.0.attn.q/0/gate/gate.value",
         "decoder.0.attn.q/0/gate/inner.scale_b",
         "shared/0/gate/projections/a",
     } < handle.named_tensors().keys()
@@ -133,7 +134,6 @@ def test_spellings() -> None:
 @pytest.mark.parametrize(
     "inner",
     [
-        inlay.Prefix(length=2, mlp=None),
         inlay.Prompt(length=2),
         inlay.PTuning(length=2, encoder=None),
         inlay.Infix(length=2, mlp=None),
@@ -225,3 +225,72 @@ def test_a_gate_does_not_decay() -> None:
     groups = handle.parameter_groups()
     assert [group.weight_decay for group in groups] == [None, 0.0]
     assert len(groups[1].parameters) == len(handle.placed)
+
+
+def readings(model: object, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """What every gate that reads the input computes in one pass, in the order of the base."""
+    seen: list[Tensor] = []
+    gates = [part for part in model.modules() if isinstance(part, InputGate)]  # type: ignore[attr-defined]
+    hooks = [gate.register_forward_hook(lambda m, a, value: seen.append(value)) for gate in gates]
+    exact.run(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+READING = [
+    inlay.Gate(inner=inlay.LoRA(rank=2), reads="input"),
+    inlay.Gate(inner=inlay.Pfeiffer(bottleneck=3), reads="input"),
+    inlay.Gate(inner=inlay.Prefix(length=2, mlp=None, start=None), reads="input"),
+]
+
+
+@pytest.mark.parametrize("spec", READING, ids=repr)
+def test_a_gate_that_reads_is_a_mean_over_the_text_by_hand(spec: inlay.Method) -> None:
+    """In an encoder: padding counts for nothing, and other rows neither."""
+    model, handle = exact.moved("bert", spec)
+    x: list[Tensor] = []
+    gate = next(part for part in handle.placed[0].piece.modules() if isinstance(part, InputGate))
+    gate.register_forward_pre_hook(lambda m, a: x.append(a[0]))
+    row = exact.batch("bert", count=1)
+    value = readings(model, row)[0]
+    by_hand = (x[0].float() @ gate.weight.float() + gate.bias).sigmoid().mean()
+    torch.testing.assert_close(value.flatten(), by_hand.reshape(1), check_dtype=False)
+    assert value.shape == (1, 1, 1) and 0 < float(value) < 1
+    longer = {
+        "input_ids": torch.cat((row["input_ids"], torch.full((1, 3), 9)), 1).repeat(2, 1),
+        "attention_mask": torch.tensor([[1] * 7 + [0] * 3, [1] * 10]),
+    }
+    torch.testing.assert_close(readings(model, longer)[0][:1], value)
+
+
+@pytest.mark.parametrize("spec", READING, ids=repr)
+def test_in_a_decoder_no_gate_looks_ahead(spec: inlay.Method) -> None:
+    model, _ = exact.moved("llama", spec)
+    inputs = exact.batch("llama")
+    whole = readings(model, inputs)
+    output = exact.run(model, inputs)
+    changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    changed["input_ids"][:, 5:] = 11
+    torch.testing.assert_close(exact.run(model, changed)[:, :5], output[:, :5])
+    if isinstance(spec.inner, inlay.Prefix):  # type: ignore[attr-defined]
+        assert all(value.shape == (1,) for value in whole)
+    else:
+        assert all(value.shape == (2, 7, 1) for value in whole)
+
+
+def test_what_depends_on_the_input_is_not_merged() -> None:
+    _, handle = exact.moved("llama", READING[0])
+    with pytest.raises(MergeError, match="Gate at .* cannot be folded"):
+        handle.merge()
+
+
+def test_a_file_of_gates_that_read(tmp_path: Path) -> None:
+    model = zoo.fresh("bert")
+    handle = inlay.attach(model, inlay.UniPELT(rank=2, length=2, bottleneck=3, mlp=4))
+    perturb(handle)
+    path = handle.save(tmp_path / "unipelt.safetensors")
+    other = zoo.fresh("bert")
+    inlay.load(other, path)
+    inputs = exact.batch("bert")
+    torch.testing.assert_close(exact.run(other, inputs), exact.run(model, inputs))

@@ -17,6 +17,12 @@ def kaiming(rows: int, columns: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(rows, columns).uniform_(-1, 1) / math.sqrt(columns))
 
 
+def glorot(*shape: int) -> nn.Parameter:
+    """Uniform within ±√(6 / (rows + columns)) of the last two sizes (Glorot & Bengio, 2010)."""
+    bound = math.sqrt(6 / (shape[-2] + shape[-1]))
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+
+
 def normal(*shape: int, std: float, cut: float | None = None) -> nn.Parameter:
     """A normal distribution with that standard deviation, truncated at `cut` of them if given."""
     value = torch.empty(*shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 from inlay.blocks.bottleneck import linear
@@ -18,6 +19,11 @@ def kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x `[..., a_in · b_in]`, fp32 a and b -> `x @ torch.kron(a, b).T`, `[..., a_out · b_out]`."""
     rows = x.unflatten(-1, (a.shape[1], b.shape[1]))  # [..., a_in, b_in]
     return linear(linear(rows, b).mT, a).mT.flatten(-2)
+
+
+def sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """a `[n, p, q]`, b `[n, r, s]` -> `Σᵢ torch.kron(aᵢ, bᵢ)`, `[p · r, q · s]`."""
+    return torch.einsum("ipq,irs->prqs", a, b).flatten(2).flatten(0, 1)
 
 
 def split(size: int, factor: int | None = None) -> tuple[int, int]:

@@ -154,6 +154,7 @@ class Method(Spec):
     has_head: whether it brings the trained head of a task that reads one.
     passes:   how many forward passes over a batch a training step makes; `consistency` compares
               them.
+    size:     the field that says how large it is, such as "rank"; empty where only its places do.
     lr:       the learning rate, where that does not depend on the fields.
     paper:    the source, for tables.
     sources:  where the default of each field comes from; `lr` stands for the learning rate.
@@ -164,6 +165,7 @@ class Method(Spec):
     identity: ClassVar[bool] = False
     has_head: ClassVar[bool] = False
     passes: ClassVar[int] = 1
+    size: ClassVar[str] = ""
     lr: ClassVar[float] = 1e-3
     paper: ClassVar[str] = ""
     sources: ClassVar[Mapping[str, str]] = {}
@@ -198,6 +200,10 @@ class Method(Spec):
     def learning_rate(self) -> float:
         """The learning rate that training takes for it where none is given."""
         return self.lr
+
+    def with_size(self, steps: int) -> Self:
+        """The method in another size; a whole number of the steps that its size can have."""
+        return dataclasses.replace(self, **{self.size: steps})  # type: ignore[type-var]
 
     @property
     def needs_preparation(self) -> bool:

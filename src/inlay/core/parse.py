@@ -114,12 +114,7 @@ def _without_files(text: str, run_files: bool) -> str:
 def _encode(method: Method) -> dict[str, Any]:
     fields: dict[str, Any] = {"method": type(method).__name__}
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
-        value = getattr(method, field.name)
-        if isinstance(value, Method):
-            value = _encode(value)
-        elif isinstance(value, Where):
-            value = dataclasses.asdict(value)
-        fields[field.name] = value
+        fields[field.name] = _encode_value(getattr(method, field.name))
     return fields
 
 
@@ -127,8 +122,18 @@ def _all_methods(methods: Iterable[Method]) -> Iterator[Method]:
     """The methods, and those inside them."""
     for method in methods:
         yield method
-        values = (getattr(method, field.name) for field in dataclasses.fields(method))  # type: ignore[arg-type]
-        yield from _all_methods(value for value in values if isinstance(value, Method))
+        for field in dataclasses.fields(method):  # type: ignore[arg-type]
+            value = getattr(method, field.name)
+            values = value if isinstance(value, tuple) else (value,)
+            yield from _all_methods(entry for entry in values if isinstance(entry, Method))
+
+
+def _encode_value(value: Any) -> Any:
+    if isinstance(value, Method):
+        return _encode(value)
+    if isinstance(value, Where):
+        return dataclasses.asdict(value)
+    return [_encode_value(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def _is_method(value: Any) -> bool:
@@ -142,6 +147,8 @@ def _decode_method(value: Mapping[str, Any]) -> Method:
 def _decode(field: str, value: Any) -> Any:
     if field == "at":
         return Where(**value) if isinstance(value, Mapping) else Where.of(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_decode("", entry) for entry in value)
     return _decode_method(value) if _is_method(value) else value
 
 
@@ -177,6 +184,8 @@ def _unreadable(text: str) -> SpecError:
 def _read_value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _read_where(node, text) if node.func.id == "Where" else _read_method(node, text)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(_read_value(entry, text) for entry in node.elts)
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -171,6 +171,26 @@ class Foldable:
         """
 
 
+class HoldsBottleneck:
+    """A mixin for adapters whose trained part is one module, `[..., D] -> [..., D]`.
+
+    A fusion puts several in the place of one.
+    """
+
+    inner: nn.Module
+
+
+class TwoProjections:
+    """A mixin for pieces that narrow their input and widen it again.
+
+    A mixture draws the two projections independently of each other.
+
+    down: the names of the parameters of the first projection; all others belong to the second.
+    """
+
+    down: ClassVar[frozenset[str]]
+
+
 class ExtraKV(Piece):
     """Additional keys and values, seen by every query in the same softmax as the text's own.
 

@@ -39,6 +39,7 @@ class DoRA(Method):
     at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
 
     identity: ClassVar[bool] = True
+    size: ClassVar[str] = "rank"
     paper: ClassVar[str] = "Liu et al., ICML 2024"
     sources: ClassVar[Mapping[str, str]] = {
         "rank": "chosen, as for `LoRA`",

@@ -1,38 +1,49 @@
-"""Gate: y + g · Δ(x, y), what another method adds, times a learned scalar (Mao et al., 2022)."""
+"""Gate: y + g · Δ(x, y), what another method adds, times a learned gate (Mao et al., ACL 2022)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from inlay.blocks.bottleneck import linear
+from inlay.blocks.init import normal
 from inlay.core.context import PassContext
 from inlay.core.method import Loss, Method, ParameterGroup, Shared, Spec, sum_of
-from inlay.core.piece import Foldable, InputMap, OutputDelta, Piece
+from inlay.core.piece import ExtraKV, Foldable, InputMap, OutputDelta, Piece
 from inlay.core.site import Site
 from inlay.errors import PortError, SpecError
 from inlay.methods.lora import LoRA
+from inlay.methods.prefix import Prefix
 
 
 @dataclass(frozen=True, repr=False)
 class Gate(Method):
-    """One learned factor a place on what another method changes there: 0 is the base, 1 the method.
+    """A learned factor a place on what another method changes there: 0 is the base, 1 the method.
 
-    After Mao et al., whose gates depend on the input (and therefore cannot be merged) and sit
-    beside several methods; these can be merged wherever the inner method can.
+    reads="nothing": the factor is one number, and what is gated can be merged wherever the inner
+    method can. reads="input": it is that of UniPELT, `g = mean over tokens of σ(x w + b)`, one a
+    row, over its text alone, so that padding and other rows change nothing. In a decoder the mean
+    is that of the tokens up to each position, since the paper's, of encoders, would look ahead; a
+    prefix there, whose keys all positions share, has the gate σ(b). Around a prefix the gate
+    scales keys and values, as in the authors' code; 0 is then zeros that are attended to, not the
+    base.
 
-    inner: a method that acts on the input or output of modules, such as `LoRA` or `Houlsby`.
-    start: g at the beginning.
+    inner: a method that acts on the input or output of modules, such as `LoRA` or `Houlsby`, or
+           with extra keys and values, such as `Prefix`.
+    reads: what the gate depends on, "nothing" or "input".
+    start: g at the beginning, for reads="nothing".
     at:    follows from the inner method: its places.
     """
 
     inner: Method = field(default_factory=LoRA)
+    reads: Literal["nothing", "input"] = "nothing"
     start: float = 1.0
 
     paper: ClassVar[str] = "Mao et al., ACL 2022"
@@ -46,7 +57,9 @@ class Gate(Method):
         """Also takes over what the inner method says of itself."""
         if not isinstance(self.inner, Method):
             raise SpecError(f"Gate: inner is one method, not {self.inner!r:.60}; gate each alone")
-        for name in ("at", "identity", "has_head", "passes"):
+        if self.reads not in ("nothing", "input"):
+            raise SpecError(f'Gate: reads is "nothing" or "input", not {self.reads!r:.40}')
+        for name in ("at", "identity", "has_head", "passes", "size"):
             object.__setattr__(self, name, getattr(self.inner, name))
         if self.start == 0 and self.inner.identity:
             raise SpecError(
@@ -59,15 +72,21 @@ class Gate(Method):
         piece = self.inner.build(site, shared)
         if piece is None:
             return None
-        folds = isinstance(piece, Foldable)
-        if isinstance(piece, OutputDelta):
-            return (FoldableGatedOutput if folds else GatedOutput)(piece, self.start)
-        if isinstance(piece, InputMap):
-            return (FoldableGatedInput if folds else GatedInput)(piece, self.start)
-        raise PortError(
-            f"Gate acts on what a method changes at a module, and {type(self.inner).__name__} "
-            f"does something else at {site.name}; gate a method such as LoRA or Houlsby"
-        )
+        kind = next((k for inner, k in KINDS.items() if isinstance(piece, inner)), None)
+        if kind is None:
+            raise PortError(
+                f"Gate acts on what a method changes at a module or attends to, and "
+                f"{type(self.inner).__name__} does something else at {site.name}; gate a method "
+                "such as LoRA, Houlsby or Prefix"
+            )
+        if self.reads == "input":
+            return kind.by_input(piece, InputGate(site, isinstance(piece, ExtraKV)))
+        gate = ScalarGate(self.start)
+        return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate)
+
+    @override
+    def with_size(self, steps: int) -> Method:
+        return dataclasses.replace(self, inner=self.inner.with_size(steps))
 
     @override
     def learning_rate(self) -> float:
@@ -120,7 +139,8 @@ class Gate(Method):
     ) -> Sequence[ParameterGroup]:
         """The inner method's groups, and the gates, which do not decay."""
         groups = self.inner.parameter_groups(_inner(pieces), shared, learning_rate)
-        gates = tuple(piece.gate for piece in pieces.values() if isinstance(piece, Gated))
+        gated = [piece for piece in pieces.values() if isinstance(piece, Gated)]
+        gates = tuple(parameter for piece in gated for parameter in piece.gate.parameters())
         return [*groups, ParameterGroup(gates, learning_rate, weight_decay=0.0)]
 
     @override
@@ -134,33 +154,74 @@ class Gate(Method):
         return sum_of([dataclasses.replace(self, inner=method) for method in methods])
 
 
-Gate.examples = (Gate(inner=LoRA(rank=2)), Gate(inner=LoRA(rank=1), start=0.5))
+Gate.examples = (
+    Gate(inner=LoRA(rank=2)),
+    Gate(inner=LoRA(rank=1), start=0.5),
+    Gate(inner=LoRA(rank=2), reads="input"),
+    Gate(inner=Prefix(length=2, mlp=None, start=None), reads="input"),
+)
+
+
+class ScalarGate(nn.Module):
+    """One number, whatever the input."""
+
+    def __init__(self, start: float):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([float(start)]))  # [1]
+
+    @override
+    def forward(self, x: Tensor, owner: Piece, context: PassContext) -> Tensor:
+        """-> g `[1]`."""
+        return self.value
+
+
+class InputGate(nn.Module):
+    """`mean of σ(x w + b)` over the text of a row, in a decoder up to each position.
+
+    for_keys: whether it scales keys that all positions share.
+    """
+
+    def __init__(self, site: Site, for_keys: bool):
+        super().__init__()
+        causal = site.stack == "decoder" and site.role not in ("cross.k", "cross.v")
+        self.over = "text" if not causal else "nothing" if for_keys else "text so far"
+        reads = self.over != "nothing"
+        self.weight = normal(site.d_in, std=STD) if reads else None  # [d_in]
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    @override
+    def forward(self, x: Tensor, owner: Piece, context: PassContext) -> Tensor:
+        """x `[B, T, d_in]` -> g `[B, 1, 1]`, or `[B, T, 1]` in a decoder; `[1]` for its keys.
+
+        owner: the piece, under whose name earlier positions are kept in the cache.
+        """
+        if self.weight is None:
+            return self.bias.sigmoid()
+        scores = linear(x, self.weight[None], self.bias).sigmoid()  # [B, T, 1]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # for sums
+        length = x.shape[1]
+        if self.over == "text so far":
+            kept, _ = context.append_to_cache(owner, scores[:, None], scores[:, None, :, :0])
+            scores = kept[:, 0]
+        text = torch.ones_like(scores)
+        if context.mask is not None:
+            text = context.mask[:, -scores.shape[1] :, None].to(scores.dtype)
+        if self.over == "text":
+            return (scores * text).sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
+        return ((scores * text).cumsum(1) / text.cumsum(1).clamp(min=1))[:, -length:]
+
+
+STD = 0.02
+"""Standard deviation of the weights of a gate at the start, as in the authors' code."""
 
 
 class Gated(Piece):
-    """A piece and its gate. A file holds `gate`, and the inner piece's tensors as `inner.…`."""
+    """A piece and its gate. A file holds the gate as `gate.…`, the inner piece as `inner.…`."""
 
-    def __init__(self, inner: Piece, start: float):
+    def __init__(self, inner: Piece, gate: ScalarGate | InputGate):
         super().__init__()
         self.inner = inner
-        self.gate = nn.Parameter(torch.tensor([float(start)]))  # [1]
-
-    @override
-    def export(self) -> dict[str, Tensor]:
-        inner = {INNER + name: tensor for name, tensor in self.inner.export().items()}
-        return {"gate": self.gate.detach(), **inner}
-
-    @override
-    def resize(self, shapes: Mapping[str, torch.Size]) -> None:
-        self.inner.resize({name[len(INNER) :]: s for name, s in shapes.items() if name != "gate"})
-
-    @override
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.gate.detach().copy_(tensors["gate"])
-        self.inner.load({name[len(INNER) :]: t for name, t in tensors.items() if name != "gate"})
-
-
-INNER = "inner."
+        self.gate = gate
 
 
 class GatedOutput(Gated, OutputDelta):
@@ -168,7 +229,7 @@ class GatedOutput(Gated, OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        return self.gate.to(y.dtype) * self.inner(x, y, context)
+        return self.gate(x, self, context).to(y.dtype) * self.inner(x, y, context)
 
 
 class GatedInput(Gated, InputMap):
@@ -176,7 +237,23 @@ class GatedInput(Gated, InputMap):
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> Tensor:
-        return x + self.gate.to(x.dtype) * (self.inner(x, context) - x)
+        return x + self.gate(x, self, context).to(x.dtype) * (self.inner(x, context) - x)
+
+
+class GatedKV(Gated, ExtraKV):
+    """Keys and values, both times g."""
+
+    def __init__(self, inner: ExtraKV, gate: ScalarGate | InputGate):
+        super().__init__(inner, gate)
+        self.length, self.shift = inner.length, inner.shift
+
+    @override
+    def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
+        k, v = self.inner(x, context)
+        gate = self.gate(x, self, context).to(k.dtype)
+        if gate.dim() > 1:
+            gate = gate[:, None]  # [B, 1, 1, 1]
+        return gate * k, gate * v
 
 
 class GatedFold(Gated, Foldable):
@@ -184,9 +261,9 @@ class GatedFold(Gated, Foldable):
 
     @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        assert isinstance(self.inner, Foldable)
+        assert isinstance(self.inner, Foldable) and isinstance(self.gate, ScalarGate)
         inner_w, inner_b = self.inner.fold(w, b)
-        gate = self.gate.detach()
+        gate = self.gate.value.detach()
         bias = b if b is None or inner_b is None else b + gate * (inner_b - b)
         return w + gate * (inner_w - w), bias
 
@@ -197,6 +274,40 @@ class FoldableGatedOutput(GatedFold, GatedOutput):
 
 class FoldableGatedInput(GatedFold, GatedInput):
     """A gated piece that can be merged."""
+
+
+class InputGatedOutput(GatedOutput):
+    """A piece whose gate reads the text."""
+
+    relates_positions: ClassVar[bool] = True
+
+
+class InputGatedInput(GatedInput):
+    """A piece whose gate reads the text."""
+
+    relates_positions: ClassVar[bool] = True
+
+
+class InputGatedKV(GatedKV):
+    """A piece whose gate reads the text."""
+
+    relates_positions: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The classes of gated pieces of one kind: plain, mergeable, and with a gate that reads x."""
+
+    plain: Callable[..., Gated]
+    foldable: Callable[..., Gated]
+    by_input: Callable[..., Gated]
+
+
+KINDS: dict[type[Piece], Kind] = {
+    OutputDelta: Kind(GatedOutput, FoldableGatedOutput, InputGatedOutput),
+    InputMap: Kind(GatedInput, FoldableGatedInput, InputGatedInput),
+    ExtraKV: Kind(GatedKV, GatedKV, InputGatedKV),
+}
 
 
 def _inner(pieces: Mapping[str, Piece]) -> dict[str, Piece]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from inlay.blocks.bottleneck import Bottleneck, activation
@@ -14,7 +14,7 @@ from inlay.blocks.init import normal
 from inlay.blocks.norm import NormTwin
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
-from inlay.core.piece import OutputDelta
+from inlay.core.piece import HoldsBottleneck, OutputDelta, TwoProjections
 from inlay.core.site import Site, Where
 
 
@@ -46,6 +46,7 @@ class Houlsby(Method):
         )
     )
 
+    size: ClassVar[str] = "bottleneck"
     paper: ClassVar[str] = "Houlsby et al., ICML 2019"
     sources: ClassVar[Mapping[str, str]] = {
         "bottleneck": "the paper's fixed size for all tasks",
@@ -77,10 +78,12 @@ Houlsby.examples = (
 )
 
 
-class Sequential(OutputDelta):
+class Sequential(HoldsBottleneck, TwoProjections, OutputDelta):
     """The bottleneck and its own residual, reading the sub-layer's output."""
 
-    def __init__(self, inner: Bottleneck):
+    down = frozenset({"inner.down", "inner.down_bias"})
+
+    def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 

@@ -41,6 +41,7 @@ class Infix(Method):
     start: Literal["common"] | tuple[int, ...] = "common"
     at: Where = Where(("embed", "attn.k", "attn.v"))
 
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the middle one of the paper's 1, 10 and 20",

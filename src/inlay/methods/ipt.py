@@ -41,6 +41,7 @@ class IPT(Method):
     at: Where = Where(("embed",))
 
     lr: ClassVar[float] = 1e-2
+    size: ClassVar[str] = "code"
     paper: ClassVar[str] = "Qin et al., 2021 (IPT)"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "as for `Prompt`; the paper has 100",

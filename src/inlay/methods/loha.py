@@ -35,6 +35,7 @@ class LoHa(Method):
     at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
 
     identity: ClassVar[bool] = True
+    size: ClassVar[str] = "rank"
     paper: ClassVar[str] = "Hyeon-Woo et al., ICLR 2022"
     sources: ClassVar[Mapping[str, str]] = {
         "rank": "the default of peft",

@@ -38,6 +38,7 @@ class LoKr(Method):
     at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
 
     identity: ClassVar[bool] = True
+    size: ClassVar[str] = "rank"
     paper: ClassVar[str] = "Yeh et al., ICLR 2024"
     sources: ClassVar[Mapping[str, str]] = {
         "rank": "the default of peft",

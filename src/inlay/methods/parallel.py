@@ -14,7 +14,7 @@ from inlay.blocks.bottleneck import Bottleneck, activation
 from inlay.blocks.init import kaiming
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
-from inlay.core.piece import OutputDelta
+from inlay.core.piece import HoldsBottleneck, OutputDelta, TwoProjections
 from inlay.core.site import Site, Where
 
 
@@ -39,6 +39,7 @@ class Parallel(Method):
     at: Where = Where(("mlp",))
 
     identity: ClassVar[bool] = True
+    size: ClassVar[str] = "bottleneck"
     paper: ClassVar[str] = "He et al., ICLR 2022"
     sources: ClassVar[Mapping[str, str]] = {
         "bottleneck": "our choice, as for `Houlsby`",
@@ -66,10 +67,12 @@ Parallel.examples = (
 )
 
 
-class ScaledBottleneck(OutputDelta):
+class ScaledBottleneck(HoldsBottleneck, TwoProjections, OutputDelta):
     """The scaled bottleneck. The up-projection starts at zero, so the base is what it was."""
 
-    def __init__(self, inner: Bottleneck, spec: Parallel):
+    down = frozenset({"inner.down", "inner.down_bias"})
+
+    def __init__(self, inner: nn.Module, spec: Parallel):
         super().__init__()
         self.inner = inner
         self.fixed = spec.scale

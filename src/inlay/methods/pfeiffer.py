@@ -13,7 +13,7 @@ from inlay.blocks.bottleneck import Bottleneck, activation
 from inlay.blocks.init import normal
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive, positive_int, require_site
-from inlay.core.piece import OutputDelta, Reference
+from inlay.core.piece import HoldsBottleneck, OutputDelta, Reference, TwoProjections
 from inlay.core.site import Site, Where
 from inlay.errors import SpecError
 
@@ -36,6 +36,7 @@ class Pfeiffer(Method):
     act: str = "relu"
     at: Where = Where(("block",))
 
+    size: ClassVar[str] = "bottleneck"
     paper: ClassVar[str] = "Pfeiffer et al., EACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "bottleneck": "the paper: a sixteenth of the hidden width",
@@ -66,10 +67,12 @@ class Pfeiffer(Method):
 Pfeiffer.examples = (Pfeiffer(bottleneck=4),)
 
 
-class Renormed(OutputDelta):
+class Renormed(HoldsBottleneck, TwoProjections, OutputDelta):
     """The bottleneck; with a norm, the sum is normalised anew."""
 
-    def __init__(self, inner: Bottleneck, norm: nn.Module | None):
+    down = frozenset({"inner.down", "inner.down_bias"})
+
+    def __init__(self, inner: nn.Module, norm: nn.Module | None):
         super().__init__()
         self.inner = inner
         self._norm = None if norm is None else Reference(norm)

@@ -42,6 +42,7 @@ class Prefix(Method):
     shifts: bool = False
     at: Where = Where(("attn.kv", "cross.kv?"))
 
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Li & Liang, ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: longer ones gain nothing on table-to-text",

@@ -36,6 +36,7 @@ class Prompt(Method):
     at: Where = Where(("embed",))
 
     lr: ClassVar[float] = 1e-2
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Lester et al., EMNLP 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: little to gain beyond 20 (section 3.2); on a small T5 50 were better "

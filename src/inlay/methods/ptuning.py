@@ -43,6 +43,7 @@ class PTuning(Method):
     start: Words | None = None
     at: Where = Where(("embed",))
 
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Liu et al., 2021 (GPT Understands, Too)"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper's template for LAMA, three times three",

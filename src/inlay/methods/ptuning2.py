@@ -34,6 +34,7 @@ class PTuningV2(Method):
     dropout: float = 0.0
     at: Where = Where(("attn.kv",))
 
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Liu et al., ACL 2022"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "the paper: below 20 for simple classification, about 100 for tagging (section "

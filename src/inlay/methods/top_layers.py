@@ -68,6 +68,7 @@ class TopLayers(Method):
 
     identity: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-4
+    size: ClassVar[str] = "layers"
     paper: ClassVar[str] = "Li and Liang, ACL 2021 (FT-Top2)"
     sources: ClassVar[Mapping[str, str]] = {
         "layers": "the baseline FT-Top2 of the prefix-tuning paper",

@@ -35,6 +35,7 @@ class VeRA(Method):
 
     identity: ClassVar[bool] = True
     lr: ClassVar[float] = 4e-3
+    size: ClassVar[str] = "rank"
     paper: ClassVar[str] = "Kopiczko et al., ICLR 2024"
     sources: ClassVar[Mapping[str, str]] = {
         "rank": "the paper's for RoBERTa-large, and the default of peft",

@@ -44,6 +44,7 @@ class WARP(Method):
 
     has_head: ClassVar[bool] = True
     lr: ClassVar[float] = 1e-3
+    size: ClassVar[str] = "length"
     paper: ClassVar[str] = "Hambardzumyan et al., ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "length": "our choice; the paper's runs on GLUE have up to 20",
@@ -83,7 +84,7 @@ class WARP(Method):
         if self.start is not None:
             return embeddings(self, site, self.start)
         table = site.weight().float()
-        noise = torch.randn(self.length, site.d_out).to(table.device)
+        noise = torch.randn(self.length, site.d_out, device="cpu").to(table.device)
         return table.mean(0) + table.std(0) * noise
 
 

@@ -286,6 +286,8 @@ class Routing:
         if len(self.bound) == 1:
             names = tuple(name for name in self.bound[0] if name in among)
             return Groups((names,), None) if names else None
+        if not any(name in among for row in self.bound for name in row):
+            return None
         compiling = torch.compiler.is_compiling()
         groups = self._spread(batch, among) if compiling else self._kept(batch, among)
         return groups if any(groups.names) else None

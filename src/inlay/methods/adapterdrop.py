@@ -1,0 +1,182 @@
+"""AdapterDrop: no adapter below layer k, k drawn for each batch (Rücklé et al., EMNLP 2021, 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from inlay.core.context import PassContext
+from inlay.core.method import Loss, Method, ParameterGroup, Shared
+from inlay.core.piece import Foldable, OutputDelta, Piece
+from inlay.core.site import Site
+from inlay.errors import PortError, SpecError
+from inlay.methods.pfeiffer import Pfeiffer
+
+
+@dataclass(frozen=True, repr=False)
+class AdapterDrop(Method):
+    """Trains another method so that its lowest layers can be left out later (the robust variant).
+
+    In training each batch draws k and leaves out the pieces of the layers below it, which makes
+    the step shorter as well. The file is that of the inner method, with all of its layers;
+    `inlay.drop_layers(handle, k)` leaves out the lowest k for use. To train for one k only (the
+    specialised variant) give the inner method the other layers: `at=Where(roles, layers=...)`.
+
+    inner: a method that adds to the output of modules: `Pfeiffer`, `Houlsby`, `Parallel`, `LoRA`.
+    most:  the largest k; None for all layers but the last.
+    at:    follows from the inner method: its places.
+    """
+
+    inner: Method = field(default_factory=Pfeiffer)
+    most: int | None = None
+
+    paper: ClassVar[str] = "Rücklé et al., EMNLP 2021"
+    sources: ClassVar[Mapping[str, str]] = {"lr": "that of the inner method"}
+
+    @override
+    def check(self) -> None:
+        """Also takes over what the inner method says of itself."""
+        if not isinstance(self.inner, Method):
+            raise SpecError(
+                f"AdapterDrop: inner is one method, not {self.inner!r:.60}; wrap each alone"
+            )
+        if self.most is not None and (not isinstance(self.most, int) or self.most < 1):
+            raise SpecError(f"AdapterDrop: most is a number of layers, not {self.most!r:.40}")
+        for name in ("at", "identity", "passes", "size"):
+            object.__setattr__(self, name, getattr(self.inner, name))
+
+    @override
+    def build(self, site: Site, shared: Shared) -> Piece | None:
+        piece = self.inner.build(site, shared)
+        if piece is None:
+            return None
+        if not isinstance(piece, OutputDelta):
+            raise PortError(
+                f"AdapterDrop leaves out what a method adds at modules, and "
+                f"{type(self.inner).__name__} does something else at {site.name}; wrap an adapter "
+                "such as Pfeiffer"
+            )
+        depth = 1 + max((s.layer for s in shared.sites if s.layer is not None), default=0)
+        most = depth - 1 if self.most is None else self.most
+        kind = FoldableDropped if isinstance(piece, Foldable) else Dropped
+        return kind(piece, site.layer, most)
+
+    @override
+    def with_size(self, steps: int) -> AdapterDrop:
+        return dataclasses.replace(self, inner=self.inner.with_size(steps))
+
+    @override
+    def learning_rate(self) -> float:
+        return self.inner.learning_rate()
+
+    @property
+    @override
+    def needs_preparation(self) -> bool:
+        return self.inner.needs_preparation
+
+    @property
+    @override
+    def has_penalty(self) -> bool:
+        return self.inner.has_penalty
+
+    @property
+    @override
+    def has_schedule(self) -> bool:
+        return self.inner.has_schedule
+
+    @override
+    def prepare(
+        self, base: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Loss]
+    ) -> Mapping[str, Tensor]:
+        return self.inner.prepare(base, sites, batches)
+
+    @override
+    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
+        self.inner.finish(_inner(pieces), shared)
+
+    @override
+    def penalty(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]
+    ) -> Tensor | None:
+        return self.inner.penalty(_inner(pieces), shared)
+
+    @override
+    def consistency(self, divergence: Tensor) -> Tensor:
+        return self.inner.consistency(divergence)
+
+    @override
+    def after_step(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
+    ) -> None:
+        self.inner.after_step(_inner(pieces), shared, progress)
+
+    @override
+    def parameter_groups(
+        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
+    ) -> Sequence[ParameterGroup]:
+        return self.inner.parameter_groups(_inner(pieces), shared, learning_rate)
+
+    @override
+    def exported(self) -> Method:
+        """The inner method: nothing is drawn when it is used."""
+        return self.inner.exported()
+
+
+AdapterDrop.examples = (
+    AdapterDrop(inner=Pfeiffer(bottleneck=4)),
+    AdapterDrop(inner=Pfeiffer(bottleneck=3), most=1),
+)
+
+
+class Dropped(OutputDelta):
+    """A piece that does not act in training passes that draw a k above its layer."""
+
+    draws: ClassVar[bool] = True
+
+    def __init__(self, inner: OutputDelta, layer: int | None, most: int):
+        super().__init__()
+        self.inner = inner
+        self.layer = layer
+        self.most = most
+
+    @override
+    def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        if self.training and self.layer is not None and self.layer < self.drawn(context):
+            return y.new_zeros(()).expand_as(y)
+        return self.inner.delta(x, y, context)
+
+    def drawn(self, context: PassContext) -> int:
+        """k, the same for all layers of a stack and for all rows of a batch."""
+        generator = context.generator("adapterdrop")
+        return int(torch.randint(self.most + 1, (), generator=generator))
+
+    @override
+    def export(self) -> dict[str, Tensor]:
+        return self.inner.export()
+
+    @override
+    def resize(self, shapes: Mapping[str, torch.Size]) -> None:
+        self.inner.resize(
+            {n.removeprefix("inner."): s for n, s in shapes.items() if n.startswith("inner.")}
+        )
+
+
+class FoldableDropped(Foldable, Dropped):
+    """A piece that can be merged, with all layers."""
+
+    @override
+    def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert isinstance(self.inner, Foldable)
+        return self.inner.fold(w, b)
+
+
+def _inner(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+    """The pieces of the inner method."""
+    return {name: piece.inner for name, piece in pieces.items() if isinstance(piece, Dropped)}

@@ -1,0 +1,202 @@
+"""AdapterFusion, exactly: attention over frozen adapters in the place of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import inlay
+from inlay.core.parse import from_json, parse, to_json
+from inlay.errors import PortError, SpecError
+from inlay.files import format as file_format
+from inlay.laws.case import perturb
+from tests import zoo
+from tests.methods import exact
+
+FAMILIES = ["bert", "llama", "t5"]
+KINDS = [
+    inlay.Pfeiffer(bottleneck=3, std=0.3),
+    inlay.Houlsby(bottleneck=3, std=0.3, at=("attn", "mlp")),
+    inlay.Parallel(bottleneck=3, scale=2.0),
+]
+
+
+def adapter_file(family: str, adapter: inlay.Method, seed: int, folder: Path) -> Path:
+    """A file of an adapter whose parameters are random."""
+    model = zoo.fresh(family)
+    handle = inlay.attach(model, adapter, name=f"task{seed}")
+    torch.manual_seed(seed)
+    perturb(handle)
+    return handle.save(folder / f"task{seed}.safetensors")
+
+
+def outputs(family: str, path: Path) -> torch.Tensor:
+    model = zoo.fresh(family)
+    inlay.load(model, path)
+    return exact.run(model, exact.batch(family))
+
+
+def set_values_to_identity(handle: inlay.Inlay) -> None:
+    for placed in handle.placed:
+        value = placed.piece.attention.value
+        value.data.copy_(torch.eye(len(value)))
+
+
+@pytest.mark.parametrize("adapter", KINDS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_adapter_and_an_identity_are_that_adapter(
+    family: str, adapter: inlay.Method, tmp_path: Path
+) -> None:
+    path = adapter_file(family, adapter, 1, tmp_path)
+    model = zoo.fresh(family)
+    handle = inlay.fuse(model, {"only": path})
+    set_values_to_identity(handle)
+    output = exact.run(model, exact.batch(family))
+    torch.testing.assert_close(output, outputs(family, path), rtol=1e-5, atol=1e-5)
+
+
+def test_by_hand() -> None:
+    adapters = (inlay.Houlsby(bottleneck=3, at=("mlp",)), inlay.Houlsby(bottleneck=5, at=("mlp",)))
+    _, handle = exact.moved("llama", inlay.Fusion(adapters=adapters))
+    piece = handle.placed[0].piece.double()
+    attention, y = piece.attention, torch.randn(2, 5, 32).double()
+    z = torch.stack([part(y) for part in piece.adapter.inner.bottlenecks], -2)
+    q = y @ attention.query.T + attention.query_bias
+    k = z @ attention.key.T + attention.key_bias
+    alpha = torch.softmax(torch.einsum("bte,btne->btn", q, k), -1)
+    expected = torch.einsum("btn,btne->bte", alpha, z @ attention.value)
+    torch.testing.assert_close(piece.delta(y, y, None), expected)
+    weights = attention(y, z)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5).double())
+
+
+def test_their_order_does_not_matter(tmp_path: Path) -> None:
+    paths = {f"t{seed}": adapter_file("bert", KINDS[0], seed, tmp_path) for seed in (1, 2, 3)}
+    results = []
+    for names in (["t1", "t2", "t3"], ["t3", "t1", "t2"]):
+        model = zoo.fresh("bert")
+        torch.manual_seed(0)
+        inlay.fuse(model, {name: paths[name] for name in names})
+        results.append(exact.run(model, exact.batch("bert")))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_only_the_attention_learns_and_the_file_needs_no_other(tmp_path: Path) -> None:
+    paths = {f"t{seed}": adapter_file("llama", KINDS[0], seed, tmp_path) for seed in (1, 2)}
+    model = zoo.fresh("llama")
+    handle = inlay.fuse(model, paths, name="both")
+    frozen = {n: t.clone() for n, t in handle.named_tensors().items() if "bottlenecks" in n}
+    width = 32
+    assert handle.count() == len(handle.placed) * (3 * width**2 + 2 * width)
+    optimiser = torch.optim.AdamW(handle.parameters(), lr=1e-2)
+    inputs = exact.batch("llama")
+    for _ in range(3):
+        (model(**inputs).logits.logsumexp(-1).mean() + handle.penalty()).backward()
+        optimiser.step()
+        handle.after_step(1.0)
+    tensors = handle.named_tensors()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in frozen.items())
+    path = handle.save(tmp_path / "fusion.safetensors")
+    for source in paths.values():
+        source.unlink()
+    other = zoo.fresh("llama")
+    assert inlay.load(other, path).spec == handle.spec
+    torch.testing.assert_close(exact.run(other, inputs), exact.run(model, inputs))
+
+
+def test_penalty_by_hand(tmp_path: Path) -> None:
+    _, handle = exact.moved("llama", inlay.Fusion.examples[0])
+    values = [placed.piece.attention.value.detach() for placed in handle.placed]
+    expected = 0.01 * sum(float((torch.eye(32) - v).pow(2).sum()) for v in values)
+    assert float(handle.penalty().detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_spellings() -> None:
+    spec = inlay.Fusion(
+        adapters=(inlay.Pfeiffer(bottleneck=3), inlay.Pfeiffer(bottleneck=4)), names=("a", "b")
+    )
+    assert from_json(to_json(spec)) == spec
+    assert parse(repr(spec)) == spec
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="2 adapters need as many names"):
+        inlay.Fusion(names=("one",))
+    with pytest.raises(SpecError, match="a name of its own"):
+        inlay.Fusion(names=("same", "same"))
+    with pytest.raises(SpecError, match="of one kind and in the same places"):
+        inlay.Fusion(adapters=(inlay.Pfeiffer(), inlay.Parallel()))
+    with pytest.raises(PortError, match="Fusion attends over bottlenecks, and LoRA"):
+        inlay.attach(
+            zoo.fresh("llama"), inlay.Fusion(adapters=(inlay.LoRA(rank=2), inlay.LoRA(rank=2)))
+        )
+    lora = adapter_file("llama", inlay.LoRA(rank=2) + inlay.BitFit(), 1, tmp_path)
+    with pytest.raises(SpecError, match="holds 2 methods"):
+        inlay.fuse(zoo.fresh("llama"), {"x": lora})
+    path = adapter_file("llama", KINDS[0], 2, tmp_path)
+    other = zoo.fresh("llama")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    with pytest.raises(inlay.InlayError, match="made for another base"):
+        inlay.fuse(other, {"x": path})
+    assert file_format.read(path).header["name"] == "task2" and not inlay.attached(other)
+
+
+def fusion_of_three(folder: Path) -> tuple:
+    model = zoo.fresh("bert")
+    files = {f"t{seed}": adapter_file("bert", KINDS[0], seed, folder) for seed in (1, 2, 3)}
+    handle = inlay.fuse(model, files)
+    torch.manual_seed(0)
+    perturb(handle)
+    return model, handle
+
+
+def test_what_a_fusion_listens_to_by_hand(tmp_path: Path) -> None:
+    """The mean over the text; what stands in the padding counts for nothing."""
+    model, handle = fusion_of_three(tmp_path)
+    inputs = exact.batch("bert")
+    inputs["attention_mask"][0, 4:] = 0
+    weights = inlay.adapter_weights(handle, [inputs])
+    assert list(weights) == [placed.site.name for placed in handle.placed]
+    captured: list[torch.Tensor] = []
+    hook = handle.placed[1].piece.attention.register_forward_hook(
+        lambda module, args, value: captured.append(value)
+    )
+    exact.run(model, inputs)
+    hook.remove()
+    mean = captured[0][inputs["attention_mask"].bool()].mean(0)
+    place = weights[handle.placed[1].site.name]
+    torch.testing.assert_close(torch.tensor(list(place.values())), mean)
+    assert list(place) == ["t1", "t2", "t3"] and sum(place.values()) == pytest.approx(1)
+
+
+def test_pruning_keeps_the_most_used(tmp_path: Path) -> None:
+    model, handle = fusion_of_three(tmp_path)
+    weights = {p.site.name: {"t1": 0.5, "t2": 0.1, "t3": 0.4} for p in handle.placed}
+    copy = inlay.prune_fusion(handle, weights, 2)
+    assert copy.spec.names == ("t1", "t3") and copy.name == "default-keep2"
+    inputs = exact.batch("bert")
+    with inlay.rows(model, [copy.name]):
+        pruned = exact.run(model, inputs)
+    with torch.no_grad():  # the same as never choosing the second
+        for placed in handle.placed:
+            attention = placed.piece.attention
+            original = attention.forward
+
+            def without(u, outputs, original=original, attention=attention):
+                keys = outputs @ attention.key.T + attention.key_bias
+                query = u @ attention.query.T + attention.query_bias
+                scores = torch.einsum("btd,btnd->btn", query, keys)
+                scores[..., 1] = -torch.inf
+                return scores.softmax(-1)
+
+            attention.forward = without
+        with inlay.rows(model, [handle.name]):
+            torch.testing.assert_close(pruned, exact.run(model, inputs))
+    with pytest.raises(SpecError, match="has 3 adapters; keep at least 1"):
+        inlay.prune_fusion(handle, weights, 3)
+    with pytest.raises(SpecError, match="is no Fusion"):
+        inlay.prune_fusion(inlay.attach(zoo.fresh("bert"), KINDS[0]), weights, 1)
