@@ -290,11 +290,11 @@ class Routing:
             groups = self._spread(batch, among)
             return groups if any(groups.names) else None
         key = (self.bound, batch, tuple(among))
-        groups = self._cache.get(key)
-        if groups is None:
+        if key not in self._cache:
             if len(self._cache) > 256:
                 self._cache.clear()
-            groups = self._cache[key] = self._spread(batch, among)
+            self._cache[key] = self._spread(batch, among)
+        groups = self._cache[key]
         return groups if any(groups.names) else None
 
     def times(self, batch: int) -> int:

@@ -89,7 +89,7 @@ def note_length(cache: Cache) -> None:
     """Note after a pass that a static cache holds positions."""
     if torch.compiler.is_compiling():
         return
-    length = cache.get_seq_length()
+    length: Any = cache.get_seq_length()  # a tensor in a static cache
     if isinstance(length, Tensor):
         setattr(cache, LENGTH_NOTED, _version(length))
 
