@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Stack:
             are inserted after it.
     position_start: the position id of a text's first token.
     window: how many positions back a block sees, where some block sees fewer than all; else None.
+    beside_ids: see `Layout`; what a pass without ids needs besides the embeddings.
     """
 
     name: str
@@ -47,6 +49,11 @@ class Stack:
     keeps_first: bool
     position_start: int
     window: int | None
+    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
+
+    def looked_up(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a pass without these ids `[B, T]` needs besides their embeddings, by argument."""
+        return {} if self.beside_ids is None else self.beside_ids(self.module, ids)
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""

@@ -19,11 +19,12 @@ from inlay.architectures.logits import plain_logits
 class Sub:
     """A sub-layer of a block.
 
-    enter: path of the module whose input is x, the residual stream that the sub-layer reads.
+    enter: path of the module whose input is x, the residual stream that the sub-layer reads; or
+           several, of which the first that exists counts.
     leave: path of the module whose output is y, which is added to the residual stream.
     """
 
-    enter: str
+    enter: str | tuple[str, ...]
     leave: str
 
 
@@ -34,7 +35,9 @@ class Fused:
     path:     path of the module that holds the matrix.
     index:    which of the projections it is, counted from 0.
     count:    how many projections the matrix holds.
-    per_head: the matrix holds q, k and v of the first head, then of the second, … (GPT-NeoX).
+    per_head: the matrix holds, for each key-value head, its queries, its key and its value: with as
+              many heads for queries as for keys q, k and v of the first head, of the second, …
+              (GPT-NeoX, BLOOM), with one key-value head all queries, the key, the value (Falcon).
     grouped:  q comes first and is `num_key_value_groups` times as wide as k and v.
     """
 
@@ -45,7 +48,33 @@ class Fused:
     grouped: bool = False
 
 
-Place = str | tuple[str, ...] | Sub | Fused
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of all experts of a mixture, each a slice of one fused parameter.
+
+    path:      path of the module that holds the parameters and computes all experts.
+    parameter: name of its parameter `[E, d_out, d_in]`; its bias is called `…_bias`.
+    index, count: which of the projections that share each expert's matrix it is, and of how many;
+               gate and up projection lie one behind the other, or interleaved.
+    """
+
+    path: str
+    parameter: str
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A projection inside a module that goes on from there: a router, whose output is its choice.
+
+    path: path of the module that holds the matrix and multiplies by it in its forward.
+    """
+
+    path: str
+
+
+Place = str | tuple[str, ...] | Sub | Fused | Experts | Inner
 """Where a part is: a path, several paths of which the first that exists counts, or one of the
 classes above. Paths are dotted module names."""
 
@@ -68,6 +97,12 @@ class Layout:
     causal: a position sees only the positions before it.
     keeps_first: the first position stays the first one, because heads read it (`[CLS]`); prompts
             are inserted after it.
+    streams: the blocks hand on several streams of hidden states, `[S, B, T, D]`, so that their
+            outputs are no place (Gemma 3n).
+    beside_ids: (stack, ids `[B, T]`) -> what else the stack looks up by ids, as its own arguments;
+            None where its embeddings are all. An id that no table has is a position without one.
+    by_layer: the layouts of the single blocks, where the stack has blocks of several kinds; only
+            what they say of a block counts.
     """
 
     stack: str
@@ -83,6 +118,13 @@ class Layout:
     head_width: str = "head_dim"
     causal: bool = True
     keeps_first: bool = False
+    streams: bool = False
+    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
+    by_layer: tuple[Layout, ...] = ()
+
+    def of_block(self, number: int) -> Layout:
+        """The layout of one block."""
+        return self.by_layer[number] if self.by_layer else self
 
 
 def from_zero(config: PreTrainedConfig) -> int:

@@ -80,4 +80,5 @@ def _stack(backbone: nn.Module, layout: Layout, family: Family, *, reads_encoder
         keeps_first=layout.keeps_first and not causal,
         position_start=family.position_start(config),
         window=sliding_window(config),
+        beside_ids=layout.beside_ids,
     )

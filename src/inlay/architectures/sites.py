@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from inlay.architectures.chart import Stack
 from inlay.architectures.config import hidden_width
-from inlay.architectures.layout import Fused, Layout, Place, Sub
+from inlay.architectures.layout import Experts, Fused, Inner, Layout, Place, Sub
 from inlay.architectures.paths import submodule
-from inlay.core.site import Part, Site, stored_transposed
+from inlay.core.site import Expert, Part, Site, stored_transposed
+
+LATENT_WIDTHS = ("qk_head_dim", "v_head_dim")
+"""The attributes under which latent attention keeps the widths of its keys and of its values."""
+
+FUSED_IN_KERNELS = ("mixer.x", "mixer.out")
+"""Projections of a mixer whose matrices fused kernels read without calling their modules."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,13 @@ def stack_sites(stack: Stack, layout: Layout, outer: Outer, takes_keys: bool) ->
         norm = submodule(stack.module, path)
         if norm is not None and _is_norm(norm):
             yield _norm_site(f"{stack.name}.{role}", role, norm, stack.name, None)
+    known: set[tuple[object, ...]] = set()
     for number, block in enumerate(stack.layers):
-        yield from _Block(stack, layout, number, block, takes_keys).sites()
+        for site in _Block(stack, layout.of_block(number), number, block, takes_keys).sites():
+            place = (id(site.host), site.role, site.part, site.expert)
+            if place not in known:  # blocks may share modules, which have one place then (Zamba)
+                known.add(place)
+                yield site
     if outer.final is not None:
         yield _final_site(stack, layout, outer.final)
 
@@ -82,10 +93,8 @@ class _Block:
 
     def _width(self) -> int:
         """D, the width of the hidden states in this block: what its first projection reads."""
-        for role in ("attn.q", "mlp.up"):
-            place = self.layout.block.get(role)
-            site = None if place is None else self._projection(role, place)
-            if site is not None:
+        for role in ("attn.q", "attn.qkv", "mixer.in", "mlp.up"):
+            for site in self._projections(role):
                 return site.d_in
         return hidden_width(self.stack.config)
 
@@ -96,12 +105,11 @@ class _Block:
             if site is not None:
                 yield site
         for role, place in self.layout.block.items():
-            site = self._site(role, place)
-            if site is not None:
-                yield site
+            yield from self._sites(role, place)
         closing = self.layout.closing_norm
         norm = submodule(self.block, closing) if closing else None
-        yield self._whole("block", norm or self.block, norm=norm)
+        if not self.layout.streams:
+            yield self._whole("block", norm or self.block, norm=norm)
 
     def _attention(self, side: str) -> nn.Module | None:
         """The module that computes self-attention ("attn") or cross-attention ("cross")."""
@@ -111,14 +119,11 @@ class _Block:
 
     def _kv_site(self, side: str) -> Site | None:
         """The site of an attention's extra keys and values."""
-        attention, place = self._attention(side), self.layout.block.get(f"{side}.k")
-        if attention is None or place is None:
+        attention = self._attention(side)
+        shape = None if attention is None else self._kv_shape(side, attention)
+        if attention is None or shape is None:
             return None
-        keys = self._projection(f"{side}.k", place)
-        if keys is None:
-            return None
-        head_dim = int(getattr(attention, self.layout.head_width))
-        heads = keys.d_out // head_dim
+        heads, head_dim, value_dim = shape
         role = f"{side}.kv"
         return Site(
             f"{self.name}.{role}",
@@ -130,21 +135,47 @@ class _Block:
             self.number,
             heads=heads,
             head_dim=head_dim,
+            value_dim=value_dim,
         )
 
-    def _site(self, role: str, place: Place) -> Site | None:
-        """The site of one entry of `Layout.block`; None where this block has no such module."""
+    def _kv_shape(self, side: str, attention: nn.Module) -> tuple[int, int, int] | None:
+        """Key-value heads, width of their keys, width of their values; None where not known."""
+        keys = self._projections(f"{side}.k")
+        values = self._projections(f"{side}.v") or keys  # where keys are values as well (Gemma 4)
+        if keys:
+            head_dim = int(getattr(attention, self.layout.head_width))
+            heads = keys[0].d_out // head_dim
+            return heads, head_dim, values[0].d_out // heads
+        queries = self._projections(f"{side}.q_b") or self._projections(f"{side}.q")
+        if not queries or not self._projections(f"{side}.kv_b"):
+            return None
+        # latent attention: every query has a key and a value of its own, of different widths
+        head_dim, value_dim = (vars(attention).get(name) for name in LATENT_WIDTHS)
+        if not head_dim or not value_dim:
+            return None
+        return queries[0].d_out // head_dim, head_dim, value_dim
+
+    def _sites(self, role: str, place: Place) -> list[Site]:
+        """The sites of one entry of `Layout.block`; none where this block has no such module."""
         if isinstance(place, Sub):
-            enter, leave = submodule(self.block, place.enter), submodule(self.block, place.leave)
+            entries = (place.enter,) if isinstance(place.enter, str) else place.enter
+            enter, leave = self._first(entries), submodule(self.block, place.leave)
             if enter is None or leave is None:
-                return None
-            return self._whole(role, leave, enter=enter)
+                return []
+            return [self._whole(role, leave, enter=enter)]
+        if isinstance(place, Experts):
+            return self._experts(role, place)
         if isinstance(place, str) and role.startswith("norm."):
             norm = submodule(self.block, place)
             if norm is None or not _is_norm(norm):
-                return None
-            return _norm_site(f"{self.name}.{role}", role, norm, self.stack.name, self.number)
+                return []
+            return [_norm_site(f"{self.name}.{role}", role, norm, self.stack.name, self.number)]
         return self._projection(role, place)
+
+    def _first(self, paths: Iterable[str]) -> nn.Module | None:
+        """The first module of the block that exists."""
+        modules = (submodule(self.block, path) for path in paths)
+        return next((module for module in modules if module is not None), None)
 
     def _whole(
         self,
@@ -157,41 +188,86 @@ class _Block:
         name, width, stack = f"{self.name}.{role}", self.width, self.stack.name
         return Site(name, role, host, width, width, stack, self.number, enter=enter, norm=norm)
 
-    def _projection(self, role: str, place: Place) -> Site | None:
-        """The site of a projection; None where this block has no such module."""
-        assert not isinstance(place, Sub)
-        if isinstance(place, Fused):
+    def _projections(self, role: str) -> list[Site]:
+        """The site of a projection by its role; none where the block has none."""
+        place = self.layout.block.get(role)
+        return [] if place is None else self._projection(role, place)
+
+    def _projection(self, role: str, place: Place) -> list[Site]:
+        """The site of a projection; none where this block has no such module."""
+        assert not isinstance(place, Sub | Experts)
+        if isinstance(place, Fused | Inner):
             host = submodule(self.block, place.path)
         else:
-            paths = (place,) if isinstance(place, str) else place
-            hosts = (submodule(self.block, path) for path in paths)
-            host = next((module for module in hosts if module is not None), None)
+            host = self._first((place,) if isinstance(place, str) else place)
         if host is None:
-            return None
+            return []
         name, stack = f"{self.name}.{role}", self.stack.name
         site = projection_site(name, role, host, stack, self.number)
+        if isinstance(place, Inner):
+            return [replace(site, inside=True)]
+        mixer = self.layout.block.get("mixer")
+        if role in FUSED_IN_KERNELS and isinstance(mixer, Sub):
+            return [replace(site, caller=submodule(self.block, mixer.leave))]
         if not isinstance(place, Fused):
-            return site
-        part = _part(place, site.d_out, self._attention(role.split(".")[0]))
-        return Site(name, role, host, site.d_in, part.width, stack, self.number, part=part)
+            return [site]
+        part = self._part(place, site.d_out, role.split(".")[0])
+        return [replace(site, d_out=part.width, part=part)]
 
+    def _experts(self, role: str, place: Experts) -> list[Site]:
+        """The sites of a projection of every expert of a mixture."""
+        host = submodule(self.block, place.path)
+        if host is None:
+            return []
+        parameters = dict(host.named_parameters(recurse=False))
+        bias = f"{place.parameter}_bias"
+        bias = bias if bias in parameters else None
+        transposed = bool(vars(host).get("is_transposed"))
+        count, d_out, d_in = parameters[place.parameter].shape
+        if transposed:
+            d_out, d_in = d_in, d_out
+        part = None
+        if place.count > 1 and vars(host).get("is_concatenated", True):
+            size = d_out // place.count
+            part = Part(place.index * size, size, d_out)
+        elif place.count > 1:
+            part = Part(place.index, 1, place.count, d_out // place.count)
+        group, _, last = role.rpartition(".")
+        return [
+            Site(
+                f"{self.name}.{group}.{number}.{last}",
+                role,
+                host,
+                d_in,
+                d_out if part is None else part.width,
+                self.stack.name,
+                self.number,
+                part=part,
+                expert=Expert(number, place.parameter, bias, transposed),
+            )
+            for number in range(count)
+        ]
 
-def _part(place: Fused, columns: int, attention: nn.Module | None) -> Part:
-    """The columns of a fused projection's output that belong to one site.
+    def _part(self, place: Fused, columns: int, side: str) -> Part:
+        """The columns of a fused projection's output that belong to one site.
 
-    columns: of the whole output. attention: the module that the projection belongs to.
-    """
-    if place.per_head:
-        head = int(attention.head_size)  # type: ignore[union-attr,arg-type]
-        heads = columns // (place.count * head)
-        return Part(place.index * head, head, place.count * head, heads)
-    if place.grouped:
-        groups = int(attention.num_key_value_groups)  # type: ignore[union-attr,arg-type]
-        narrow = columns // (groups + place.count - 1)
-        sizes = [groups * narrow, *[narrow] * (place.count - 1)]
-        return Part(sum(sizes[: place.index]), sizes[place.index], columns)
-    size = columns // place.count
-    return Part(place.index * size, size, columns)
+        columns: of the whole output. side: "attn", "cross" or "mlp".
+        """
+        attention = self._attention(side)
+        if place.per_head:
+            width = int(getattr(attention, self.layout.head_width))
+            queries = int(self.stack.config.num_attention_heads)
+            heads = (columns // width - queries) // 2
+            shared = queries // heads  # queries of one key-value head
+            sizes = [shared * width, width, width]
+            return Part(sum(sizes[: place.index]), sizes[place.index], sum(sizes), heads)
+        if place.grouped:
+            groups = int(attention.num_key_value_groups)  # type: ignore[union-attr,arg-type]
+            narrow = columns // (groups + place.count - 1)
+            sizes = [groups * narrow, *[narrow] * (place.count - 1)]
+            return Part(sum(sizes[: place.index]), sizes[place.index], columns)
+        size = columns // place.count
+        return Part(place.index * size, size, columns)
 
 
 def _final_site(stack: Stack, layout: Layout, role: str) -> Site:

@@ -39,17 +39,35 @@ def only_pieces_learn(case: Case) -> float:
         heads = [p.piece for p in handle.placed if isinstance(p.piece, HeadPiece)]
         of_heads = {id(p) for head in heads for p in head.parameters()}  # these learn by a task
         trained = {id(p) for p in handle.parameters()} - of_heads
+        chosen = of_experts(handle)
         others = {id(p) for other in attached(case.model).values() for p in other.parameters()}
         for name, parameter in case.model.named_parameters():
             learns = parameter.requires_grad or parameter.grad is not None
             if id(parameter) in trained:
                 if not parameter.requires_grad or parameter.grad is None:
                     raise Broken(f"{name} gets no gradient")
-                if not parameter.grad.any():
+                if not parameter.grad.any() and id(parameter) not in chosen:
                     raise Broken(f"{name} gets a gradient that is zero everywhere")
             elif learns and id(parameter) not in others | of_heads:
                 raise Broken(f"{name} is frozen and gets a gradient")
     return 0.0
+
+
+def of_experts(handle: Inlay) -> set[int]:
+    """Ids of the parameters at experts, of which some may get no token and so a gradient of zeros.
+
+    Raises Broken where no expert of a mixture gets any other gradient.
+    """
+    pieces: dict[tuple[int, str, int], list[Tensor | None]] = {}
+    for placed in handle.placed:
+        if placed.site.expert is not None:
+            key = placed.index, placed.site.role, placed.site.layer or 0
+            pieces.setdefault(key, []).extend(p.grad for p in placed.piece.parameters())
+    for (_, role, layer), gradients in pieces.items():
+        if not any(gradient is not None and gradient.any() for gradient in gradients):
+            raise Broken(f"no {role} of block {layer} gets a gradient other than zero")
+    experts = (placed.piece for placed in handle.placed if placed.site.expert is not None)
+    return {id(parameter) for piece in experts for parameter in piece.parameters()}
 
 
 def check_parameter_groups(handle: Inlay) -> None:

@@ -242,7 +242,8 @@ def _spread(
     extra = max(lengths)
     rows = groups.index(key.device)
     k, v = (
-        torch.stack([_padded(pair, side, extra, key) for pair in pairs])[rows] for side in (0, 1)
+        torch.stack([_padded(pair, extra, key, width, side) for pair in pairs])[rows]
+        for side, width in enumerate(_widths(pairs))
     )
     counts = torch.tensor(lengths, device=key.device)[rows]
     return k, v, torch.arange(extra, device=key.device) < counts[:, None]
@@ -259,14 +260,14 @@ def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor
     lengths = [0 if pair is None else pair[0].shape[-2] for pair in pairs]
     extra, counts = max(lengths), numbers.bincount(minlength=len(pairs)).tolist()
     sides = []
-    for side in (0, 1):
+    for side, width in enumerate(_widths(pairs)):
         parts = []
         for pair, count in zip(pairs, counts, strict=True):
             if pair is not None:
                 rows = _per_row(pair[side], count).to(key.dtype)
                 parts.append(F.pad(rows, (0, 0, 0, extra - rows.shape[2])))
             else:
-                parts.append(key.new_zeros(count, key.shape[1], extra, key.shape[3]))
+                parts.append(key.new_zeros(count, key.shape[1], extra, width))
         sides.append(torch.cat(parts).index_select(0, order))
     visible = torch.arange(extra, device=key.device) < torch.tensor(lengths, device=key.device)[
         numbers
@@ -317,10 +318,18 @@ def _prepend(
     return query, key, value, _widen(mask, visible, extra, length), more
 
 
-def _padded(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
+def _widths(pairs: list[tuple[Tensor, Tensor] | None]) -> tuple[int, int]:
+    """K of the keys and of the values."""
+    k, v = next(pair for pair in pairs if pair is not None)
+    return k.shape[-1], v.shape[-1]
+
+
+def _padded(
+    pair: tuple[Tensor, Tensor] | None, extra: int, like: Tensor, width: int, side: int
+) -> Tensor:
     """One group's keys (side 0) or values, with zeros after them up to `extra`: `[H, extra, K]`."""
     if pair is None:
-        return like.new_zeros(like.shape[1], extra, like.shape[3])
+        return like.new_zeros(like.shape[1], extra, width)
     return F.pad(pair[side].to(like.dtype), (0, 0, 0, extra - pair[side].shape[1]))
 
 

@@ -9,13 +9,15 @@ from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
 from inlay.core.method import Method, Placed, Shared, Spec
-from inlay.core.piece import Piece
+from inlay.core.piece import Piece, PromptVectors, VirtualTokens
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
 from inlay.runtime import attention
 from inlay.runtime.activations import keys_and_values
 from inlay.runtime.container import CHILD, Container
+from inlay.runtime.cures import cure, missing_roles
+from inlay.runtime.embeddings import check_embeddings, check_ids
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 
@@ -49,12 +51,16 @@ def build(chart: Chart, spec: Spec, prepared: Prepared | None = None) -> PieceSe
 
 
 def sites_of(chart: Chart, method: Method) -> list[Site]:
-    """The sites of a method. Raises SiteError, which names method and model, where it has none."""
+    """The sites of a method. Raises SiteError, which says what would work, where it has none."""
     try:
         return chart.find(method.at)
     except InlayError as error:
-        model = type(chart.base).__name__
-        raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
+        place = f"{type(method).__name__} on {type(chart.base).__name__}"
+        missing = missing_roles(chart, method.at)
+        if not missing:
+            raise type(error)(f"{place}: {error}") from None
+        roles = " or ".join(map(repr, missing))
+        raise SiteError(f"{place}: this model has no {roles}; {cure(chart, method)}") from None
 
 
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
@@ -136,3 +142,7 @@ def _check_kind(method: Method, site: Site, piece: Piece, chart: Chart) -> None:
     if not isinstance(piece, Piece):
         raise PortError(f"{kind}.build returned {piece!r:.60}, which is no Piece")
     port_for(piece).check(kind, site, piece, chart)
+    if isinstance(piece, PromptVectors | VirtualTokens):
+        check_embeddings(kind, chart, site.stack)
+    if isinstance(piece, VirtualTokens):
+        check_ids(kind, chart, site.stack)

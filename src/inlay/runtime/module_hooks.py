@@ -6,6 +6,7 @@ copy of the base gets hooks of its own; it is prepended, so that `output_hidden_
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from inlay.core.context import PassContext
 from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
+from inlay.runtime.experts import ExpertHooks, check_expert
+from inlay.runtime.inside import Product
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
 from inlay.runtime.stack_inputs import first_input
@@ -31,7 +34,7 @@ class ModuleHookPort(Port):
 
     def __init__(self, state: StackState):
         super().__init__(state)
-        self.sites: dict[str, SiteHooks] = {}
+        self.sites: dict[str, SiteHooks | ExpertHooks] = {}
 
     @classmethod
     @override
@@ -41,12 +44,29 @@ class ModuleHookPort(Port):
                 f"{method} changes the output of a module, and {site.role!r} is not a module; use "
                 "a role such as 'attn.q' or 'mlp'"
             )
+        if isinstance(piece, InputMap) and site.part is not None:
+            raise PortError(
+                f"{method} changes what a matrix reads, and that at {site.name} belongs to other "
+                "places too; use a place whose matrix is its own, such as 'mlp.down'"
+            )
+        if isinstance(piece, VirtualTokenDelta) and site.inside:
+            raise PortError(f"{method} acts at positions of a text, and {site.name} reads tokens")
+        if site.expert is not None:
+            check_expert(method, site, piece)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
+        if site.expert is not None:
+            experts = self.sites.setdefault(f"{id(site.host)}", ExpertHooks(site.host, self.state))
+            assert isinstance(experts, ExpertHooks)
+            experts.add(name, site, piece)
+            return
         if site.name not in self.sites:
-            self.sites[site.name] = SiteHooks(site, self.state)
-        self.sites[site.name].add(name, piece)
+            kind = InsideHooks if site.inside else SiteHooks
+            self.sites[site.name] = kind(site, self.state)
+        hooks = self.sites[site.name]
+        assert isinstance(hooks, SiteHooks)
+        hooks.add(name, piece)
 
     @override
     def remove(self, name: str) -> None:
@@ -70,6 +90,7 @@ class SiteHooks:
         self.input: dict[str, list[InputMap]] = {}
         self.tokens: dict[str, list[VirtualTokenDelta]] = {}
         self._entered: Tensor | None = None
+        self._called = True
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -109,6 +130,28 @@ class SiteHooks:
             if enter is not None:
                 before = enter.register_forward_pre_hook
                 self._hooks.append(before(self._enter, prepend=True, with_kwargs=True))
+        if self.site.caller is not None and not self.empty:
+            self._hooks.append(module.register_forward_hook(self._note_call))
+            self._hooks.append(self.site.caller.register_forward_pre_hook(self._await_call))
+            self._hooks.append(self.site.caller.register_forward_hook(self._check_call))
+
+    def _await_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._called = False
+
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._called = True
+
+    def _check_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Raise PortError where a kernel read the host's matrix, and pieces had to act there."""
+        if not self._called and self.serves():
+            raise PortError(
+                f"{type(module).__name__} was computed by one kernel, in which nothing can act at "
+                f"{self.site.name}; use another place, such as 'mixer.in' or 'mixer'"
+            )
+
+    def serves(self) -> bool:
+        """Whether any piece here serves a row of the pass under way."""
+        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
@@ -180,3 +223,47 @@ class SiteHooks:
                 "a head that reads selected positions cannot tell their rows apart; "
                 "give every row the same inlay, or pass the head whole rows"
             )
+
+
+class InsideHooks(SiteHooks):
+    """All pieces of all inlays at a matrix inside a module, which goes on from its product."""
+
+    def __init__(self, site: Site, state: StackState):
+        super().__init__(site, state)
+        self._products: list[Product] = []
+
+    @override
+    def _hook(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        if not self.empty:
+            before = self.site.host.register_forward_pre_hook
+            after = self.site.host.register_forward_hook
+            self._hooks = [
+                before(self._open, prepend=True),
+                after(self._close, prepend=True, always_call=True),
+            ]
+
+    def _open(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        product = Product(self.site.parameter.shape, self._product)
+        self._products.append(product)
+        product.__enter__()
+
+    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        product = self._products.pop()
+        product.__exit__(None, None, None)
+        if not product.changed and output is not None and self.serves():
+            raise PortError(
+                f"{type(module).__name__} did not multiply by its matrix as torch does, so nothing "
+                f"can act at {self.site.name}; use another place, such as 'mlp'"
+            )
+
+    def _product(self, x: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the module gets for its product with x, `[N, d_in] -> [N, d_out]`."""
+        groups = self.state.routing.groups(len(x), self.input)
+        if groups is not None:
+            x = groups.apply(self._map_input, (x,), self._context(x))
+        y = multiply(x)
+        groups = self.state.routing.groups(len(y), self.output)
+        return y if groups is None else groups.apply(self._add_deltas, (x, y), self._context(y))

@@ -21,7 +21,6 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
-from inlay.runtime.embeds import check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 from inlay.runtime.stack_inputs import cached, text_of
@@ -72,7 +71,6 @@ class PromptPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
-        check_vectors(method, site, chart)
         if chart.stack(site.stack).is_recurrent:
             raise PortError(
                 f"{method} puts a prompt before the first token of a text, and "
@@ -132,7 +130,7 @@ class PromptPort(Port):
         batch, length = text.shape[:2]
         layout = self.layout = self.plan(groups, batch, length, mask, text.device)
         self.check_room(length, layout.extra)
-        embeds = inputs.get("inputs_embeds")
+        embeds, beside = inputs.get("inputs_embeds"), self._looked_up(inputs, layout)
         if embeds is None:
             embeds = self.tokens.embed(inputs["input_ids"])
         self.tokens.move(layout.source, layout.extra)
@@ -143,6 +141,7 @@ class PromptPort(Port):
             "input_ids": None,
             "inputs_embeds": torch.cat((embeds, prompts), 1).gather(1, index),
             "attention_mask": layout.mask,
+            **beside,
         }
         if self.stack.takes("position_ids"):
             inputs_with_prompt["position_ids"] = self._positions(inputs.get("position_ids"), layout)
@@ -152,6 +151,22 @@ class PromptPort(Port):
             inputs_with_prompt["token_type_ids"] = widened.gather(1, layout.source)
         self._lengthen_cache(inputs.get("past_key_values"), layout.extra)
         return inputs_with_prompt
+
+    def _looked_up(self, inputs: dict[str, Any], layout: PromptLayout) -> dict[str, Tensor]:
+        """What the stack looks up by ids besides embeddings, for the widened rows.
+
+        Raises DataError where it needs ids and was given embeddings.
+        """
+        if self.stack.beside_ids is None:
+            return {}
+        ids = inputs.get("input_ids")
+        if ids is None:
+            raise DataError(
+                f"{type(self.stack.module).__name__} looks up more than embeddings by token ids; "
+                "with a prompt give it input_ids, not inputs_embeds"
+            )
+        without = ids.new_full((len(ids), layout.extra), self.stack.vocabulary)
+        return self.stack.looked_up(torch.cat((ids, without), 1).gather(1, layout.source))
 
     def _continue(
         self,

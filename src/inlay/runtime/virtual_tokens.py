@@ -20,7 +20,6 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import Piece, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
-from inlay.runtime.embeds import check_ids, check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
 
@@ -54,8 +53,6 @@ class VirtualTokenPort(Port):
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
-        check_vectors(method, site, chart)
-        check_ids(method, site, chart)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
@@ -77,7 +74,8 @@ class VirtualTokenPort(Port):
         ids = inputs.get("input_ids")
         if not self.pieces or ids is None or not bool((ids >= self.first_id).any()):
             return inputs
-        return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
+        embeds, beside = self.embed(ids), self.stack.looked_up(ids)
+        return {**inputs, "input_ids": None, "inputs_embeds": embeds, **beside}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
