@@ -131,22 +131,26 @@ class SiteExtraKV:
         self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
         self._x: Tensor | None = None
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
         self._cached: tuple[tuple[Any, ...], Addition] | None = None
 
     def add(self, name: str, piece: ExtraKV) -> None:
         """Let a piece of the inlay `name` in."""
         self.pieces.setdefault(name, []).append(piece)
-        if self._hook is None:
+        if not self._hooks:
             hook = self.site.host.register_forward_pre_hook
-            self._hook = hook(self._keep_x, prepend=True, with_kwargs=True)
+            self._hooks = [
+                hook(self._keep_x, prepend=True, with_kwargs=True),
+                self.site.host.register_forward_hook(self._forget_x),
+            ]
 
     def remove(self, name: str) -> None:
         """Take out an inlay's pieces."""
         self.pieces.pop(name, None)
-        if not self.pieces and self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if not self.pieces:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def extend(
         self,
@@ -167,7 +171,7 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        x, self._x = self._x, None
+        x = self._x
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
@@ -188,6 +192,10 @@ class SiteExtraKV:
     def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the attention reads until its keys are asked for."""
         self._x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+
+    def _forget_x(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget it when the attention is over: one that cuts its rows asks several times."""
+        self._x = None
 
     def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""
