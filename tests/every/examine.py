@@ -172,7 +172,9 @@ def _short(error: Exception) -> str:
 
 def message_kind(message: str) -> str:
     """A message without what differs from base to base."""
-    message = re.sub(r"'[^']*'", "'…'", message)
+    message = re.sub(r"; use .*", "; use …", message)
+    message = re.sub(r"'[^']*'(,? (or )?'[^']*')*", "'…'", message)
+    message = re.sub(rf"\b({'|'.join(METHODS)})\b", "Method", message)
     message = re.sub(r"\b\w*(?:Model|For[A-Z]\w+|Attention\w*|PreTrained\w*)\b", "Base", message)
     message = re.sub(r"(known|has): [\w., ]+", r"\1: …", message)
     message = re.sub(r"\d+", "N", message)
