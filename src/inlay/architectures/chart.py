@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Stack:
     position_start: the position id of a text's first token.
     window: how many positions back a block sees, where some block sees fewer than all; else None.
     beside_ids: see `Layout`; what a pass without ids needs besides the embeddings.
+    arguments: of the module's forward, in order.
     """
 
     name: str
@@ -49,15 +51,31 @@ class Stack:
     keeps_first: bool
     position_start: int
     window: int | None
-    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
+    beside_ids: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    arguments: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _, *arguments = inspect.signature(type(self.module).forward).parameters
+        object.__setattr__(self, "arguments", tuple(arguments))
 
     def looked_up(self, ids: Tensor) -> dict[str, Tensor]:
         """What a pass without these ids `[B, T]` needs besides their embeddings, by argument."""
         return {} if self.beside_ids is None else self.beside_ids(self.module, ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its floating-point parameters are."""
+        floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(floats, torch.float32)
+
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        return argument in self.arguments
 
     @property
     def vocabulary(self) -> int:
@@ -198,8 +216,13 @@ class Chart:
         outputs of those layers; elsewhere they are the hidden states, scaled in some families.
         """
         recorded: list[Tensor] = []
-        embeddings = output_embeddings(model)
-        hook = embeddings.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
+        embeddings, thread = output_embeddings(model), get_ident()
+
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if get_ident() == thread:  # another may be in a pass of its own
+                recorded.append(args[0])
+
+        hook = embeddings.register_forward_pre_hook(record)
         try:
             self.logits(model, hidden)
         finally:

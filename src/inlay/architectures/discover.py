@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from inlay.architectures.config import is_decoder
-from inlay.architectures.discover_block import BlockPlaces, is_plain_norm, places_of
+from inlay.architectures.discover_block import BlockPlaces, attends, is_plain_norm, places_of
 from inlay.architectures.families import FAMILIES
 from inlay.architectures.layout import Family, Layout
 from inlay.architectures.logits import input_embeddings, verified_logits
@@ -31,7 +31,7 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layernorm", "final_layer_norm", 
 def discover(model: PreTrainedModel) -> Family:
     """Describe the family of a model from its modules. Raises SiteError where it has no blocks."""
     backbone = model.base_model
-    found = find_stacks(backbone, _attends)
+    found = find_stacks(backbone, attends)
     if not found:
         raise SiteError(
             f"{type(model).__name__} has no list of equal blocks to set pieces into; "
@@ -75,8 +75,8 @@ def _layout(
     """The layout of a stack that no family describes."""
     blocks = [block for path in found.layers for block in stack.get_submodule(path).children()]
     by_layer = [places_of(block) for block in blocks]
-    first = next((places for places in by_layer if places.attention is not None), by_layer[0])
-    attention = None if first.attention is None else _attention(blocks, by_layer, first)
+    pairs = zip(blocks, by_layer, strict=True)
+    attention = next((b.get_submodule(p.attention) for b, p in pairs if p.attention), None)
     embed = _embed_path(stack)
     layout = Layout(
         stack="",
@@ -89,8 +89,8 @@ def _layout(
         causal=_causal(attention, stack, config, model),
         keeps_first=not model.config.is_encoder_decoder,
     )
-    alike = all(places == by_layer[0] for places in by_layer)
     single = tuple(_of_block(layout, places) for places in by_layer)
+    alike = all(places == by_layer[0] for places in by_layer)
     return single[0] if alike else replace(layout, by_layer=single)
 
 
@@ -105,32 +105,18 @@ def _of_block(layout: Layout, places: BlockPlaces) -> Layout:
     )
 
 
-def _attention(
-    blocks: list[nn.Module], by_layer: list[BlockPlaces], places: BlockPlaces
-) -> nn.Module:
-    """The attention module of the block in which these places were found."""
-    assert places.attention is not None
-    block = next(b for b, found in zip(blocks, by_layer, strict=True) if found is places)
-    return block.get_submodule(places.attention)
-
-
-def _attends(block: nn.Module) -> bool:
-    """Whether a block holds the projections of an attention."""
-    return any(role.startswith("attn.") for role in places_of(block).block)
-
-
-def _embed_path(stack: nn.Module) -> str | None:
-    """The path of the token embeddings; None where the stack reads no tokens (images, sound)."""
-    embed = input_embeddings(stack)
-    return next((name for name, part in stack.named_modules() if part is embed), None)
-
-
 def _norms(stack: nn.Module) -> dict[str, str]:
     """The norm after the last block, where it has one of the names that it has elsewhere."""
     children = dict(stack.named_children())
     named = (name for name in FINAL_NORMS if name in children)
     name = next((name for name in named if is_plain_norm(children[name])), None)
     return {} if name is None else {"norm.final": name}
+
+
+def _embed_path(stack: nn.Module) -> str | None:
+    """The path of the token embeddings; None where the stack reads no tokens (images, sound)."""
+    embed = input_embeddings(stack)
+    return next((name for name, part in stack.named_modules() if part is embed), None)
 
 
 def _causal(

@@ -130,6 +130,11 @@ def places_of(block: nn.Module) -> BlockPlaces:
     )
 
 
+def attends(block: nn.Module) -> bool:
+    """Whether a block holds the projections of an attention."""
+    return bool(_attentions(linears_of(block)))
+
+
 def is_plain_norm(module: nn.Module) -> bool:
     """Whether a module computes x̂ times a gain, or times one and a gain, plus a bias if any.
 

@@ -6,6 +6,20 @@ from torch import nn
 
 from inlay.architectures.layout import Layout
 
+CHILD = "inlays"
+"""The name of the one child that a base has while inlays are attached."""
+
+
+def own_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a base by their paths, without what is attached to it."""
+    children = [(name, child) for name, child in list(model._modules.items()) if name != CHILD]
+    return {
+        path: module
+        for name, child in children
+        if child is not None
+        for path, module in child.named_modules(prefix=name)
+    }
+
 
 def submodule(module: nn.Module, path: str) -> nn.Module | None:
     """The module at a dotted path (`""` is the module itself), or None where there is none."""

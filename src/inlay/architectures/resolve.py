@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from inlay.architectures.base_head import base_head_sites
 from inlay.architectures.chart import Chart, Stack
 from inlay.architectures.config import is_decoder, sliding_window
 from inlay.architectures.discover import discover
@@ -59,6 +60,7 @@ def resolve(model: PreTrainedModel) -> Chart:
     if isinstance(head, nn.Linear):
         reader = next((s for s in stacks if s.reads_encoder), stacks[0])
         sites.append(projection_site("head", "head", head, reader.name, None))
+    sites += base_head_sites(model, stacks, sites)
     return Chart(family, model, tuple(stacks), tuple(sites))
 
 

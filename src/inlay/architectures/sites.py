@@ -20,6 +20,9 @@ FIRST = ("q", "qkv", "q_a", "kv_a", "in", "qkvz", "up")
 LAST = ("o", "out", "down")
 """The last parts of the roles of a sub-layer's first and last projection."""
 
+READS_HIDDEN = ("attn.q", "attn.q_a", "attn.qkv", "mixer.in", "mixer.qkvz", "mixer.qkv", "mlp.up")
+"""Projections that read the hidden states of their block."""
+
 FUSED_IN_KERNELS = ("mixer.x", "mixer.out")
 """Projections of a mixer whose matrices fused kernels read without calling their modules."""
 
@@ -97,9 +100,10 @@ class _Block:
 
     def _width(self) -> int:
         """D, the width of the hidden states in this block: what its first projection reads."""
-        for role in ("attn.q", "attn.qkv", "mixer.in", "mlp.up"):
-            for site in self._projections(role):
-                return site.d_in
+        for role in READS_HIDDEN:
+            projections = self._projections(role)
+            if projections:
+                return projections[0].d_in
         return hidden_width(self.stack.config)
 
     def sites(self) -> Iterator[Site]:
@@ -154,10 +158,10 @@ class _Block:
         if not queries or not self._projections(f"{side}.kv_b"):
             return None
         # latent attention: every query has a key and a value of its own, of different widths
-        head_dim, value_dim = (vars(attention).get(name) for name in LATENT_WIDTHS)
-        if not head_dim or not value_dim:
+        head_width, value_width = (vars(attention).get(name) for name in LATENT_WIDTHS)
+        if not head_width or not value_width:
             return None
-        return queries[0].d_out // head_dim, head_dim, value_dim
+        return queries[0].d_out // head_width, head_width, value_width
 
     def _sites(self, role: str, place: Place) -> list[Site]:
         """The sites of one entry of `Layout.block`; none where this block has no such module."""
@@ -234,8 +238,8 @@ class _Block:
         if host is None:
             return []
         parameters = dict(host.named_parameters(recurse=False))
-        bias = f"{place.parameter}_bias"
-        bias = bias if bias in parameters else None
+        named = f"{place.parameter}_bias"
+        bias = named if named in parameters else None
         transposed = bool(vars(host).get("is_transposed"))
         count, d_out, d_in = parameters[place.parameter].shape
         if transposed:
@@ -292,7 +296,9 @@ def _final_site(stack: Stack, layout: Layout, role: str) -> Site:
     else:
         path = layout.norms.get("norm.final")
         norm = None if path is None else submodule(stack.module, path)
-    width = _Block(stack, layout, len(stack.layers) - 1, last_block, False).width
+    width = _Block(
+        stack, layout.of_block(len(stack.layers) - 1), len(stack.layers) - 1, last_block, False
+    ).width
     return Site(role, role, norm or last_block, width, width, stack.name)
 
 

@@ -69,6 +69,7 @@ ROLES: dict[str, str] = {
     "final": "the last hidden state (of the encoder, in an encoder–decoder), which heads read",
     "final.target": "the last hidden state of the decoder in an encoder–decoder",
     "head": "the language-model head",
+    "base_head": "a layer of the base's own task head: its classifier, or what stands before that",
 }
 """Every role there is, with what it means."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,12 @@ PROJECTIONS = (
 Tensors = dict[str, Tensor]
 
 
-def fingerprint(chart: Chart) -> dict[str, Any]:
-    """The family and the sizes of a base, and entries of its weights."""
-    sites = _sampled_sites(chart)
+def fingerprint(chart: Chart, brought: Collection[str] = ()) -> dict[str, Any]:
+    """The family and the sizes of a base, and entries of its weights at some sites.
+
+    brought: sites of which the file holds the weights itself, so that those of the base may differ.
+    """
+    sites = [site for site in _sampled_sites(chart) if site.name not in brought]
     return {
         "family": chart.base.config.model_type,
         "depth": [len(stack.layers) for stack in chart.stacks],
@@ -124,7 +127,7 @@ def _sampled_sites(chart: Chart) -> list[Site]:
             if sites:
                 numbers = sorted({0, len(sites) // 2, len(sites) - 1})
                 sampled += [sites[number] for number in numbers]
-    return sampled
+    return sampled + [s for s in chart.sites if s.role == "base_head" and s.is_projection]
 
 
 def _sample(site: Site) -> list[float]:
@@ -175,8 +178,11 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _after_blocks(stack: Stack) -> Iterator[nn.Module]:
     """The modules of a stack that only pool its last hidden state: projections after the blocks.
 
-    They are not compared, because a base without them may be given random ones.
+    They are not compared, because a base without them may be given random ones. Where a position
+    sees those before it nothing is pooled; Gemma 3n has projections there that its blocks need.
     """
+    if stack.causal:
+        return
     passed, last = False, stack.layers[-1]
     inside = set(last.modules())
     for module in stack.module.modules():

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from inlay._version import __version__
@@ -29,6 +28,7 @@ from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
 from inlay.files.fingerprint import fingerprint, tokenizer_fingerprint
+from inlay.files.ordered import to_bytes
 
 FORMAT = "1"
 MAX_HEADER = 16 * 2**20
@@ -73,13 +73,18 @@ def save(
         "name": name,
         "spec": to_json(pieces.spec.exported()),
         "trained_as": to_json(pieces.spec),
-        "base": json.dumps(fingerprint(chart)),
+        "base": json.dumps(fingerprint(chart, brought(pieces))),
     }
     if tokenizer is not None:
         header["tokenizer"] = tokenizer_fingerprint(tokenizer)
     header["digest"] = digest(header, tensors)
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
-    return write_whole(path, to_bytes(copies, metadata=header))
+    return write_whole(path, to_bytes(copies, header))
+
+
+def brought(pieces: PieceSet) -> set[str]:
+    """The names of the sites of which the file itself holds all weights."""
+    return {placed.site.name for placed in pieces.placed if placed.piece.brings_weights}
 
 
 def read(path: str | Path) -> InlayFile:

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import CheckpointError
 from transformers import PreTrainedModel
 
 from inlay.core.piece import HeadPiece
-from inlay.handle import Inlay, attached, rows
+from inlay.handle import Inlay, attached
 from inlay.laws.batches import Inputs, pad_batch
-from inlay.laws.case import Broken, Case, NotApplicable, perturb
+from inlay.laws.case import Broken, Case, Learner, NotApplicable, perturb
 from inlay.laws.compare import (
     gradient_error,
     model_output,
@@ -86,11 +86,11 @@ def checkpointing_keeps_gradients(case: Case) -> float:
     if not case.changes_outputs:
         raise NotApplicable("a head learns outside the blocks")
     batch = pad_batch(case.inputs(2))
-    with case.isolated(), case.inlay() as first, case.inlay("law-b", seed=5) as second:
+    with case.isolated(), case.learner() as first, case.learner("law-b", seed=5) as second:
         return compare_recomputed(case, [first, second], batch)
 
 
-def compare_recomputed(case: Case, handles: list[Inlay], batch: Inputs) -> float:
+def compare_recomputed(case: Case, handles: list[Learner], batch: Inputs) -> float:
     """How far gradients with checkpointing are from those without, in training mode.
 
     batch: two rows. Two passes with different rows run before one backward: each must be
@@ -102,25 +102,41 @@ def compare_recomputed(case: Case, handles: list[Inlay], batch: Inputs) -> float
     first, second = (handle.name for handle in handles)
 
     def gradients() -> list[Tensor | None]:
-        with rows(model, [first, second]):
+        with case.serving([first, second]):
             one = weighted_sum(model_output(model, batch, seed=1))
-        with rows(model, [second, None]):
+        with case.serving([second, None]):
             two = weighted_sum(model_output(model, batch, seed=2))
-        with rows(model, [None]):
+        with case.serving([None]):
             (one + 2 * two).backward()
         return take_gradients(handles)
 
+    worst = 0.0
     with training_without_dropout(model):
         plain = gradients()
-        with checkpointed(model):
-            try:
-                recomputed = gradients()
-            except CheckpointError as mismatch:
-                raise Broken(f"a recomputed block runs something else: {mismatch!s:.200}") from None
-    error = gradient_error(recomputed, plain)
-    if not error <= case.tolerance:
-        raise Broken(f"gradients with checkpointing are off by {error:.2e}")
-    return error
+        for reentrant in (False, True):
+            with checkpointed(model, reentrant), learned_inputs(model, reentrant and case.bare):
+                try:
+                    recomputed = gradients()
+                except CheckpointError as mismatch:
+                    raise Broken(f"a recomputed block differs: {mismatch!s:.200}") from None
+            error = gradient_error(recomputed, plain)
+            if not error <= case.tolerance:
+                how = " (use_reentrant=True)" if reentrant else ""
+                raise Broken(f"gradients with checkpointing{how} are off by {error:.2e}")
+            worst = max(worst, error)
+    return worst
+
+
+@contextmanager
+def learned_inputs(model: PreTrainedModel, needed: bool) -> Iterator[None]:
+    """Inside, embeddings have gradients where the bare base is asked, as a block then needs it."""
+    if needed:
+        model.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        if needed:
+            model.disable_input_require_grads()
 
 
 SWITCHES = ("gradient_checkpointing", "_gradient_checkpointing_func")
@@ -128,14 +144,14 @@ HOOKS = ("_require_grads_hooks", "_require_grads_hook")
 
 
 @contextmanager
-def checkpointed(model: PreTrainedModel) -> Iterator[None]:
+def checkpointed(model: PreTrainedModel, reentrant: bool = False) -> Iterator[None]:
     """Inside, gradient checkpointing is on; its switches and hooks are put back afterwards."""
     switches = {
         part: {name: vars(part)[name] for name in SWITCHES if name in vars(part)}
         for part in model.modules()
     }
     hooks = {name: vars(model)[name] for name in HOOKS if name in vars(model)}
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from inlay.architectures.chart import Chart
 from inlay.core.modes import evaluating
 from inlay.errors import InlayError, PortError, SpecError
 from inlay.runtime import attention
-from inlay.runtime.container import container_of
+from inlay.runtime.container import changing, container_of
 from inlay.runtime.extra_kv import AttentionPass, SiteExtraKV
 from inlay.runtime.port import StackState
 from inlay.runtime.routing import Routing
@@ -70,33 +70,31 @@ def _bare(chart: Chart) -> Iterator[None]:
         yield
         return
     requested = container.routing.requested
-    try:
-        container.routing.request([None])
-        yield
-    finally:
-        container.routing.restore(requested)
+    with changing(chart.base):  # the recording stands where others' extra keys are asked for
+        try:
+            container.routing.request([None])
+            yield
+        finally:
+            container.routing.restore(requested)
 
 
 @contextmanager
 def _recording(chart: Chart) -> Iterator[KeysAndValues]:
     """Inside, every attention records the keys and values that it receives, by site."""
     record: KeysAndValues = {}
-    attention_pass = AttentionPass(record=record)
-    configs = attention.configs(chart.base)
+    attention_pass = AttentionPass()
+    attention_pass.record = record
     sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
     before = {site.name: vars(site.host).get(attention.EXTRA_KV) for site in sites}
-    attention.check_implementation(configs)
+    attention.check_implementation(attention.configs(chart.base))
     try:
-        attention.enter(configs)
         for site in sites:
             state = StackState(chart, chart.stack(site.stack), Routing(), None)
-            setattr(site.host, attention.EXTRA_KV, SiteExtraKV(site, state, attention_pass))
+            attention.redirect(site.host, SiteExtraKV(site, state, attention_pass))
         yield record
     finally:
         for site in sites:
             if before[site.name] is None:
-                delattr(site.host, attention.EXTRA_KV)
+                attention.restore(site.host)
             else:
-                setattr(site.host, attention.EXTRA_KV, before[site.name])
-        if container_of(chart.base) is None:
-            attention.leave(configs)
+                attention.redirect(site.host, before[site.name])

@@ -38,12 +38,12 @@ def cure(chart: Chart, method: Method) -> str:
     kind = type(method).__name__
     roles = _roles_instead(chart, method)
     if roles:
-        return f"use {kind}(at={roles!r})"
+        return f"; use {kind}(at={roles!r})"
     asis, elsewhere = _other_methods(chart, kind)
     if not asis and not elsewhere:
-        return "nothing can be attached to this model"
+        return ", and no other place for anything"
     names = [*asis[:EXAMPLES], *elsewhere[: 1 if asis else EXAMPLES]]
-    return f"it has no place for {kind}; use {' or '.join(names)}"
+    return f", nor another place for {kind}; use {' or '.join(names)}"
 
 
 def _roles_instead(chart: Chart, method: Method) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def _fits(chart: Chart, method: Method, site: Site) -> bool:
             piece = method.build(site, shared)
             if piece is not None:
                 port_for(piece).check(type(method).__name__, site, piece, chart)
-        except InlayError:
+        except Exception:  # of anyone's method, at a place that nobody asked for
             return False
     return piece is not None
 
@@ -90,7 +90,7 @@ def _other_methods(chart: Chart, kind: str) -> tuple[list[str], list[str]]:
     asis, elsewhere = [], []
     for name, other in METHODS.items():
         try:
-            methods = other().expand(chart.sites).methods  # type: ignore[call-arg]
+            methods = other().expand(chart.sites).methods
         except (InlayError, TypeError):
             continue
         if name == kind or any(method.has_head for method in methods):

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import StackState
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import by_name
 
 
 def check_expert(method: str, site: Site, piece: Piece) -> None:
@@ -72,15 +72,24 @@ class Call:
     weights: Tensor
 
 
-class ExpertHooks:
-    """All pieces of all inlays in the experts of one mixture."""
+class _Call(PerThread):
+    """What was taken over from the module and is not computed yet."""
 
-    def __init__(self, host: nn.Module, state: StackState):
+    __slots__ = ()
+
+    call: Call | None = None
+
+
+class ExpertHooks:
+    """All pieces of all inlays in the experts of one mixture. name: of their places together."""
+
+    def __init__(self, name: str, host: nn.Module, state: StackState):
+        self.name = name
         self.host = host
         self.state = state
         self.matrices: dict[tuple[int, str], dict[str, MatrixPieces]] = {}
         self.names: dict[str, int] = {}
-        self._call: Call | None = None
+        self._call = _Call()
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -123,15 +132,21 @@ class ExpertHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take over what the module is to compute, where pieces serve a row; leave it one token."""
-        tokens, experts, weights = list(by_name(module, args, kwargs).values())[:3]
+        tokens, experts, weights = (*args, *kwargs.values())[:3]
+        axis = self.state.row_axis
+        if axis.under_way:
+            axis.note(self.name, tokens)
+            return None
         groups = self.state.routing.groups(len(tokens), self.names)
         if groups is None:
             return None
-        self._call = Call(groups, tokens, experts, weights)
+        if groups.group is not None:
+            axis.check(self.name)
+        self._call.call = Call(groups, tokens, experts, weights)
         return tuple(value[:1].detach() for value in (tokens, experts, weights)), {}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        call, self._call = self._call, None
+        call, self._call.call = self._call.call, None
         return output if call is None else self._compute(call)
 
     def _compute(self, call: Call) -> Tensor:

@@ -8,16 +8,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.core.method import Method, Placed, Shared, Spec
-from inlay.core.piece import Piece, PromptVectors, VirtualTokens
+from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
-from inlay.runtime import attention
 from inlay.runtime.activations import keys_and_values
-from inlay.runtime.container import CHILD, Container
+from inlay.runtime.container import Container
 from inlay.runtime.cures import cure, missing_roles
-from inlay.runtime.embeddings import check_embeddings, check_ids
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 
@@ -60,7 +59,7 @@ def sites_of(chart: Chart, method: Method) -> list[Site]:
         if not missing:
             raise type(error)(f"{place}: {error}") from None
         roles = " or ".join(map(repr, missing))
-        raise SiteError(f"{place}: this model has no {roles}; {cure(chart, method)}") from None
+        raise SiteError(f"{place}: this model has no {roles}{cure(chart, method)}") from None
 
 
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
@@ -71,7 +70,6 @@ def create_container(model: PreTrainedModel, chart: Chart) -> Container:
     model.add_module(CHILD, container)
     for hooks in container.hooks:
         hooks.hook()
-    attention.enter(attention.configs(model))
     return container
 
 
@@ -79,7 +77,6 @@ def remove_container(model: PreTrainedModel, container: Container) -> None:
     """Leave the base as it was before anything was attached."""
     for hooks in container.hooks:
         hooks.unhook()
-    attention.leave(attention.configs(model))
     del model._modules[CHILD]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -142,7 +139,3 @@ def _check_kind(method: Method, site: Site, piece: Piece, chart: Chart) -> None:
     if not isinstance(piece, Piece):
         raise PortError(f"{kind}.build returned {piece!r:.60}, which is no Piece")
     port_for(piece).check(kind, site, piece, chart)
-    if isinstance(piece, PromptVectors | VirtualTokens):
-        check_embeddings(kind, chart, site.stack)
-    if isinstance(piece, VirtualTokens):
-        check_ids(kind, chart, site.stack)

@@ -122,6 +122,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     )
     if main:
         write_outcome(out, outcome, members, tokenizer, data)
+    processes().wait_for_everyone()  # whoever is told of the files finds them there
     report_outcome(outcome, data, console)
     return outcome
 
