@@ -294,7 +294,7 @@ class Routing:
 
     def _kept(self, batch: int, among: Collection[str]) -> Groups:
         key = (self.bound, batch, tuple(among))
-        groups = self._cache.get(key)
+        groups = self._cache.get(key)  # another thread may clear them at any time
         if groups is None:
             if len(self._cache) > 256:
                 self._cache.clear()
