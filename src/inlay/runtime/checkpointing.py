@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from inlay.architectures.chart import Stack
 
-
 LEARNED_THROUGH = ("inputs_embeds", "pixel_values", "input_features")
 """Inputs that may require a gradient. Bases that read waves ask for it behind their first layers,
 and refuse waves that have one."""
