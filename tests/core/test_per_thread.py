@@ -74,3 +74,17 @@ def test_a_compiled_pass_goes_by_the_rows_of_its_thread_and_task() -> None:
         assert threads.submit(in_context, ["a"]).result() == 1
         assert threads.submit(in_context, None).result() == 11
     assert counter.frame_count == 3  # each choice of rows is compiled once
+
+
+def test_a_compiled_pass_reads_what_no_thread_has_set() -> None:
+    notes = Notes()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def noted(x: Tensor) -> Tensor:
+        return x + notes.value
+
+    assert noted(torch.zeros(1)).item() == 0
+    notes.value = 3
+    assert noted(torch.zeros(1)).item() == 3
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(noted, torch.zeros(1)).result().item() == 0

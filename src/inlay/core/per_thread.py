@@ -20,12 +20,19 @@ from typing import Any
 class PerThread(threading.local):
     """Attributes that each thread reads and sets for itself.
 
-    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored. Subclasses
-    have empty `__slots__`: a compiled pass would write into an object's dictionary, where it has
-    one besides those of its threads.
+    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored. For compiled
+    passes subclasses have empty `__slots__`, because such a pass would write into an object's
+    dictionary, where it has one besides those of its threads; and every thread begins with all
+    attributes set, because it cannot look for one that is not.
     """
 
     __slots__ = ()
+
+    def __init__(self) -> None:  # `threading.local` calls it in every thread
+        for kind in type(self).__mro__:
+            if issubclass(kind, PerThread):
+                for name in vars(kind).get("__annotations__", {}):
+                    setattr(self, name, getattr(type(self), name))
 
     def __init_subclass__(cls) -> None:
         if "__slots__" not in vars(cls):

@@ -56,8 +56,8 @@ class RowAxis:
 
     @property
     def under_way(self) -> bool:
-        """Whether this thread is measuring the stack's modules now."""
-        return self._measuring.noted is not None
+        """Whether this thread is measuring the stack's modules now; nothing compiled is."""
+        return not torch.compiler.is_compiling() and self._measuring.noted is not None
 
     def covers(self, sites: Iterable[str]) -> bool:
         """Whether all of these sites were measured, or cannot be."""
