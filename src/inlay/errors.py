@@ -111,6 +111,13 @@ class TrainingError(InlayError):
     """Training cannot start or continue."""
 
 
+def similar(word: str, known: Iterable[str]) -> str | None:
+    """The most similar of the known names, whatever the case of letters; None where none is."""
+    by_letters = {name.lower(): name for name in sorted(known)}  # 'Lora' is LoRA, and 'lorra' too
+    matches = get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
+    return by_letters[matches[0]] if matches else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the cure.
 
@@ -118,10 +125,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     them where none is similar.
     """
     known = sorted(known)
-    by_letters = {name.lower(): name for name in known}  # 'Lora' is LoRA, and 'lorra' is too
-    similar = get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
-    if similar:
-        return f"; did you mean {by_letters[similar[0]]!r}?"
+    meant = similar(word, known)
+    if meant is not None:
+        return f"; did you mean {meant!r}?"
     return f"; known: {', '.join(known)}" if known else ""
 
 

@@ -103,7 +103,15 @@ def task_flags() -> list[Flag]:
 
     A field that means the same in every task is explained once, any other one task by task.
     """
-    flags = [Flag("task.kind", "|".join(sorted(TASKS)), "The kind of task.", "Task", ("task",))]
+    flags = [
+        Flag(
+            "task.kind",
+            "|".join(sorted(TASKS)),
+            "The kind of task, or file.py:Name for one of your own.",
+            "Task",
+            ("task",),
+        )
+    ]
     meanings: dict[str, dict[str, str]] = {}
     values: dict[str, dict[str, None]] = {}
     for kind in sorted(TASKS):

@@ -11,7 +11,7 @@ from inlay.data.raw import BadRow, kind_of
 from inlay.data.squad import answers_as_list
 from inlay.data.template import Template
 from inlay.data.values import Checked, check_json, check_list, check_scalar, written_list
-from inlay.errors import DataError, nearest
+from inlay.errors import DataError, nearest, similar
 
 LIST_FIELDS = (
     "tokens",
@@ -197,8 +197,18 @@ def _take(
         if column in row:
             problems[column] = f"column {column!r} is null{cure}"
         else:
-            cure = cure or ("" if known else nearest(column, map(str, row)))
+            cure = cure or ("" if known else _which_column(column, list(map(str, row))))
             problems[column] = f"there is no column {column!r}{cure}"
+
+
+def _which_column(name: str, columns: Sequence[str]) -> str:
+    """The cure for a column that is not there: the nearest one, or how to name it."""
+    if name not in FIELDS or similar(name, columns) is not None or not columns:
+        return nearest(name, columns)
+    return (
+        f"; the columns are {', '.join(sorted(columns))}: say which one holds it, by "
+        f"columns={{{name!r}: …}} (--set data.columns.{name}=…)"
+    )
 
 
 def _gather(

@@ -134,6 +134,11 @@ def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
             return f"{at} has too few values: {problem['input']!r:.80}"
         case "missing":
             return f"{at} is missing"
+        case "dict_type":
+            return (
+                f"{at}: write a mapping, such as {{text: review}}, not {problem['input']!r:.80}; "
+                f"on the command line also --set {at}.text=review"
+            )
         case "tuple_type" | "list_type":
             return f"{at}: write a list, in brackets, not {problem['input']!r:.80}"
         case "model_type" | "model_attributes_type":

@@ -173,8 +173,8 @@ class Recipe(BaseModel):
 
     base: a bundled name, a folder, or what `from_pretrained` takes.
     dtype: of its weights; None keeps that of the files.
-    method: what to attach, written as in Python; None for nothing, where the base itself is
-        trained (`training.base_lr`).
+    method: what to attach, written as in Python, with `file.py:Name` for one of your own; None for
+        nothing, where the base itself is trained (`training.base_lr`).
     name: of the inlay.
     start: a trained inlay's file, whose pieces the training goes on from; `method` has to have
         its methods. None for new pieces.
