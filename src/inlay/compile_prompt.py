@@ -28,7 +28,10 @@ def compile_prompt(handle: Inlay) -> Inlay:
     model, name, base = handle.model, handle.name, type(handle.model).__name__
     prompts = sorted({p.index for p in handle.placed if isinstance(p.piece, PromptVectors)})
     if not prompts:
-        raise MergeError(f"{handle.spec!r} has no prompt before the text to compile")
+        raise MergeError(
+            f"{handle.spec!r} has no prompt before the text to compile; give an inlay of a method "
+            "such as Prompt"
+        )
     runner = stack_hooks(model)[0].prefix
     if runner is None:
         raise MergeError(
@@ -39,7 +42,7 @@ def compile_prompt(handle: Inlay) -> Inlay:
     if window is not None:
         raise MergeError(
             f"{base} forgets a prompt after {window} positions, and would not forget "
-            "a prefix; its prompts cannot be compiled"
+            "a prefix; keep the prompt as it is"
         )
     with evaluating(model):
         pairs = runner.keys_and_values((name,))

@@ -75,9 +75,15 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
         for i, names in enumerate(groups.names)
     ]
     if len({part.dim() for part in parts}) > 1:
-        raise RowsError("some heads of these rows classify each token, and others the whole text")
+        raise RowsError(
+            "some heads of these rows classify each token, and others the whole text; run them in "
+            "batches of their own"
+        )
     if len({part.shape[-1] for part in parts}) > 1:
-        raise RowsError("the heads of these rows have different numbers of classes")
+        raise RowsError(
+            "the heads of these rows have different numbers of classes; run them in batches of "
+            "their own"
+        )
     order = torch.argsort(number, stable=True)
     return torch.cat(parts)[torch.argsort(order)]
 

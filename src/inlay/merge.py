@@ -40,18 +40,21 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
         if not isinstance(entry.piece, Foldable):
             raise NotFoldableError(
                 f"{type(entry.method).__name__} at {entry.site.name} cannot be folded into "
-                "weights: no linear map computes it"
+                "weights: no linear map computes it; keep it as a file beside the base"
             )
         by_site.setdefault(entry.site.name, (entry.site, []))[1].append(entry.piece)
     if not by_site:
-        raise MergeError(f"{spec!r} is a trained head alone; there is nothing to fold")
+        raise MergeError(
+            f"{spec!r} is a trained head alone, with nothing to fold into weights; keep it as a "
+            "file beside the base"
+        )
     tied = _tied_parameters(model)
     for site, pieces in by_site.values():
         module = weights.setdefault(id(site.host), ModuleWeights(site.host))
         if id(module.weight) in tied:
             raise TiedWeightsError(
-                f"{site.name} shares its matrix with another part of the model, "
-                "which merging would change as well"
+                f"{site.name} shares its matrix with another part of the model, which merging "
+                "would change as well; keep the inlay as a file beside the base"
             )
         w, b = module.part(site)
         # what changes the input reads x first, so it is folded last

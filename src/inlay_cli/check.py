@@ -76,5 +76,10 @@ def check(
         findings = check_laws(model, subject, report=report)
     out().print(findings)
     if not findings.holds:
-        err().print("a law does not hold: do not use this inlay on this model", style="bold red")
+        broken = [finding.law for finding in findings.findings if finding.holds is False]
+        laws = "this law does" if len(broken) == 1 else "these laws do"
+        err().print(
+            f"{', '.join(broken)}: {laws} not hold; do not rely on it with this inlay and model",
+            style="bold red",
+        )
         raise typer.Exit(1)

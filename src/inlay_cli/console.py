@@ -38,8 +38,11 @@ def _console(file: TextIO) -> Console:
 
 
 def table(title: str | None = None) -> Table:
-    """An empty table in the style of all commands."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    """An empty table in the style of all commands, at least as wide as its title."""
+    width = None if title is None else len(title) + 2
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, min_width=width
+    )
 
 
 def write(line: str, console: Console | None = None) -> None:

@@ -131,7 +131,7 @@ def make_plan(
         train = None if trained.folds else trained.data.train
         rows = trained.data.test or trained.data.dev or train
         if rows is not None:
-            dropped = CHOICES if "data.source" in fields else set()
+            dropped = CHOICES if fields.get("data.source", rows.source) != rows.source else set()
             changes["data.test"] = rows.model_dump_json(exclude=dropped)
     for name, text in fields.items():
         is_data = name.startswith("data.")

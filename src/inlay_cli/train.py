@@ -123,13 +123,18 @@ def _saved(outcome: Outcome) -> str:
 
 def _next(outcome: Outcome) -> str:
     """A command that uses what was trained."""
+    from inlay.core.own_files import paths_in
+
     base = outcome.base or outcome.recipe.base
     if outcome.path is None:
         recipe = Path(outcome.recipe.out) / RECIPE
         return f"inlay eval {base} --recipe {recipe} --data …"
-    if outcome.recipe.task["kind"] == "generate":
-        return f'inlay generate {base} {outcome.path} "…"'
-    return f"inlay eval {base} {outcome.path} --data …"
+    kind = str(outcome.recipe.task["kind"])
+    files = paths_in(f"{outcome.recipe.method or ''} {kind}")
+    imports = "".join(f" --import {path}" for path in files)
+    if kind == "generate":
+        return f'inlay generate {base} {outcome.path} "…"{imports}'
+    return f"inlay eval {base} {outcome.path} --data …{imports}"
 
 
 def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Table:

@@ -142,9 +142,23 @@ def test_help_waits_for_nothing_heavy():
         ("inlay train --pat", "--patience"),
         ("inlay sites smo", "smollm2"),
         ("inlay methods Pfei", "Pfeiffer"),
+        ("inlay train r.yaml --method Pfei", "Pfeiffer"),
+        ("inlay train --task gen", "generate"),
+        ("inlay train --task.truncate st", "start"),
+        ("inlay train rec", "recipe.yaml"),
+        ("inlay eval smollm2 --recipe rec", "recipe.yaml"),
+        ("inlay check smollm2 ol", "old.safetensors"),
+        ("inlay inspect smollm2 old.safetensors ol", "old.safetensors"),
+        ("inlay train --train ro", "rows.csv"),
+        ("inlay --import dia", "diagonal.py"),
+        ("inlay check b --method diagonal.py : Dia", "Diagonal"),
     ],
 )
-def test_completion_waits_for_nothing_heavy(line, word):
+def test_completion_waits_for_nothing_heavy(line, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("recipe.yaml", "old.safetensors", "rows.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "diagonal.py").write_text("class Diagonal(Method): pass")
     variables = {"_INLAY_COMPLETE": "complete_bash", "COMP_WORDS": line}
     assert light([[]], **variables, COMP_CWORD=str(line.count(" "))).split() == [word]
 

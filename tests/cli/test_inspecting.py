@@ -98,7 +98,7 @@ def test_the_numbers_go_into_a_file(inlay, base, prompt, tmp_path):
     assert prompt["cluster"]["nearest"]["value"] == pytest.approx(1, abs=1e-5)
     (share,) = report["attention"]
     assert torch.tensor(share["shares"]).shape == (3, 4)
-    assert report["texts"] == 4
+    assert [text.partition(" ")[0] for text in report["texts"]] == ["The", "Water", "She", "The"]
 
 
 class Page(HTMLParser):
@@ -141,10 +141,41 @@ def test_the_page_loads_nothing_from_elsewhere(inlay, base, prompt, saved, tmp_p
     assert not any({"src", "href"} & attrs.keys() for _, attrs in page.tags)
     assert "<s>" in page.text  # escaped, so it is text and no tag
     assert sum("<b>&" in text for text in page.text) == 2  # title and heading
-    assert kinds.count("svg") == 3  # prompt and prefix, and the prompt of the other
+    maps = [a for tag, a in page.tags if tag == "svg" and a.get("role") == "img"]
+    assert len(maps) == 3  # prompt and prefix, and the prompt of the other
     squares = [a for tag, a in page.tags if tag == "rect" and a["class"] == "square"]
     assert len(squares) == 3 * 3 * 4
     assert all(0 <= float(square["fill-opacity"]) <= 1 for square in squares)
+
+
+def test_the_page_names_its_axes_and_shows_the_texts(inlay, base, prompt, tmp_path):
+    texts = ["the cat <i>sat</i>", "on a mat"]
+    run = inlay(
+        "inspect", base, prompt, *("--text", texts[0], "--text", texts[1]), "--html", "o.html"
+    )
+    assert run.code == 0, run.err
+    page = Page((tmp_path / "o.html").read_text())
+    axes = [attrs for tag, attrs in page.tags if tag == "text" and attrs.get("class") == "axis"]
+    assert len(axes) == 2
+    turned = ["transform" in attrs for attrs in axes]
+    assert turned == [False, True]
+    assert page.text.index("head") < page.text.index("layer")
+    start = page.text.index("layer")
+    assert page.text[start + 1 : start + 6] == ["mean", "0", "1", "2", "3"]  # four heads
+    steps = [a for tag, a in page.tags if tag == "rect" and a["class"] == "square step"]
+    assert [float(step["fill-opacity"]) for step in steps] == [0, 0.25, 0.5, 0.75, 1]
+    assert "Texts that attention was measured on" in page.text
+    assert [text for text in page.text if text in texts] == texts
+
+
+def test_the_page_shows_where_virtual_tokens_stand(inlay, base, saved, tmp_path):
+    file = saved("p", PTuning(length=3))
+    words = ("--template", "{p} {text} {p*2} red", "--text", "the cat", "--html", "o.html")
+    run = inlay("inspect", base, file, *words)
+    assert run.code == 0, run.err
+    page = Page((tmp_path / "o.html").read_text())
+    assert "◆ the cat◆◆ red" in page.text
+    assert "◆ is a virtual token of the inlay." in page.text
 
 
 def test_two_files_are_compared(inlay, base, prompt, saved, tmp_path):

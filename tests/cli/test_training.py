@@ -197,6 +197,52 @@ def test_eval_lists_the_rows_it_left_out_at_the_end(inlay, base, trained, rows):
     assert len(lines) == 2
 
 
+def test_eval_of_a_new_file_drops_what_chose_rows_of_the_old_one(
+    inlay, base, recipe, rows, tmp_path
+):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for split in ("train", "dev"):
+        (folder / f"{split}.jsonl").write_text(rows.read_text())
+    recipe.write_text(
+        recipe.read_text().replace(
+            f"dev: {{source: {rows}, limit: 4}}",
+            f"dev: {{source: {folder}, split: dev, limit: 4, columns: {{target: target}}}}",
+        )
+    )
+    assert inlay("train", recipe).code == 0
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", base, file, "--json")
+    assert json.loads(run.out)["rows"] == 4
+    for words, count in (([], 12), (["--limit", "5"], 5)):
+        run = inlay("eval", base, file, "--data", rows, "--json", *words)
+        assert run.code == 0, run.err
+        assert json.loads(run.out)["rows"] == count
+    run = inlay("eval", base, file, "--data", folder, "--json", "--split", "train")
+    assert json.loads(run.out)["rows"] == 4, "the same folder is no new one"
+
+
+def test_predictions_do_not_repeat_mapped_columns(inlay, encoder, tmp_path):
+    lines = [
+        {"review": f"the film was {w}", "stars": w, "n": i}
+        for i, w in enumerate(["good", "bad"] * 4)
+    ]
+    path = tmp_path / "mapped.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = '{"text": "review", "label": "stars"}'
+    run = inlay(
+        *("train", "--base", encoder, "--task", "classify", "--train", path, "--method", "BitFit"),
+        *("--data.train.columns", columns, "--steps", "1", "--out", tmp_path / "run"),
+    )
+    assert run.code == 0, run.err
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", encoder, file, "--data", path, "--predictions", tmp_path / "p.jsonl")
+    assert run.code == 0, run.err
+    written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [{k: row[k] for k in ("review", "stars", "n")} for row in written] == lines
+    assert {*written[0]} == {"review", "stars", "n", "where", "prediction"}
+
+
 def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):
     run = inlay("eval", base, trained, "--json")
     assert run.code == 0, run.err

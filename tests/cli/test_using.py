@@ -1,6 +1,7 @@
 """generate, check, merge and export: commands that use a trained file."""
 
 import io
+import stat
 import sys
 
 import pytest
@@ -12,6 +13,8 @@ from inlay import laws
 from inlay.errors import FetchError
 from inlay.hub import load_base
 from inlay.laws import Broken
+from tests import zoo
+from tests.tasks import tiny
 
 
 def test_generate_with_and_without_an_inlay(inlay, base, trained):
@@ -41,6 +44,60 @@ def test_generate_samples_with_a_seed(inlay, base):
     hot = ("generate", base, "the cat", "--temperature", "2", "--seed")
     assert inlay(*hot, "1").out == inlay(*hot, "1").out
     assert len({inlay(*hot, str(seed)).out for seed in range(4)}) > 1
+
+
+@pytest.fixture
+def chatty(inlay, tmp_path, rows):
+    """A base with a chat format, and an inlay that was trained in it."""
+    folder = tmp_path / "chatty"
+    zoo.fresh("llama").save_pretrained(folder)
+    tiny.tokenizer("decoder", chat=tiny.CHAT).save_pretrained(folder)
+    run = inlay(
+        *("train", "--base", folder, "--method", "LoRA(rank=4)", "--task", "generate"),
+        *("--task.chat", "true", "--task.system", "a dog", "--train", rows, "--out", "run"),
+        *("--task.generation", '{"max_new_tokens": 3}', "--steps", "2", "--lr", "0.5"),
+    )
+    assert run.code == 0, run.err
+    return folder, tmp_path / "run" / "default.safetensors"
+
+
+def test_generate_writes_the_prompt_as_training_did(inlay, chatty, monkeypatch):
+    base, file = chatty
+    given = ("--chat", "--system", "a dog", "--max-new-tokens", "3")
+    recipe = file.parent / "recipe.yaml"
+    default = inlay("generate", base, file, "the cat")
+    assert default.code == 0, default.err
+    plain = inlay("generate", base, file, "the cat", "--no-chat", "--template", "{source}")
+    longer = inlay("generate", base, file, "the cat", "--max-new-tokens", "9")
+    recipe.rename(file.parent / "elsewhere.yaml")
+    assert inlay("generate", base, file, "the cat", *given).out == default.out
+    assert inlay("generate", base, file, "the cat", "--template", "{source}").out != default.out
+    assert plain.out != default.out
+    assert len(longer.out.split()) > len(default.out.split())
+
+
+def test_generate_takes_a_prompt_where_rows_are_whole_chats(inlay, chatty):
+    base, file = chatty
+    recipe = file.parent / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("chat: true", "chat: messages"))
+    whole = inlay("generate", base, file, "the cat")
+    assert whole.code == 0, whole.err
+    recipe.write_text(text)
+    assert inlay("generate", base, file, "the cat").out == whole.out
+
+
+def test_generate_with_a_recipe_of_several_columns_asks_for_a_template(inlay, chatty):
+    base, file = chatty
+    recipe = file.parent / "recipe.yaml"
+    recipe.write_text(
+        recipe.read_text()
+        .replace("chat: true", 'template: "{name}: {food}"')
+        .replace("system: a dog", "seed: 0")
+    )
+    message = inlay("generate", base, file, "the cat").error
+    assert "name, food" in message
+    assert "--template" in message
 
 
 def test_generate_refuses_a_wrong_command_line(inlay, base, trained):
@@ -82,7 +139,7 @@ def test_check_exits_with_1_if_a_law_does_not_hold(inlay, base, two_laws):
     run = inlay("check", base, "--method", "LoRA(rank=2)")
     assert run.code == 1
     assert "off by 7" in run.out
-    assert "a law does not hold" in run.err
+    assert "no trace: this law does not hold" in run.err
 
 
 def test_check_refuses_a_method_before_it_loads(inlay):
@@ -93,6 +150,9 @@ def test_merge_writes_an_ordinary_model(inlay, base, trained, tmp_path):
     run = inlay("merge", base, trained, tmp_path / "merged")
     assert run.code == 0, run.err
     assert "LoRA(rank=2)" in run.out
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "merged").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {stat.S_IMODE((tmp_path / "plain").stat().st_mode)}
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(tmp_path / "merged")
     model, _ = load_base(base)

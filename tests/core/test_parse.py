@@ -109,5 +109,5 @@ def test_every_method_works_with_no_argument_and_is_documented() -> None:
 
 
 def test_a_name_cannot_be_taken_twice() -> None:
-    with pytest.raises(SpecError, match="two methods are called LoRA"):
+    with pytest.raises(SpecError, match="there is a method 'LoRA' already"):
         type("LoRA", (inlay.Method,), {"__module__": "elsewhere"})

@@ -141,7 +141,7 @@ def test_another_base(file: Path) -> None:
     config = hf.LlamaConfig(**{**zoo.GQA, "num_hidden_layers": 2})
     shallow = hf.LlamaForCausalLM(config)
     refused(shallow, file, BaseError, "number of blocks")
-    refused(shallow, file, FileError, "unknown tensors, such as", strict=False)
+    refused(shallow, file, FileError, "no place for, such as", strict=False)
     wide = hf.LlamaForCausalLM(hf.LlamaConfig(**{**zoo.GQA, "hidden_size": 64}))
     refused(wide, file, BaseError, r"decoder.0.attn.q is \[32, 32\], here \[64, 64\]")
     refused(wide, file, FileError, "has shape", strict=False)
@@ -236,9 +236,12 @@ def test_tensors_that_are_not_those_expected(file: Path) -> None:
         rewrite(file, change)
         refused(model, file, FileError, said)
 
-    case(lambda t: t.pop(name), f"lacks 1 tensors, among them '{name}'")
-    case(lambda t: t.update(more=torch.ones(1)), "1 unknown tensors, such as 'more'")
-    case(lambda t: t.update({"../../etc/passwd": torch.ones(1)}), "unknown tensors, such as '../..")
+    case(lambda t: t.pop(name), f"lacks 1 tensors that this model needs, among them '{name}'")
+    case(
+        lambda t: t.update(more=torch.ones(1)),
+        "1 tensors that this model has no place for, such as 'more'",
+    )
+    case(lambda t: t.update({"../../etc/passwd": torch.ones(1)}), "no place for, such as '../..")
     case(
         lambda t: t.update({name: t[name].T.contiguous()}),
         r"has shape \[32, 2\], .* needs \[2, 32\]",
@@ -279,7 +282,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = handle.save(tmp_path / "x.safetensors")
     before = path.read_bytes()
     next(handle.parameters()).data.fill_(float("nan"))
-    with pytest.raises(FileError, match="not finite; nothing was written"):
+    with pytest.raises(FileError, match="not finite, and nothing was written"):
         handle.save(path)
     next(handle.parameters()).data.zero_()
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "disk full")))

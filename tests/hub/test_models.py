@@ -1,5 +1,9 @@
 """The bundled models and data."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from inlay.data import load
@@ -33,3 +37,20 @@ def test_the_sentiment_data():
         "tweets": (2752, 335, 345),
         "nyt": (2368, 291, 311),
     }
+
+
+def test_whoever_installs_all_can_build_every_bundled_model():
+    """The modules that a build needs are in an extra, the extra in `all`, and pinned."""
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    pinned = (root / "constraints.txt").read_text().splitlines()
+    (everything,) = extras["all"]
+    included = re.fullmatch(r"inlay\[(.*)\]", everything)[1].split(",")
+    for model in models.MODELS.values():
+        for module, command in model.needs.items():
+            extra = re.fullmatch(r"pip install 'inlay\[(\w+)\]'", command)[1]
+            assert extra in included
+            assert any(re.match(rf"{module}\b", requirement) for requirement in extras[extra])
+            assert any(line.startswith(f"{module}==") for line in pinned)

@@ -258,11 +258,11 @@ def test_trainer_without_the_callback_is_noticed(tmp_path, accumulate):
     assert loop.state.global_step == 2
 
 
-def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True):
-    """A loop of one's own, with an evaluation after every step."""
+def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True, mode=True):
+    """A loop of one's own, with an evaluation after every step. mode: of the model in training."""
     optimizer = torch.optim.AdamW(handle.parameters(), lr=1e-2)
     for step in range(steps):
-        model.train()
+        model.train(mode)
         for _ in range(accumulate):
             (model(**collate(rows(4))).loss / accumulate).backward()
         if penalty:
@@ -277,27 +277,30 @@ def plain(model, handle, *, steps=4, accumulate=1, penalty=True, after_step=True
             model(**collate(rows(4)))
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_plain_loop_that_does_it_is_let_alone(accumulate):
+def test_a_plain_loop_that_does_it_is_let_alone(accumulate, mode):
     model, handle, _ = start(SCHEDULED)
-    plain(model, handle, accumulate=accumulate)
+    plain(model, handle, accumulate=accumulate, mode=mode)
     task, data = tiny.task(model), tiny.examples(8)
     for _ in range(2):  # and so is `fit`, before and after other loops
         inlay.fit(model, handle, task, data, steps=3, accumulate=2, console=tiny.quiet())
         plain(model, handle, accumulate=accumulate)
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize(
     ("left_out", "cure"),
     [("penalty", "add handle.penalty()"), ("after_step", "call handle.after_step(progress)")],
 )
-def test_a_plain_loop_that_leaves_something_out_is_refused(left_out, cure, accumulate):
+def test_a_plain_loop_that_leaves_something_out_is_refused(left_out, cure, accumulate, mode):
+    options = {"accumulate": accumulate, "mode": mode, left_out: False}
     model, handle, _ = start(SCHEDULED)
     with pytest.raises(TrainingError, match=re.escape(cure)):
-        plain(model, handle, accumulate=accumulate, **{left_out: False})
+        plain(model, handle, **options)
     model, handle, _ = start(SCHEDULED)
-    plain(model, handle, steps=2, accumulate=accumulate, **{left_out: False})  # two are let pass
+    plain(model, handle, steps=1, **options)  # one is let pass
 
 
 def test_what_the_callback_cannot_do_is_refused():

@@ -10,7 +10,7 @@ from inlay.errors import InlayError, nearest
 
 
 def check_arguments(
-    kind: type,
+    kind: Any,
     positional: Collection[Any],
     named: Mapping[str, Any],
     error: type[InlayError],

@@ -376,7 +376,10 @@ def fraction(method: Method, *names: str) -> None:
 def require_site(method: Method, site: Site, fits: bool, what: str) -> None:
     """Raise SiteError unless the method can act at this site; `what` says where it can."""
     if not fits:
-        raise SiteError(f"{type(method).__name__} acts on {what}, and {site.role!r} is not one")
+        raise SiteError(
+            f"{type(method).__name__} acts on {what}, and {site.role!r} is not one; choose other "
+            "places by at"
+        )
 
 
 def _default(field: dataclasses.Field) -> Any:

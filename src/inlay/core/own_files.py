@@ -13,14 +13,12 @@ from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any
 
 from inlay.errors import InlayError, nearest
 
 NAME = re.compile(r"(?P<path>(?:[A-Za-z]:)?[^\s+(),:='\"]+\.py):(?P<name>[A-Za-z_]\w*)")
 """`methods/diagonal.py:Diagonal`. A path with spaces, brackets or quotes cannot be written so."""
-
-ClassT = TypeVar("ClassT")
 
 PREFIX = "inlay_own_file_"
 """How the names of the modules begin that `run_file` makes."""
@@ -30,6 +28,11 @@ def split_name(text: str) -> tuple[str, str] | None:
     """The path and the name of `file.py:Name`; None for any other text."""
     match = NAME.fullmatch(text)
     return None if match is None else (match["path"], match["name"])
+
+
+def paths_in(text: str) -> list[str]:
+    """The paths of all `file.py:Name` in a text, each once."""
+    return list(dict.fromkeys(match["path"] for match in NAME.finditer(text)))
 
 
 def run_file(path: str | Path, error: type[InlayError]) -> ModuleType:
@@ -70,7 +73,7 @@ def require_run(path: str | Path, error: type[InlayError]) -> None:
         )
 
 
-def class_in(path: str, name: str, root: type[ClassT], error: type[InlayError]) -> type[ClassT]:
+def class_in(path: str, name: str, root: type, error: type[InlayError]) -> Any:
     """The class `name` of a file of one's own, which is run unless it was before.
 
     root: what it must be a subclass of. error: raised where there is no such class.
@@ -96,7 +99,7 @@ def origin_of(kind: type) -> str:
     module = kind.__module__
     if module.split(".")[0] == "inlay":
         return ""
-    if module.startswith(PREFIX):
+    if module.startswith(PREFIX) and module in sys.modules:
         return Path(str(vars(sys.modules[module])["__file__"])).name
     return module
 

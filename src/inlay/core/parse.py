@@ -180,7 +180,10 @@ def _read_value(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise SpecError(f"cannot read {ast.unparse(node)!r} in {text!r}") from None
+        raise SpecError(
+            f"cannot read {ast.unparse(node)!r} in {text!r}; a value is a number, a text in "
+            "quotes, a tuple of these, True, False, None, Where(...) or a method"
+        ) from None
 
 
 def _read_where(node: ast.Call, text: str) -> Where:

@@ -267,7 +267,9 @@ def select(sites: Iterable[Site], where: Where) -> list[Site]:
             raise SiteError(f"this model has no {name!r}{_like(name, known)}")
         selected += [site for site in with_role if in_scope(site)]
     if not selected:
-        raise SiteError(f"{where!r} chooses nothing in this model")
+        raise SiteError(
+            f"{where!r} chooses nothing in this model; inlay sites lists the places of a model"
+        )
     order = {id(site): number for number, site in enumerate(sites)}
     return sorted({id(site): site for site in selected}.values(), key=lambda s: order[id(s)])
 

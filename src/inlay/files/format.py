@@ -79,7 +79,10 @@ def save(
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors_of(pieces).items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FileError(f"{key} holds values that are not finite; nothing was written")
+            raise FileError(
+                f"{key} holds values that are not finite, and nothing was written; train again, "
+                "with a lower learning rate"
+            )
     header = {
         "format": FORMAT,
         "inlay": __version__,
@@ -113,14 +116,18 @@ def read(path: str | Path) -> InlayFile:
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in FLOATS | OTHERS:
                     raise FileError(
-                        f"{path}: {name!r:.120} has dtype {dtype}, which inlay never writes"
+                        f"{path}: {name!r:.120} has dtype {dtype}, which inlay never writes; it is "
+                        "not the file that was saved"
                     )
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(f"{path} is damaged or not an inlay file: {error!s:.200}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise FileError(f"{path}: {name!r:.120} holds values that are not finite")
+            raise FileError(
+                f"{path}: {name!r:.120} holds values that are not finite, which inlay never "
+                "writes; it is not the file that was saved"
+            )
     if header["digest"] != digest(header, tensors):
         raise FileError(
             f"{path} is damaged or was altered: it does not hold what was saved; copy it anew"
@@ -196,14 +203,21 @@ def _check_tensors(file: InlayFile, expected: Mapping[str, Tensor]) -> None:
     missing = sorted(expected.keys() - tensors.keys())
     surplus = sorted(tensors.keys() - expected.keys())
     if missing:
-        raise FileError(f"{path} lacks {len(missing)} tensors, among them {missing[0]!r}")
+        raise FileError(
+            f"{path} lacks {len(missing)} tensors that this model needs, among them "
+            f"{missing[0]!r}; load it into the base that it was made for"
+        )
     if surplus:
-        raise FileError(f"{path} has {len(surplus)} unknown tensors, such as {surplus[0]!r:.120}")
+        raise FileError(
+            f"{path} has {len(surplus)} tensors that this model has no place for, such as "
+            f"{surplus[0]!r:.120}; load it into the base that it was made for"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise FileError(
                 f"{path}: {name} has shape {list(tensor.shape)}, "
-                f"and this model needs {list(expected[name].shape)}"
+                f"and this model needs {list(expected[name].shape)}; load it into the base that "
+                "it was made for"
             )
         dtypes = {tensor.dtype, expected[name].dtype}
         if len(dtypes) > 1 and not all(dtype.is_floating_point for dtype in dtypes):
@@ -216,7 +230,10 @@ def _check_tensors(file: InlayFile, expected: Mapping[str, Tensor]) -> None:
 def _check_header(path: Path, header: Mapping[str, str]) -> None:
     missing = {"format", "spec", "name", "base", "digest"} - header.keys()
     if missing:
-        raise FileError(f"{path} is not an inlay file: its header has no {min(missing)!r}")
+        raise FileError(
+            f"{path} is not an inlay file: its header has no {min(missing)!r}; give a file that "
+            "inlay has saved"
+        )
     if header["format"] != FORMAT:
         raise FileError(
             f"{path} has format {header['format']!r:.20}, and this version of inlay reads "
@@ -259,9 +276,14 @@ def _check_header_size(path: Path) -> None:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from None
     if len(start) < 8:
-        raise FileError(f"{path} is truncated: {size} bytes")
+        raise FileError(f"{path} is truncated: it has {size} bytes; copy it anew")
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER:
-        raise FileError(f"{path} claims a header of {length:,} bytes; no inlay file has one")
+        raise FileError(
+            f"{path} is not an inlay file: it claims a header of {length:,} bytes; give a file "
+            "that inlay has saved"
+        )
     if 8 + length > size:
-        raise FileError(f"{path} is truncated or not an inlay file: its header ends after its end")
+        raise FileError(
+            f"{path} is truncated or not an inlay file: its header ends after its end; copy it anew"
+        )

@@ -147,7 +147,7 @@ class StackHooks:
         attention.enter(self._configs)
         serving = self.routing.serving()
         for name in serving:
-            if torch.is_grad_enabled() and self.stack.module.training:
+            if torch.is_grad_enabled():  # loops may train in evaluation mode
                 self.reminders[name].training_pass()
             for once in self.once.get(name, ()):
                 once.renew()

@@ -187,3 +187,19 @@ def test_a_sample_is_drawn_and_not_streamed(tmp_path):
         )
         source = recipe.data.train
         assert list(source.stream(task)) == list(source.load(task))
+
+
+def test_rows_may_be_plain_mappings():
+    model, task = tiny.base(), None
+    task = tiny.task(model)
+    examples = tiny.examples(5)
+    rows = [dict(example.fields) for example in examples]
+    assert predict(model, task, rows) == predict(model, task, examples)
+    assert predict(model, task, iter(rows)) == predict(model, task, examples)
+    assert evaluate(model, task, rows) == evaluate(model, task, examples)
+    for data, message in (
+        ("1 2", "row 1 is '1', not a row"),
+        ([rows[0], 7], "row 2 is 7, not a row"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predict(model, task, data)

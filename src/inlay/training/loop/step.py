@@ -73,7 +73,10 @@ class Stepper:
         ]
         self.parameters = [p for group in groups for p in group.parameters]
         if not self.parameters:
-            raise TrainingError(f"nothing in the inlay {trainable.name!r} learns")
+            raise TrainingError(
+                f"nothing in the inlay {trainable.name!r} learns: all of its parameters are "
+                "frozen; attach it anew, or set requires_grad on what should learn"
+            )
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": group.parameters, "weight_decay": decay}
@@ -136,8 +139,8 @@ class Stepper:
                 loss, count = batch_loss(self.model, self.task, self.trainable.spec, batch)
             if not loss.requires_grad:
                 raise TrainingError(
-                    "no piece of the inlay acts on the loss; is it disabled, or are other rows "
-                    "asked for?"
+                    "no piece of the inlay acts on the loss; set enabled = True on it, or let "
+                    "inlay.rows name it for these rows"
                 )
             loss.backward()
             losses.append(loss.detach().float())

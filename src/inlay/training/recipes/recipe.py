@@ -293,7 +293,7 @@ def _task_of(fields: Mapping[str, Any], *, run_files: bool = True) -> Task:
         path, name = own
         if not run_files:
             own_files.require_run(path, TaskError)
-        kind = own_files.class_in(path, name, Task, TaskError).name  # type: ignore[type-abstract]
+        kind = own_files.class_in(path, name, Task, TaskError).name
     return from_spec({"task": kind, **options})
 
 
