@@ -118,3 +118,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if similar:
         return f"; did you mean {similar[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def together(messages: Iterable[str], subject: str) -> str:
+    """Several messages as one, numbered where there are several.
+
+    subject: what they are about, such as "the recipe".
+    """
+    parts = list(dict.fromkeys(messages))
+    if len(parts) == 1:
+        return parts[0]
+    numbered = "; ".join(f"({number}) {part}" for number, part in enumerate(parts, 1))
+    return f"{subject} has {len(parts)} faults: {numbered}"

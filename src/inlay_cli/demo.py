@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -194,7 +195,7 @@ def _show_summary(
         "in all.",
         "",
         "Next, evaluate it yourself, or train on your own texts:",
-        f"  inlay eval {outcome.recipe.base} {path} --split dev --limit 200",
-        f"  inlay train {recipe} --train YOURS.csv --out runs/yours",
+        f"  inlay eval {quote(outcome.recipe.base)} {quote(str(path))} --split dev --limit 200",
+        f"  inlay train {quote(str(recipe))} --train YOURS.csv --out runs/yours",
     ):
         write(line)

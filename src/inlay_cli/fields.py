@@ -18,7 +18,7 @@ from inlay.data.loading import load
 from inlay.tasks import TASKS
 from inlay.tasks.options import Option, option_classes
 from inlay.training.loop.options import Training
-from inlay.training.recipes.recipe import Recipe, Source
+from inlay.training.recipes.recipe import Reading, Recipe, Source
 from inlay_cli.flags import Flag
 
 
@@ -35,6 +35,7 @@ def train_flags() -> list[Flag]:
     return [
         *(flag for flag in flags_of(Recipe, "", "Recipe", {}) if flag.name != "task"),
         *task_flags(),
+        *shared_row_flags(),
         *row_flags("data.train.", {"source": "train"}),
         *_more_rows("dev", "Rows to evaluate on during training, given as for --train."),
         *_more_rows("test", "Rows to evaluate on at the end, given as for --train."),
@@ -72,6 +73,14 @@ def flags_of(
 def row_flags(prefix: str, aliases: Mapping[str, str]) -> list[Flag]:
     """The fields of a source of rows."""
     return flags_of(Source, prefix, "Data", aliases, inspect.getdoc(load) or "")
+
+
+def shared_row_flags() -> list[Flag]:
+    """How the rows of all parts are read."""
+    return [
+        replace(flag, about=f"For all parts: {flag.about}")
+        for flag in flags_of(Reading, "data.", "Data", {}, inspect.getdoc(load) or "")
+    ]
 
 
 def _more_rows(part: str, about: str) -> list[Flag]:

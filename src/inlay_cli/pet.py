@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -70,7 +71,8 @@ def _show(result: PetResult) -> None:
         if path is not None:
             write(f"saved in {path}")
     if result.path is not None:
-        write(f"next: inlay eval {result.base or result.recipe.base} {result.path} --data …")
+        base = quote(str(result.base or result.recipe.base))
+        write(f"next: inlay eval {base} {quote(str(result.path))} --data …")
 
 
 def _score_table(result: PetResult) -> Table:

@@ -13,6 +13,7 @@ from inlay_cli.shared import RECIPE, Opened
 
 if TYPE_CHECKING:
     from inlay.data.dataset import Example, Skipped
+    from inlay.data.fields import Columns
     from inlay.files.usage import Usage
     from inlay.handle import Inlay
     from inlay.tasks import Prediction, Task
@@ -65,6 +66,7 @@ def score(
 
     errors: how many of the worst mistakes are kept. predictions: a file for all predictions.
     """
+    from inlay.data.dataset import no_rows
     from inlay.training.loop.evaluation import PredictionCollector, predict_each, record_each
     from inlay.training.loop.mistakes import WorstMistakes
 
@@ -75,7 +77,13 @@ def score(
         _adopt_labels(task, opened.handle)
     task.bind(opened.model, opened.tokenizer)
     answers, worst = PredictionCollector(task), WorstMistakes(task, errors)
-    options: dict[str, Any] = {"batch_size": batch_size, "console": err(), "what": rows.source}
+    bad: list[Skipped] = []
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "console": err(),
+        "what": rows.source,
+        "bad": bad if plan.data.test.skip_bad else None,
+    }
     if errors:
         temperature = 1.0 if opened.usage is None else opened.usage.temperature
         records = record_each(opened.model, task, rows, temperature=temperature, **options)
@@ -89,9 +97,12 @@ def score(
             pass
     else:
         _write_predictions(predictions, pairs, plan.data.test.columns or {})
+    count, skipped = len(answers.predictions), (*rows.skipped, *bad)
+    if not count:
+        raise no_rows(rows.source, skipped)
     return Scored(
-        name, len(rows), rows.source, task.metric, answers.score(), answers.confusion(),
-        worst.wrong, worst.rows(), rows.skipped,
+        name, count, rows.source, task.metric, answers.score(), answers.confusion(),
+        worst.wrong, worst.rows(), skipped,
     )  # fmt: skip
 
 
@@ -122,14 +133,19 @@ def make_plan(
         task = {name: value for name, value in usage.task.items() if name != "task"}
         changes["task"] = json.dumps({"kind": usage.task["task"], **task})
     if usage is not None and recipe is None and "data.source" in fields:
-        written = {"columns": usage.columns or None, "template": usage.templates or None}
+        written = {
+            "columns": usage.columns or None,
+            "template": usage.templates or None,
+            "separator": usage.separator,
+        }
         changes["data.test"] = json.dumps({"source": fields["data.source"], **written})
     if recipe is not None:
         trained = Recipe.load(recipe, run_files=named)
         changes.setdefault("task", json.dumps(trained.task))
         # An inlay of a fold has learned from most of `train`, so these rows are not new to it.
-        train = None if trained.folds else trained.data.train
-        rows = trained.data.test or trained.data.dev or train
+        parts = trained.data.parts()
+        train = None if trained.folds else parts["train"]
+        rows = parts.get("test") or parts.get("dev") or train
         if rows is not None:
             dropped = CHOICES if fields.get("data.source", rows.source) != rows.source else set()
             changes["data.test"] = rows.model_dump_json(exclude=dropped)
@@ -155,7 +171,7 @@ def _adopt_labels(task: Task, handle: Inlay) -> None:
 
 
 def _write_predictions(
-    path: Path, pairs: Iterable[tuple[Example, Prediction]], columns: Mapping[str, str]
+    path: Path, pairs: Iterable[tuple[Example, Prediction]], columns: Columns
 ) -> None:
     """Write each row with its prediction as soon as it is predicted.
 
@@ -170,11 +186,11 @@ def _write_predictions(
     write_whole(path, (f"{line}\n".encode() for line in lines))
 
 
-def _columns_of(row: Example, columns: Mapping[str, str]) -> dict[str, Any]:
+def _columns_of(row: Example, columns: Columns) -> dict[str, Any]:
     """The fields of a row, without those that repeat a column under the name of the field."""
     repeated = {
         name
         for name, column in columns.items()
-        if name != column and row.fields[name] == row.fields[column]
+        if isinstance(column, str) and name != column and row.fields[name] == row.fields[column]
     }
     return {name: value for name, value in row.fields.items() if name not in repeated}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -91,7 +92,7 @@ def _load(path: Path | None, changes: dict[str, str], skip_bad_rows: bool) -> Re
     recipe = Recipe.load(path, changes)
     if not skip_bad_rows:
         return recipe
-    parts = recipe.data.model_dump(exclude_none=True)
+    parts = recipe.data.parts()
     return Recipe.load(path, changes | {f"data.{part}.skip_bad": "true" for part in parts})
 
 
@@ -125,16 +126,17 @@ def _next(outcome: Outcome) -> str:
     """A command that uses what was trained."""
     from inlay.core.own_files import paths_in
 
-    base = outcome.base or outcome.recipe.base
+    base = quote(str(outcome.base or outcome.recipe.base))
     if outcome.path is None:
-        recipe = Path(outcome.recipe.out) / RECIPE
+        recipe = quote(str(Path(outcome.recipe.out) / RECIPE))
         return f"inlay eval {base} --recipe {recipe} --data …"
     kind = str(outcome.recipe.task["kind"])
     files = paths_in(f"{outcome.recipe.method or ''} {kind}")
-    imports = "".join(f" --import {path}" for path in files)
+    imports = "".join(f" --import {quote(path)}" for path in files)
+    path = quote(str(outcome.path))
     if kind == "generate":
-        return f'inlay generate {base} {outcome.path} "…"{imports}'
-    return f"inlay eval {base} {outcome.path} --data …{imports}"
+        return f'inlay generate {base} {path} "…"{imports}'
+    return f"inlay eval {base} {path} --data …{imports}"
 
 
 def _score_table(title: str, columns: Mapping[str, Scores], metric: str) -> Table:

@@ -1,6 +1,7 @@
 """train and eval: from a recipe to a file, and from a file to numbers."""
 
 import json
+import shlex
 
 import pytest
 
@@ -241,6 +242,51 @@ def test_predictions_do_not_repeat_mapped_columns(inlay, encoder, tmp_path):
     written = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [{k: row[k] for k in ("review", "stars", "n")} for row in written] == lines
     assert {*written[0]} == {"review", "stars", "n", "where", "prediction"}
+
+
+def test_bad_rows_that_encoding_finds_are_left_out_too(inlay, recipe, base, rows, tmp_path):
+    """Empty texts and targets, and rows that are too long, in train, dev and eval."""
+    good = rows.read_text()
+    long = {"source": "the " * 500, "target": "a"}
+    bad = [{"source": "", "target": "a"}, {"source": "the", "target": ""}, long]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in bad) + good)
+    message = inlay("train", recipe).error
+    assert "rows.jsonl:2: its target is empty" in message
+    options = ("--set", "task.empty_targets=true")
+    message = inlay("train", recipe, *options).error
+    assert "rows.jsonl:1: its text is empty" in message and "1 more row is bad" in message
+    run = inlay("train", recipe, "--skip-bad-rows")
+    assert run.code == 0, run.err
+    lines = left_out(run.err)
+    assert lines[0] == "3 rows were left out of train:"
+    assert {line.split(": ")[0].strip() for line in lines[1:4]} == {
+        f"{rows}:{n}" for n in (1, 2, 3)
+    }
+    file = tmp_path / "run" / "default.safetensors"
+    run = inlay("eval", base, file, "--data", rows, "--limit", "15", "--skip-bad-rows", "--json")
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["rows"] == 12
+    assert left_out(run.err)[0] == f"3 rows were left out of {rows}:"
+    message = inlay("eval", base, "--data", rows, "--task", "generate").error
+    assert "rows.jsonl:2: its target is empty" in message
+
+
+def test_the_next_command_is_quoted_for_the_shell(inlay, recipe, tmp_path):
+    run = inlay("train", recipe, "--out", tmp_path / "my run's")
+    assert run.code == 0, run.err
+    (line,) = [line for line in run.out.splitlines() if line.startswith("next: ")]
+    path = tmp_path / "my run's" / "default.safetensors"
+    assert shlex.split(line)[4] == str(path)
+
+
+def test_one_mapping_serves_every_part(inlay, recipe, rows, tmp_path):
+    for name in ("rows", "more"):
+        lines = [json.dumps({"q": "the", "a": "cat"}) + "\n"] * 4
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    mapping = ("--set", "data.columns.source=q", "--set", "data.columns.target=a")
+    run = inlay("train", recipe, *mapping, "--test", tmp_path / "more.jsonl", "--steps", "1")
+    assert run.code == 0, run.err
+    assert "there is no column 'source'" in inlay("train", recipe).error
 
 
 def test_eval_reads_the_task_from_the_recipe_beside_the_file(inlay, base, trained):

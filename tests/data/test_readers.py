@@ -169,7 +169,7 @@ def test_a_damaged_compressed_file(tmp_path, harm):
 
 def test_a_compressed_format_that_is_not_read(tmp_path):
     write(tmp_path / "rows.parquet.gz", gzip.compress(b"PAR1"))
-    refused(tmp_path / "rows.parquet.gz", "known: .jsonl", ".csv.gz")
+    refused(tmp_path / "rows.parquet.gz", "known: .jsonl", ".gz, .bz2 or .xz after any but")
     refused(tmp_path / "none.jsonl.gz", "there is no file")
 
 
@@ -193,14 +193,9 @@ def test_whole_files_that_cannot_be_used(tmp_path):
     refused(
         write(tmp_path / "c.json", '{"rows": []}'), "expected a list of objects, found an object"
     )
-    refused(write(tmp_path / "d.json", '{"a": 1}\n{"a": 2}'), ".jsonl")
     refused(write(tmp_path / "e.json", b'["\xff"]'), "not usable JSON")
     refused(write(tmp_path / "a.parquet", b"PAR1 nonsense"), "not a whole Parquet file")
     refused(write(tmp_path / "a.txt", "x"), "known: .jsonl")
     refused(tmp_path / "missing.jsonl", "there is no file")
-    refused(
-        write(tmp_path / "utf16.csv", "text\na\n".encode("utf-16")),
-        "utf16.csv:1: the header is not UTF-8 text",
-    )
     path = write(tmp_path / "all.jsonl", "1\n2\n")
     refused(path, "all 2 rows are bad", f"{path}:1", skip_bad=True)

@@ -3,7 +3,7 @@
 import random
 
 from inlay.data import load
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from tests.data.rows import refused
 
 

@@ -22,7 +22,7 @@ def test_a_dataset_of_datasets_keeps_its_label_names():
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
     rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
-    data = load(datasets.Dataset.from_dict(rows, features=features), skip_bad=True)
+    data = load(datasets.Dataset.from_dict(rows, features=features), skip_bad=True, need=("label",))
     assert [example.fields["label"] for example in data] == ["yes", "no"]
     assert [skipped.where for skipped in data.skipped] == ["rows#3"]
 
@@ -37,6 +37,55 @@ def test_a_folder_has_one_file_a_split(tmp_path):
     refused(tmp_path, "dev.csv, dev.jsonl", split="dev")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "known: .jsonl", split="dev")
+
+
+def test_a_missing_file_names_the_ones_that_could_be_meant(tmp_path):
+    """Compressed, with another ending, misspelt; a data set's name with a slash is no path."""
+    write(tmp_path / "train.jsonl.gz", b"")
+    refused(tmp_path / "train.jsonl", "there is no file", f"mean {tmp_path}/train.jsonl.gz?")
+    refused(str(tmp_path / "train"), "there is no file", f"mean {tmp_path}/train.jsonl.gz?")
+    write(tmp_path / "dev.csv", "")
+    refused(tmp_path / "dev.tsv", f"did you mean {tmp_path}/dev.csv?")
+    refused(tmp_path / "devv.csv", f"did you mean {tmp_path}/dev.csv?")
+    refused(tmp_path / "else.csv", "check its path")
+    refused(tmp_path / "no" / "dev.csv", f"there is no folder {tmp_path}/no")
+
+
+def test_a_split_in_several_parts(tmp_path):
+    for number in (0, 1):
+        as_jsonl(tmp_path / f"train-0000{number}-of-00002.jsonl", [{"text": str(number)}])
+    as_jsonl(tmp_path / "test-00000-of-00001.jsonl", ROWS)
+    data = load(tmp_path, split="train")
+    assert [example.fields["text"] for example in data] == ["0", "1"]
+    assert data[1].where == f"{tmp_path}/train-00001-of-00002.jsonl:1"
+    assert data.source == f"{tmp_path}/train"
+    assert len(load(tmp_path, split="test")) == 2
+    refused(tmp_path, "name one: test, train")
+
+
+def test_a_data_set_saved_by_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    saved = datasets.Dataset.from_dict({"label": [1, 0]}, features=features)
+    saved.save_to_disk(tmp_path / "one")
+    assert [example.fields["label"] for example in load(tmp_path / "one")] == ["yes", "no"]
+    refused(tmp_path / "one", "is a single split", split="train")
+    datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "many")
+    assert len(load(tmp_path / "many", split="train")) == 2
+    refused(tmp_path / "many", "holds no split 'trian'; did you mean 'train'?", split="trian")
+
+
+def test_a_data_frame_and_several_splits():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["a", None], "label": [1, 0]})
+    numpy = pytest.importorskip("numpy")
+    arrays = pandas.DataFrame({"labels": [numpy.array([1, 0]), numpy.array(["a"])]})
+    assert [example.fields["labels"] for example in load(arrays)] == [[1, 0], ["a"]]
+    data = load(frame, need=("text",), skip_bad=True)
+    assert [dict(example.fields) for example in data] == [{"text": "a", "label": 1}]
+    assert [str(row) for row in data.skipped] == ["rows#2: column 'text' is null"]
+    datasets = pytest.importorskip("datasets")
+    refused(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), "several splits", "train")
 
 
 def test_what_datasets_publishes(monkeypatch):

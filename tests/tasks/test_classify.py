@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import inlay
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import DataError
 from inlay.heads import head_of
 from inlay.methods.head import Head

@@ -237,7 +237,7 @@ def test_rows_without_a_target():
 
 
 def test_an_empty_target_is_an_end():
-    row = bound("llama").encode(examples({"source": "red", "target": ""})[0], 0)
+    row = bound("llama", empty_targets=True).encode(examples({"source": "red", "target": ""})[0], 0)
     assert row.labels == [2]
 
 

@@ -372,7 +372,7 @@ def test_label_sets_that_make_no_sense():
         ({"tokens": ["a"], "tags": ["B-A"]}, ["there is no tag 'B-A'; did you mean 'B-a'?"]),
         ({"tokens": [], "tags": []}, ["its list of tokens is empty"]),
         ({"tokens": ["", " "], "tags": ["O", "O"]}, ["all of its tokens are empty"]),
-        ({"tokens": "a cat", "tags": ["O"]}, ["'tokens' is a text, not a list", "csv"]),
+        ({"tokens": "a cat", "tags": ["O"]}, ["'tokens' is a text, not a list", "separator"]),
         ({"tokens": ["a", 3], "tags": ["O", "O"]}, ["tokens is a list of texts, and item 2 is a number"]),
         ({"tokens": ["a"], "tags": [3]}, ["tags is a list of texts, and item 1 is a number"]),
         ({"tags": ["O"]}, ["there is no field 'tokens'"]),
@@ -413,7 +413,7 @@ def test_lists_come_out_of_files(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("tokens,tags\na cat,O O\n")
     rows = load(path, need=Tag().required_fields)
-    refused(lambda: bound().encode_all(rows), "rows.csv:2", "csv files cannot hold lists", error=DataError)  # fmt: skip
+    refused(lambda: bound().encode_all(rows), "rows.csv:2", "separator='|'", error=DataError)  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text(
         '{"tokens": ["a", "cat"], "tags": ["O", "B-a"]}\n{"tokens": ["a"], "tags": []}\n'

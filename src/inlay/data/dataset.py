@@ -8,6 +8,8 @@ from typing import Any, overload
 
 from typing_extensions import override
 
+from inlay.errors import DataError
+
 Value = str | int | float | list[Any]
 """What a field may hold. A JSON or Arrow truth value stays a `bool`."""
 
@@ -88,6 +90,31 @@ class Stream(Iterable[Example]):
 
     def __len__(self) -> int:
         return self.count
+
+
+def bad_rows(rows: Sequence[Skipped], cure: str = "skip_bad") -> DataError:
+    """The error about the bad rows of a source, at least one: the first, and how many more.
+
+    cure: what leaves them out, in Python.
+    """
+    first, more = rows[0], len(rows) - 1
+    if not more:
+        return DataError(str(first))
+    others = "1 more row is bad" if more == 1 else f"{more} more rows are bad"
+    return DataError(
+        f"{first}; {others}, the next at {rows[1].where}: mend them, or leave them out by {cure} "
+        "(--skip-bad-rows)"
+    )
+
+
+def no_rows(source: str, skipped: Sequence[Skipped]) -> DataError:
+    """The error about a source without a usable row; skipped: its bad ones."""
+    if skipped:
+        return DataError(
+            f"{source} holds no usable row: all {len(skipped)} rows are bad, "
+            f"the first at {skipped[0]}"
+        )
+    return DataError(f"{source} holds no rows; give a source that has some")
 
 
 def describe_skipped(skipped: Sequence[Skipped], name: str) -> list[str]:

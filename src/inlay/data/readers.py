@@ -2,135 +2,120 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import itertools
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
-from inlay.data.raw import BadRow, RawRows, kind_of, number_rows
-from inlay.errors import DataError
-
-WIDEST_FIELD = 2**31 - 1
-"""Characters that a CSV field may have; the csv module's own 131,072 refuses long documents."""
-
-GZIP = ".gz"
-
-Reader = Callable[[Path, BinaryIO], RawRows]
+from inlay.data.column_files import read_columns
+from inlay.data.csv_files import read_cells
+from inlay.data.features import arrow_row
+from inlay.data.json_files import read_lines, read_whole
+from inlay.data.raw import RawRows, number_rows
+from inlay.data.text import COMPRESSIONS, TextFile, check_encoding, open_binary, open_text
+from inlay.errors import DataError, nearest
 
 
-def read_file(path: Path) -> RawRows:
-    """The rows of a data file, compressed with gzip or not.
+@dataclass(frozen=True)
+class FileForm:
+    """How a file is written, as far as the user says so; None is what its name and bytes tell.
 
-    Raises DataError where the format is unknown or the file cannot be read.
+    format: the ending of a format, without its dot.
+    encoding: of its text.
+    delimiter: the character between its cells; a tab is also written "\\\\t" or "tab".
     """
-    reader = READERS.get(suffix(path))
-    if reader is None:
-        raise DataError(f"{path} has no ending of a known data format; known: {', '.join(READERS)}")
-    return _rows(path, reader)
+
+    format: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and f".{self.format}" not in READERS:
+            raise DataError(f"there is no format {self.format!r}{nearest(self.format, _formats())}")
+        if self.encoding is not None:
+            check_encoding(self.encoding)
+        if self.delimiter in ("\\t", "tab"):
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and (len(self.delimiter) > 1 or self.delimiter in '"\r\n'):
+            raise DataError(
+                f"delimiter={self.delimiter!r} is not one character between cells; write one such "
+                "as ';', or 'tab'"
+            )
+
+
+TextReader = Callable[[TextFile, str | None], RawRows]
+"""Reads a text file; the second argument is the delimiter, for formats that have one."""
 
 
 def suffix(path: Path) -> str:
-    """How a file's name ends: `.csv`, or `.csv.gz`."""
-    compressed = path.suffix == GZIP
-    return path.with_suffix("").suffix + GZIP if compressed else path.suffix
+    """How a file's name ends, in small letters: `.csv`, or `.csv.gz`."""
+    ending = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() + ending if ending in COMPRESSIONS else ending
 
 
-def _rows(path: Path, reader: Reader) -> RawRows:
-    open_file = gzip.open if path.suffix == GZIP else open
+def is_data_file(path: Path) -> bool:
+    """Whether a file's name ends as those of a known format."""
+    return format_of(path) is not None
+
+
+def format_of(path: Path) -> str | None:
+    """The ending of a file's format: `.csv` for `rows.csv.gz`; None where it is not known."""
+    plain = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    ending = plain.suffix.lower()
+    if ending not in READERS or (ending == PARQUET and plain != path):
+        return None
+    return ending
+
+
+def read_file(path: Path, form: FileForm) -> RawRows:
+    """The rows of a data file, compressed or not.
+
+    Raises DataError where the format is unknown, an option is of another format, or the file
+    cannot be read.
+    """
+    ending = format_of(path) if form.format is None else f".{form.format}"
+    if ending is None:
+        raise DataError(
+            f"{path} has no ending of a known data format; known: {known_endings()}; rename it, or "
+            "name its format"
+        )
+    text_reader = READERS[ending]
+    if form.delimiter is not None and ending not in SEPARATED:
+        raise DataError(
+            f"{path}: a delimiter is for {', '.join(SEPARATED)}; leave it out for {ending}"
+        )
+    if form.encoding is not None and text_reader is None:
+        raise DataError(f"{path}: an encoding is for text files; leave it out for {ending}")
+    return _rows(path, text_reader, form)
+
+
+def _rows(path: Path, reader: TextReader | None, form: FileForm) -> RawRows:
     try:
-        with open_file(path, "rb") as file:
-            yield from reader(path, cast(BinaryIO, file))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged, or not compressed with gzip: {error}") from None
+        with open_binary(path) as file:
+            if reader is None:
+                yield from _parquet(path, file)
+            else:
+                with open_text(path, file, form.encoding) as text:
+                    yield from reader(text, form.delimiter)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} is damaged, or not compressed with {_compression(path)}: {error}"
+        ) from None
+    except UnicodeError as error:
+        raise DataError(
+            f"{path} is not text in the encoding {form.encoding or 'UTF-16'}: {error}; name its "
+            "encoding, such as encoding='utf-8'"
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _jsonl(path: Path, file: BinaryIO) -> RawRows:
-    for number, line in enumerate(file, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            row: object
-            try:
-                row = json.loads(line.decode(), object_pairs_hook=_unique)
-            except UnicodeDecodeError as error:
-                row = BadRow(f"not valid UTF-8 at byte {error.start + 1} of the line")
-            except json.JSONDecodeError as error:
-                row = BadRow(f"not valid JSON: {error.msg} at column {error.colno}")
-            except (ValueError, RecursionError) as error:
-                row = BadRow(f"not usable JSON: {error}")
-            yield f"{path}:{number}", row
-
-
-def _json(path: Path, file: BinaryIO) -> RawRows:
-    try:
-        rows = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        cure = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg}{cure}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not usable JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of objects, found {kind_of(rows)}")
-    yield from number_rows(str(path), rows)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The pairs of a JSON object as a dict. Raises ValueError where a name is repeated."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {repeated!r} is repeated")
-    return row
-
-
-def _csv(path: Path, file: BinaryIO) -> RawRows:
-    # Bytes that are not UTF-8 become lone surrogates here, and a bad row in `fields.py`.
-    lines = (line.decode(errors="surrogateescape") for line in file)
-    first = next(lines, "").removeprefix("\ufeff")
-    reader = csv.reader(itertools.chain([first], lines), strict=True)
-    limit = csv.field_size_limit(WIDEST_FIELD)
-    try:
-        header: list[str] | None = None
-        while True:
-            where = f"{path}:{reader.line_num + 1}"
-            row: object
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if header is None:
-                    raise DataError(f"{where}: not a CSV header: {error}") from None
-                row = BadRow(f"not valid CSV: {error}")
-            else:
-                if not cells:
-                    continue
-                if header is None:
-                    header = _header(where, cells)
-                    continue
-                if len(cells) == len(header):
-                    row = dict(zip(header, cells, strict=True))
-                else:
-                    row = BadRow(f"{len(cells)} cells under a header of {len(header)}")
-            yield where, row
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _header(where: str, names: list[str]) -> list[str]:
-    for name in names:
-        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in name):
-            raise DataError(f"{where}: the header is not UTF-8 text; save the file as UTF-8")
-        if names.count(name) > 1:
-            raise DataError(f"{where}: the header names column {name!r} twice; rename one of them")
-    return names
+def _compression(path: Path) -> str:
+    return COMPRESSIONS.get(path.suffix.lower(), "gzip")
 
 
 def _parquet(path: Path, file: BinaryIO) -> RawRows:
@@ -142,22 +127,57 @@ def _parquet(path: Path, file: BinaryIO) -> RawRows:
             f"{path} cannot be read without pyarrow; install it: pip install 'inlay[data]'"
         ) from None
     try:
-        batches = parquet.ParquetFile(file).iter_batches()
-        yield from number_rows(str(path), _flat(batch.to_pylist() for batch in batches))
+        table = parquet.ParquetFile(file)
+        metadata = (table.schema_arrow.metadata or {}).get(b"huggingface")
+        features = None if metadata is None else _features(metadata)
+        rows = _flat(batch.to_pylist() for batch in table.iter_batches())
+        yield from number_rows(str(path), map(arrow_row(features), rows))
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a whole Parquet file: {error}") from None
 
 
-def _flat(batches: Iterator[list[object]]) -> Iterator[object]:
+def _features(metadata: bytes) -> dict[str, object] | None:
+    """The features that `datasets` has written into a Parquet file; None for anything else."""
+    try:
+        features = json.loads(metadata)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return features if isinstance(features, dict) else None
+
+
+def _flat(batches: Iterator[list[dict[str, object]]]) -> Iterator[dict[str, object]]:
     for batch in batches:
         yield from batch
 
 
-READERS: dict[str, Reader] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
+def _conllu(text: TextFile, delimiter: str | None) -> RawRows:
+    return read_columns(text, delimiter, conllu=True)
+
+
+PARQUET = ".parquet"
+
+COLUMN_FILES = (".conll", ".iob", ".iob2", ".bio", ".conllu")
+
+READERS: dict[str, TextReader | None] = {
+    ".jsonl": lambda text, _: read_lines(text),
+    ".ndjson": lambda text, _: read_lines(text),
+    ".json": lambda text, _: read_whole(text),
+    ".csv": lambda text, delimiter: read_cells(text, delimiter, ","),
+    ".tsv": lambda text, delimiter: read_cells(text, delimiter, "\t"),
+    PARQUET: None,
+    **dict.fromkeys(COLUMN_FILES, read_columns),
+    ".conllu": _conllu,
 }
-READERS |= {ending + GZIP: READERS[ending] for ending in (".jsonl", ".json", ".csv")}
-"""The reader of a file by the end of its name. A Parquet file is compressed inside."""
+"""The reader of a text file by the end of its name; None for Parquet, which is not text."""
+
+SEPARATED = (".csv", ".tsv", *COLUMN_FILES)
+"""The formats with a delimiter."""
+
+
+def known_endings() -> str:
+    """The endings of all formats, for messages."""
+    return f"{', '.join(READERS)}, and .gz, .bz2 or .xz after any but {PARQUET}"
+
+
+def _formats() -> list[str]:
+    return [ending.removeprefix(".") for ending in READERS]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from inlay.data.dataset import Example
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import DataError
 
 

@@ -27,8 +27,10 @@ class Usage:
     beside: whether the base is a folder next to the inlay's file.
     dtype: of the base's weights; None for that of its files.
     task: what it does, as `Task.describe` writes it, with its labels and template.
-    columns: the name of a field that the task reads -> the column that held it in training.
+    columns: the name of a field that the task reads -> the column that held it in training, or
+        the columns that it was gathered from.
     templates: the same of fields that a template wrote.
+    separator: what separated the items of a list that was written as one text.
     chat_template: how the tokenizer writes chats, where the task chats.
     calibration: the fields of a `Calibration`; None where none was fitted.
     """
@@ -37,8 +39,9 @@ class Usage:
     task: dict[str, Any]
     beside: bool = False
     dtype: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
+    separator: str | None = None
     chat_template: str | None = None
     calibration: dict[str, float] | None = None
 

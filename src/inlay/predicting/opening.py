@@ -123,7 +123,7 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         recipe = Recipe.load(recipe_path, run_files=False)
     except RecipeError as error:
         raise FileError(f"{file.path} is of an earlier version, and its recipe: {error}") from None
-    source = recipe.data.train
+    source = recipe.data.parts()["train"]
     fields = {name: value for name, value in recipe.task.items() if name != "kind"}
     trained = recipe.training.base_lr is not None
     return Usage(
@@ -133,4 +133,5 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         task={"task": recipe.task["kind"], **fields},
         columns=dict(source.columns or {}),
         templates=source.templates,
+        separator=source.separator,
     )

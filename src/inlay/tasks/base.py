@@ -21,14 +21,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
 from inlay.core.arguments import check_arguments
-from inlay.data.dataset import Example, Value
-from inlay.errors import TaskError, nearest
+from inlay.data.dataset import Dataset, Example, Value, bad_rows
+from inlay.errors import DataError, TaskError, nearest, together
 from inlay.methods.head import Head
 from inlay.tasks.batch import Batch
-from inlay.tasks.options import check_fields, option_classes, option_from, plain
+from inlay.tasks.options import (
+    ImpossibleValue,
+    check_fields,
+    option_classes,
+    option_from,
+    plain,
+)
 from inlay.tasks.outputs import Outputs
 from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.rows import Row
+from inlay.tasks.usable import ENCODED_TOGETHER, encode_usable, with_usable
 from inlay.tasks.voting import most_frequent
 
 Prediction = Any
@@ -39,9 +46,6 @@ Truncation = bool | Literal["end", "start"]
 
 B = TypeVar("B", bound=Batch)
 O = TypeVar("O", bound=Outputs)  # noqa: E741
-
-ENCODED_TOGETHER = 1000
-"""How many examples one call of the tokenizer gets: enough for its threads, and for progress."""
 
 NO_LIMIT = 10**20
 """From here on a tokenizer's `model_max_length` is a placeholder for none."""
@@ -134,16 +138,31 @@ class Task(ABC, Generic[B, O]):
             raise TaskError(f"there is no task {name!r}{nearest(str(name), TASKS)}")
         task = TASKS[name]
         known = {field.name for field in dataclasses.fields(task)}
+        faults = []
         for field in fields:
             if field in task.moved_fields:
-                raise TaskError(f"{name}: {field} is now written {task.moved_fields[field]}")
-            if field not in known:
-                raise TaskError(f"task {name!r} has no field {field!r}{nearest(field, known)}")
+                faults.append(f"{name}: {field} is now written {task.moved_fields[field]}")
+            elif field not in known:
+                faults.append(f"task {name!r} has no field {field!r}{nearest(field, known)}")
+        fields = {field: value for field, value in fields.items() if field in known}
         hints = get_type_hints(task)
-        for field, value in fields.items():
+        for field, value in list(fields.items()):
             if options := option_classes(hints[field]):
-                fields[field] = option_from(value, options, f"{name}: {field}")
-        return task(**fields)
+                try:
+                    fields[field] = option_from(value, options, f"{name}: {field}")
+                except TaskError as error:
+                    faults.append(str(error))
+                    del fields[field]
+        try:
+            complete = task(**fields)
+        except ImpossibleValue as error:
+            faults.append(str(error))
+        except TaskError:  # it may only follow from a field that is left out
+            if not faults:
+                raise
+        if faults:
+            raise TaskError(together(faults, f"task {name!r}"))
+        return complete
 
     # ---------------------------------------------------------------------------- its model
 
@@ -265,6 +284,14 @@ class Task(ABC, Generic[B, O]):
     def prepare(self, examples: Iterable[Example]) -> None:
         """Learn from the training examples what encoding needs, such as the labels."""
 
+    def check(self, example: Example) -> None:
+        """Check an example as far as that needs no tokenizer, for `load(..., check=…)`.
+
+        A field that it does not have is not looked at.
+
+        Raises DataError, which names the example, where it cannot be used.
+        """
+
     def stratum(self, example: Example) -> str | None:
         """What folds of the data should have equal shares of, such as its label; None for none."""
         return None
@@ -288,14 +315,29 @@ class Task(ABC, Generic[B, O]):
         """All examples as rows, in order, indexed from 0.
 
         report: called now and then with how many more examples are encoded.
+
+        Raises DataError, which names the first example that cannot be used, and says how many
+        more there are; `usable` leaves them out.
         """
         rows: list[Row] = []
         for start in range(0, len(examples), ENCODED_TOGETHER):
             part = examples[start : start + ENCODED_TOGETHER]
-            rows += self.encode_some(part, start)
+            try:
+                rows += self.encode_some(part, start)
+            except DataError as error:
+                bad = encode_usable(self.encode_some, examples[start:], start).bad
+                raise bad_rows(bad, "task.usable(data)") if bad else error from None
             if report is not None:
                 report(len(part))
         return rows
+
+    def usable(self, data: Dataset) -> Dataset:
+        """The data set without the examples that cannot be encoded, which it lists as skipped.
+
+        Raises DataError where none is left.
+        """
+        usable = encode_usable(self.encode_some, data.examples)
+        return with_usable(data, usable)
 
     @abstractmethod
     def encode_some(self, examples: Sequence[Example], first_index: int) -> list[Row]:

@@ -103,6 +103,13 @@ class Choose(Templated[ChooseBatch, Scores]):
     def gold_fields(self) -> tuple[str, ...]:
         return (*(self.choices or ("choices",)), "label")
 
+    @override
+    def check(self, example: Example) -> None:
+        if set(self.choices or ("choices",)) <= example.fields.keys():
+            choices = choices_of(example, self.choices)
+            if "label" in example.fields:
+                gold_choice(example, choices)
+
     # -------------------------------------------------------------------------------- its model
 
     @override

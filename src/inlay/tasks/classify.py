@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.data.dataset import Example
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name, names_of_labels, other_names
 from inlay.data.raw import kind_of
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError, nearest
@@ -31,6 +31,7 @@ from inlay.tasks.rows import Row, have_labels, require_labels
 from inlay.tasks.scorer import ClassifyBatch, Scorer
 from inlay.tasks.templated import Templated
 from inlay.tasks.trained_head import TrainedHead
+from inlay.tasks.vectors import FLAGS, check_no_vectors, labels_of_vector
 from inlay.tasks.verbalizer import Verbalizer, WordScorer
 
 MAX_LABELS = 1000
@@ -45,8 +46,8 @@ class Classify(Templated[ClassifyBatch, Scores]):
         `BinaryCrossEntropy` of any number of labels, or `Distillation` of a teacher's scores.
     template: how the fields are written, such as "{text} All in all, it was"; in a decoder it may
         end in `{mask}`. None, for a trained head, for `text` alone or with `text_pair`.
-    label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`; any
-        other label keeps its name.
+    label_names: what the data calls a label -> its name here: `{"0": "bad", "1": "good"}`, or
+        `["bad", "good"]` for the numbers from 0 on; any other label keeps its name.
     metric: the primary metric. "f1" is that of the second of two labels; "micro_f1" is for any
         number of labels, where "accuracy" counts the rows of which every label is right.
     """
@@ -70,8 +71,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
     metric: metrics.ClassificationMetric = "accuracy"
 
     def __post_init__(self) -> None:
-        if isinstance(self.label_names, Mapping):
-            self.label_names = {label_name(label): n for label, n in self.label_names.items()}
+        self.label_names = names_of_labels(self.label_names)
         super().__post_init__()
         self._class_weights: Tensor | None = None
         if isinstance(self.by, Verbalizer):
@@ -88,7 +88,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
                 f"classify: metric={self.metric!r} is none of {self.objective.kind}, whose metrics "
                 f"are {', '.join(self.objective.metrics)}"
             )
-        labels = self._known_labels
+        labels = self._given_labels = self._known_labels
         if labels is not None:
             self._check_labels(labels)
 
@@ -144,6 +144,8 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if "" in labels:
             raise DataError(f"{example.where}: its label is empty")
         renamed = self.label_names or {}
+        if isinstance(self.objective, BinaryCrossEntropy) and not FLAGS.keys() & renamed.keys():
+            labels = labels_of_vector(example, labels, self._given_labels)
         return list(dict.fromkeys(renamed.get(label, label) for label in labels))
 
     def _numbers(self) -> dict[str, int]:
@@ -154,8 +156,9 @@ class Classify(Templated[ClassifyBatch, Scores]):
         gold = self._gold(example)
         for label in gold:
             if label not in numbers:
-                known = nearest(label, numbers)
-                raise DataError(f"{example.where}: there is no label {label!r}{known}")
+                raise DataError(
+                    f"{example.where}: there is no label {label!r}{_unknown(label, numbers)}"
+                )
         return [numbers[label] for label in gold]
 
     @override
@@ -164,10 +167,14 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if self._known_labels is not None and not self.objective.needs_counts:
             return
         counts, rows = Counter[str](), 0
+        lengths = Counter[int]()
         for example in examples:
-            counts.update(self._gold(example))
+            gold = self._gold(example)
+            counts.update(gold)
+            lengths[len(gold)] += 1
             rows += 1
         if self._known_labels is None:
+            check_no_vectors(counts, lengths)
             self.set_labels(tuple(sorted(counts)))
         if self.objective.needs_counts:
             self._class_weights = self.objective.balanced(counts, self.labels, rows)
@@ -197,6 +204,11 @@ class Classify(Templated[ClassifyBatch, Scores]):
     @override
     def target_fields(self) -> tuple[str, ...]:
         return (self.objective.field, "scores")
+
+    @override
+    def check(self, example: Example) -> None:
+        if self.objective.field in example.fields:
+            self._gold(example)
 
     @override
     def stratum(self, example: Example) -> str | None:
@@ -329,3 +341,15 @@ class Classify(Templated[ClassifyBatch, Scores]):
             label: dict(zip(labels, row, strict=True))
             for label, row in zip(labels, counts, strict=True)
         }
+
+
+def _unknown(label: str, known: Mapping[str, int]) -> str:
+    """The end of a message about an unknown label: the cure."""
+    names = other_names(label, known)
+    if names is not None:
+        return f"; did you mean {names[label]!r}? then give label_names={names!r:.200}"
+    if label.isdigit() and int(label) < len(known):
+        return (
+            f"; if labels are numbered from 0, give label_names={list(known)} (--task.label_names)"
+        )
+    return nearest(label, known)

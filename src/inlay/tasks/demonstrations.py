@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from inlay.data.dataset import Example
 from inlay.data.template import VIRTUAL_TOKEN, Template
-from inlay.tasks.chat import ASSISTANT, Message
+from inlay.tasks.messages import ASSISTANT, Message
 from inlay.tasks.rows import field_of, texts_of
 
 

@@ -107,6 +107,14 @@ class Extract(Task[ExtractBatch, SpanScores]):
     def gold_fields(self) -> tuple[str, ...]:
         return ("answers",)
 
+    @override
+    def check(self, example: Example) -> None:
+        for name in ("question", "context"):
+            if name in example.fields:
+                text_of(example, name)
+        if "context" in example.fields:
+            checked_answers(example)
+
     # ------------------------------------------------------------------------------- its model
 
     @override

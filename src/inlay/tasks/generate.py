@@ -19,7 +19,7 @@ from inlay.errors import DataError, TaskError
 from inlay.tasks import auxiliary, metrics
 from inlay.tasks.auxiliary import AuxiliaryWeight
 from inlay.tasks.base import Bound, Prediction
-from inlay.tasks.chat import ASSISTANT, Chat, messages_of, tokens_within
+from inlay.tasks.chat import Chat, tokens_within
 from inlay.tasks.demonstrations import (
     Demonstration,
     chat_messages,
@@ -33,6 +33,7 @@ from inlay.tasks.generation_config import (
     end_tokens,
     generation_config,
 )
+from inlay.tasks.messages import ASSISTANT, call_names, check_turns, messages_of
 from inlay.tasks.outputs import TokenStates
 from inlay.tasks.reader import Reader
 from inlay.tasks.records import PREDICTION, Column, Mistake, Record
@@ -55,9 +56,11 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     target: the field that holds the target: a text, or a list of them such as `targets`, of which
         the first is learned, and the best one for a prediction counts.
     chat: write the source in the tokenizer's chat template, as the user's message; or "messages",
-        where rows have whole chats, `messages`, a list of `{"role": …, "content": …}`. Of a chat
-        all that the assistant writes is learned, its texts and the tokens that end its turns. Its
-        last turn, where the chat ends with it, is the target.
+        where rows have whole chats, `messages`, a list of `{"role": …, "content": …}`, with
+        `tool_calls` and, in the row, `tools` where the template writes them. Of a chat all that the
+        assistant writes is learned, its texts, its calls and the tokens that end its turns, but no
+        turn with `loss` false or `weight` 0. Its last turn, where the chat ends with it, is the
+        target.
     system: the system message at its beginning, unless a chat has its own.
     demonstrations: how many worked examples come before every source, the same for all, as
         turns of the chat with `chat`. They are drawn from the training data (`prepare`), where
@@ -67,6 +70,8 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     generation: options of `model.generate`, such as `num_beams: 4`, or `do_sample: true` with
         `temperature` and `top_p`. Without any, decoding is greedy and ends after 64 tokens at the
         latest, or where a decoder's context is full.
+    empty_targets: whether an empty target, or an empty turn of the assistant, is learned, as "say
+        nothing"; otherwise its row is refused.
     auxiliary_weight: the weight in training, from 0 to below 1, of a language-model loss on all
         that a decoder reads, source and target.
     """
@@ -81,6 +86,7 @@ class Generate(Templated[GenerateBatch, TokenStates]):
     seed: int = 0
     metric: metrics.GenerationMetric = "bleu"
     generation: dict[str, Any] = field(default_factory=dict)
+    empty_targets: bool = False
     auxiliary_weight: AuxiliaryWeight = 0.0
 
     def __post_init__(self) -> None:
@@ -159,6 +165,24 @@ class Generate(Templated[GenerateBatch, TokenStates]):
             }
             for row in drawn
         )
+
+    @override
+    def check(self, example: Example) -> None:
+        if self.chat == "messages":
+            if "messages" in example.fields and not self.empty_targets:
+                check_turns(example)
+        elif self.target in example.fields:
+            self._target(example)
+
+    def _target(self, example: Example) -> str:
+        """The target that is learned. Raises DataError where it is empty and that is not asked."""
+        target = first_target(example, self.target)
+        if not target.strip() and not self.empty_targets:
+            raise DataError(
+                f"{example.where}: its {self.target} is empty; set empty_targets "
+                "(--task.empty_targets true) to learn to say nothing"
+            )
+        return target
 
     # ------------------------------------------------------------------------------- its model
 
@@ -251,6 +275,8 @@ class Generate(Templated[GenerateBatch, TokenStates]):
 
     def _chat_row(self, example: Example, index: int) -> Row:
         """A whole chat as a row."""
+        if not self.empty_targets:
+            check_turns(example)
         chat, limit, tokenizer = self._chat.read(example), self.bound.max_length, self.bound.tokenizer  # fmt: skip  # noqa: E501
         encoding = tokenizer(
             chat.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -272,7 +298,7 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         """The target of each example with the end token last, or None where it has none."""
         tokenizer = self.bound.tokenizer
         places = [n for n, example in enumerate(examples) if self.target in example.fields]
-        texts = [first_target(examples[place], self.target) for place in places]
+        texts = [self._target(examples[place]) for place in places]
         targets: list[list[int] | None] = [None] * len(examples)
         if not texts:
             return targets
@@ -283,6 +309,11 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         end = tokenizer.eos_token_id
         for place, ids in zip(places, tokens, strict=True):
             complete = not self._decoder and ids[-1:] == [end]
+            if len(ids) == complete and not self.empty_targets:
+                raise DataError(
+                    f"{examples[place].where}: its {self.target} leaves no tokens; set "
+                    "empty_targets (--task.empty_targets true) to learn to say nothing"
+                )
             targets[place] = ids if complete else [*ids, end]
         return targets
 
@@ -371,4 +402,9 @@ class Generate(Templated[GenerateBatch, TokenStates]):
         last = messages_of(example)[-1]
         if last["role"] != ASSISTANT:
             raise DataError(f"{example.where}: its last message is not the assistant's")
-        return [last["content"]]
+        if not call_names(last):
+            return [last["content"]]
+        reply = self._chat.read(example).reply
+        tokenizer = self.bound.tokenizer
+        ids = tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]
+        return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip()]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from inlay.data.dataset import Example, Value
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import DataError, TaskError, nearest
 from inlay.tasks import metrics
 from inlay.tasks.options import Option

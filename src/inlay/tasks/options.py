@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from inlay.core.arguments import check_arguments
-from inlay.errors import TaskError, nearest
+from inlay.errors import TaskError, nearest, together
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,34 @@ class Option:
         object.__setattr__(self, name, value)
 
 
+class ImpossibleValue(TaskError):
+    """A field whose value its type does not have."""
+
+
 def check_fields(owner: Any, name: str) -> None:
     """Check every field of a dataclass against its annotation.
 
     name: of the owner, for the message.
 
-    Raises TaskError for the first value that does not fit.
+    Raises ImpossibleValue, a TaskError, that names all values that do not fit.
     """
     kind: Any = type(owner)
+    faults = []
     for field, (adapter, options) in _checks(kind).items():
         value = getattr(owner, field)
         if isinstance(value, options):
             continue  # it has checked its own fields
         if options:
             classes = " or ".join(option.__name__ for option in options)
-            raise TaskError(f"{name}: {field} must be {classes}, not {value!r}")
+            faults.append(f"{name}: {field} must be {classes}, not {value!r}")
+            continue
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise TaskError(f"{name}: {field}={value!r} is impossible: {reason}") from None
+            faults.append(f"{name}: {field}={value!r} is impossible: {reason}")
+    if faults:
+        raise ImpossibleValue(together(faults, name))
 
 
 @cache

@@ -69,6 +69,11 @@ class Regress(Templated[RegressBatch, Values]):
         return ("label",)
 
     @override
+    def check(self, example: Example) -> None:
+        if "label" in example.fields:
+            _number(example)
+
+    @override
     def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
         self._reader = Reader.for_text(bound, self.template, self.truncate)
 

@@ -57,8 +57,8 @@ def list_of(example: Example, name: str) -> list[Any]:
     value = _value_of(example, name)
     if not isinstance(value, list):
         raise DataError(
-            f"{example.where}: field {name!r} is {kind_of(value)}, not a list; csv files cannot "
-            "hold lists, use jsonl, json or parquet"
+            f"{example.where}: field {name!r} is {kind_of(value)}, not a list; where a cell holds "
+            "several items, name what separates them, such as separator='|'"
         )
     return value
 

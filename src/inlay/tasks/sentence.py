@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inlay.data.dataset import Example
+from inlay.data.labels import label_name
 from inlay.data.raw import kind_of
-from inlay.errors import DataError
+from inlay.errors import DataError, nearest
 from inlay.tasks.rows import list_of
+
+NUMBERED = "; name numbered tags by label_names (--task.label_names)"
+"""The end of a message about tags that are numbers: the cure."""
 
 NO_TOKEN = -1
 """The position of a word that has no token."""
@@ -63,26 +67,50 @@ def _predicate(example: Example, count: int) -> int | None:
     return number
 
 
-def texts_in(example: Example, name: str) -> list[str]:
+def texts_in(example: Example, name: str, cure: str = "") -> list[str]:
     """A field that holds a list of texts. Raises DataError, which names the example."""
     items = list_of(example, name)
     for number, item in enumerate(items, 1):
         if not isinstance(item, str):
+            kind = kind_of(item)
             raise DataError(
-                f"{example.where}: {name} is a list of texts, and item {number} is {kind_of(item)}"
+                f"{example.where}: {name} is a list of texts, and item {number} is {kind}{cure}"
             )
     return items
 
 
-def tags_of(example: Example) -> list[str]:
-    """The gold tags, one for every word. Raises DataError, which names the example."""
-    tags = texts_in(example, "tags")
+def tags_of(example: Example, names: Mapping[str, str] | None = None) -> list[str]:
+    """The gold tags, one for every word.
+
+    names: what the data calls a tag -> its name; any other tag, then a text, keeps its own.
+
+    Raises DataError, which names the example.
+    """
+    tags = _named(example, names) if names else texts_in(example, "tags", NUMBERED)
     count = len(list_of(example, "tokens"))
     if len(tags) != count:
         raise DataError(
             f"{example.where}: {count} tokens and {len(tags)} tags; every token has one tag"
         )
     return tags
+
+
+def gold_tags(example: Example, names: Mapping[str, str] | None) -> list[str]:
+    """The gold tags of an example that may have lost its tokens, as `tags_of` has them."""
+    return _named(example, names) if names else texts_in(example, "tags", NUMBERED)
+
+
+def _named(example: Example, names: Mapping[str, str]) -> list[str]:
+    tags = list_of(example, "tags")
+    for number, tag in enumerate(tags, 1):
+        if not isinstance(tag, str | int | float):
+            raise DataError(
+                f"{example.where}: tag {number} is {kind_of(tag)}, not text or a number"
+            )
+        if not isinstance(tag, str) and label_name(tag) not in names:
+            known = nearest(str(tag), names)
+            raise DataError(f"{example.where}: tag {number} is {tag}, which has no name{known}")
+    return [names.get(label_name(tag), str(tag)) for tag in tags]
 
 
 def first_tokens(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.data.dataset import Example, Value
+from inlay.data.labels import names_of_labels, other_names
 from inlay.errors import DataError, TaskError, nearest
 from inlay.heads import classify, token_states
 from inlay.methods.head import Head
@@ -31,7 +32,15 @@ from inlay.tasks.records import (
 )
 from inlay.tasks.requirements import require_head
 from inlay.tasks.rows import Row, have_labels, padded, padded_inputs, require_labels
-from inlay.tasks.sentence import NO_TOKEN, Sentence, first_tokens, sentence_of, tags_of, texts_in
+from inlay.tasks.sentence import (
+    NO_TOKEN,
+    Sentence,
+    first_tokens,
+    gold_tags,
+    sentence_of,
+    tags_of,
+    texts_in,
+)
 from inlay.tasks.spans import OUTSIDE, split_tag
 from inlay.tasks.special_tokens import special_tokens_around
 from inlay.tasks.voting import majority
@@ -73,7 +82,9 @@ class Tag(Task[TagBatch, Scores]):
     word, which is written before the sentence, where a decoder needs it, and in brackets within
     it, to tell it from equal words: "sat : the cat [ sat ] down".
 
-    labels: the tags; None takes them, sorted, from the training data.
+    labels: the tags; None takes them from `label_names` or, sorted, from the training data.
+    label_names: what the data calls a tag -> its name here: `["O", "B-PER", "I-PER"]` for the
+        numbers from 0 on, or a mapping; any other tag, which is then a text, keeps its name.
     scheme: "spans" for tags that are "O", or a type after a letter, B-, I-, E- or S- (or those of
         IOB1, IOE, BILOU, BMES), and mean spans of words; "plain" for tags that mean themselves.
     metric: the primary metric; F1 is over spans, or over words that are not "O".
@@ -83,13 +94,17 @@ class Tag(Task[TagBatch, Scores]):
     calibrates: ClassVar[bool] = True
 
     labels: tuple[str, ...] | None = None
+    label_names: dict[str, str] | None = None
     scheme: Literal["spans", "plain"] = "spans"
     metric: metrics.TaggingMetric = "f1"
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, list | tuple):
             self.labels = tuple(self.labels)
+        self.label_names = names_of_labels(self.label_names)
         super().__post_init__()
+        if self.labels is None and self.label_names:
+            self.labels = tuple(dict.fromkeys(self.label_names.values()))
         if self.labels is not None:
             self._check_labels(self.labels)
 
@@ -140,9 +155,20 @@ class Tag(Task[TagBatch, Scores]):
     def prepare(self, examples: Iterable[Example]) -> None:
         """Take the tags from the training examples, unless they are given."""
         if self.labels is None:
-            labels = sorted({tag for example in examples for tag in tags_of(example)})
+            labels = sorted({tag for example in examples for tag in self._tags(example)})
             self._check_labels(labels)
             self.labels = tuple(labels)
+
+    @override
+    def check(self, example: Example) -> None:
+        if "tokens" in example.fields:
+            sentence_of(example)
+        if "tags" in example.fields:
+            self._tags(example)
+
+    def _tags(self, example: Example) -> list[str]:
+        """The gold tags, one for every word. Raises DataError, which names the example."""
+        return tags_of(example, self.label_names)
 
     @override
     def on_bind(self, bound: Bound, model: PreTrainedModel) -> None:
@@ -174,7 +200,7 @@ class Tag(Task[TagBatch, Scores]):
             words = first_tokens([offsets[n] for n in places], sentence.words, len(before))
             labels = None
             if "tags" in example.fields:
-                labels = [_number(example, tag, numbers) for tag in tags_of(example)]
+                labels = [_number(example, tag, numbers) for tag in self._tags(example)]
             rows.append(TagRow(tokens, labels, index, example.where, len(tokens), words=words))
         return rows
 
@@ -306,7 +332,7 @@ class Tag(Task[TagBatch, Scores]):
     @override
     def mistake(self, record: Record, example: Example) -> Mistake | None:
         """The cost is the number of words with a wrong tag."""
-        gold = tags_of(example)
+        gold = self._tags(example)
         wrong = sum(a != b for a, b in zip(record[PREDICTION], gold, strict=True))
         return Mistake(wrong, gold) if wrong else None
 
@@ -339,12 +365,16 @@ class Tag(Task[TagBatch, Scores]):
     def score(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
     ) -> dict[str, float]:
-        gold = [texts_in(example, "tags") for example in examples]
+        gold = [gold_tags(example, self.label_names) for example in examples]
         return metrics.tagging(predictions, gold, plain=self.scheme == "plain")
 
 
 def _number(example: Example, tag: str, numbers: dict[str, int]) -> int:
     """The number of a gold tag. Raises DataError for an unknown one."""
     if tag not in numbers:
-        raise DataError(f"{example.where}: there is no tag {tag!r}{nearest(tag, numbers)}")
+        names = other_names(tag, numbers)
+        cure = nearest(tag, numbers)
+        if names is not None:
+            cure = f"; did you mean {names[tag]!r}? then give label_names={names!r:.200}"
+        raise DataError(f"{example.where}: there is no tag {tag!r}{cure}")
     return numbers[tag]

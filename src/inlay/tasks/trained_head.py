@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import TaskError
 from inlay.heads import classify, head_inputs
 from inlay.tasks.base import Bound

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
-from inlay.data.fields import label_name
+from inlay.data.labels import label_name
 from inlay.errors import TaskError
 from inlay.tasks import auxiliary
 from inlay.tasks.auxiliary import AuxiliaryWeight

@@ -170,8 +170,14 @@ def test_every_problem_is_one_sentence_with_its_place(recipe_file, name, value, 
         ("? [1]\n: 2\n", "r.yaml:1: not valid YAML: a key is a word"),
         ("- x\n", "r.yaml: a recipe is a mapping"),
         ("", "r.yaml: a recipe is a mapping"),
-        ("base: x\n", "task is missing"),
-        ("base: x\nmethd: LoRA\n", "methd: there is no such field; did you mean 'method'?"),
+        (
+            "base: x\n",
+            "the recipe r.yaml has 3 faults: (1) task is missing; (2) data is missing; (3) out is",
+        ),
+        (
+            "base: x\nmethd: LoRA\nout: o\ntask: {kind: generate}\ndata: {train: {source: x}}\n",
+            "methd: there is no such field; did you mean 'method'?",
+        ),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, monkeypatch, text, message):

@@ -16,10 +16,11 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from inlay.core.modes import evaluating
-from inlay.data.dataset import Example
+from inlay.data.dataset import Example, Skipped, bad_rows
 from inlay.errors import DataError
 from inlay.tasks import Prediction, Row, Task
 from inlay.tasks.records import Record
+from inlay.tasks.usable import encode_usable
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import ProgressDisplay
@@ -64,8 +65,9 @@ def predict(
 
     Raises DataError, which names the row, for one that is neither, or that the task cannot use.
     """
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     return [prediction for _, prediction in pairs]
 
 
@@ -85,8 +87,9 @@ def evaluate(
     scored against are kept.
     """
     collector = PredictionCollector(task)
-    sizes: dict[str, int | None] = {"batch_size": batch_size, "tokens": tokens}
-    pairs = predict_each(model, task, data, **sizes, console=console, what=what)
+    pairs = predict_each(
+        model, task, data, batch_size=batch_size, tokens=tokens, console=console, what=what
+    )
     for _ in collector.collect(pairs):
         pass
     return collector.score()
@@ -101,10 +104,14 @@ def predict_each(
     tokens: int | None = None,
     console: Console | None = None,
     what: str = "rows",
+    bad: list[Skipped] | None = None,
 ) -> Iterator[tuple[Example, Prediction]]:
     """Yield every example with its prediction, in order, chunk by chunk; arguments as in `predict`.
 
     The model is in evaluation mode until the last pair is taken.
+
+    bad: where examples that cannot be encoded are added, which are then left out; None raises
+        DataError for them.
     """
     total = len(data) if isinstance(data, Sized) else None
     with (
@@ -112,8 +119,12 @@ def predict_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(examples_of(task, data)):
-            rows = task.encode_all(chunk)
+        remaining = chunks(examples_of(task, data))
+        for examples in remaining:
+            chunk, rows = _encode(task, examples, remaining, bad)
+            del examples
+            if not chunk:
+                continue
             results: list[RowPrediction] = []
             done = 0
             for part in predict_rows(model, task, rows, batch_size, tokens):
@@ -155,10 +166,13 @@ def record_each(
     batch_size: int | None = 16,
     console: Console | None = None,
     what: str = "rows",
+    bad: list[Skipped] | None = None,
 ) -> Iterator[tuple[Example, Record]]:
     """Yield every example with its record, in order, chunk by chunk; arguments as in `records_of`.
 
     The model is in evaluation mode until the last pair is taken.
+
+    bad: as in `predict_each`.
     """
     total = len(data) if isinstance(data, Sized) else None
     with (
@@ -166,7 +180,9 @@ def record_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(examples_of(task, data)):
+        remaining = chunks(examples_of(task, data))
+        for examples in remaining:
+            chunk, _ = _encode(task, examples, remaining, bad)
             step = None if total is None else advance
             records = records_of(
                 model, task, chunk, temperature=temperature, batch_size=batch_size, advance=step
@@ -209,6 +225,33 @@ def records_of(
     if advance is not None and windows:
         advance(len(bare))
     return task.merge_records(rows, records, bare)
+
+
+def _encode(
+    task: Task,
+    chunk: list[Example],
+    remaining: Iterator[list[Example]],
+    bad: list[Skipped] | None,
+) -> tuple[list[Example], list[Row]]:
+    """The usable examples of a chunk, and their rows.
+
+    Args:
+        task: bound to a model.
+        chunk: the examples.
+        remaining: the chunks after it, whose bad examples an error counts too.
+        bad: as in `predict_each`.
+    """
+    if bad is not None:
+        usable = encode_usable(task.encode_some, chunk)
+        bad += usable.bad
+        return usable.examples, usable.rows
+    try:
+        return chunk, task.encode_all(chunk)
+    except DataError as error:
+        found = list(encode_usable(task.encode_some, chunk).bad)
+        for later in remaining:
+            found += encode_usable(task.encode_some, later).bad
+        raise bad_rows(found) if found else error from None
 
 
 def chunks(data: Iterable[Example]) -> Iterator[list[Example]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from inlay.errors import TrainingError, nearest
+from inlay.errors import TrainingError, nearest, together
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -94,35 +96,56 @@ def make_options(fields: Mapping[str, Any]) -> Options:
         raise TrainingError(explain(error, Options)) from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in one sentence: path of the field, cause, and the nearest existing name.
+def explain(error: ValidationError, model: type[BaseModel], subject: str = "training") -> str:
+    """All problems: of each the path of the field, the cause, and the nearest existing name.
 
-    A field that does not exist is reported before one that is missing: it is often that field,
-    misspelt.
+    Fields that do not exist come before those that are missing, which are left out where one of
+    the others could be meant: it is often that field, misspelt.
+
+    subject: what has the problems, for the message.
     """
     problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path, inner = _path(first["loc"], model)
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    others = [p for p in problems if p["type"] != "extra_forbidden"]
+    names = [str(p["loc"][-1]) for p in unknown]
+    others = [
+        p
+        for p in others
+        if p["type"] != "missing" or not get_close_matches(str(p["loc"][-1]), names, 1)
+    ]
+    first: dict[str, str] = {}  # of a place; a union has a problem for each of its types
+    for problem in (*unknown, *others):
+        path, _ = _path(problem["loc"], model)
+        last = [str(problem["loc"][-1])] if problem["type"] == "extra_forbidden" else []
+        first.setdefault(".".join([*path, *last]), _explain(problem, model))
+    return together(first.values(), subject)
+
+
+def _explain(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    """A problem in one sentence."""
+    path, inner = _path(problem["loc"], model)
     at = ".".join(path)
-    match first["type"]:
+    match problem["type"]:
         case "extra_forbidden":
-            name = str(first["loc"][-1])
+            name = str(problem["loc"][-1])
             at = ".".join([*path, name])
             return f"{at}: there is no such field{nearest(name, inner.model_fields)}"
-        case "missing" if isinstance(first["loc"][-1], int):
-            return f"{at} has too few values: {first['input']!r:.80}"
+        case "missing" if isinstance(problem["loc"][-1], int):
+            return f"{at} has too few values: {problem['input']!r:.80}"
         case "missing":
             return f"{at} is missing"
         case "tuple_type" | "list_type":
-            return f"{at}: write a list, in brackets, not {first['input']!r:.80}"
+            return f"{at}: write a list, in brackets, not {problem['input']!r:.80}"
         case "model_type" | "model_attributes_type":
-            name = next(iter(inner.model_fields))
-            return f"{at}: write its fields, such as {{{name}: …}}, not {first['input']!r:.80}"
+            fields = inner.model_fields
+            required = [name for name, field in fields.items() if field.is_required()]
+            name = (required or list(fields))[0]
+            return f"{at}: write its fields, such as {{{name}: …}}, not {problem['input']!r:.80}"
         case "value_error":
-            reason = str(first["ctx"]["error"])
+            reason = str(problem["ctx"]["error"])
             return f"{at}: {reason}" if at else reason
-    message = first["msg"]
-    return f"{at}: {message[:1].lower()}{message[1:]}, not {first['input']!r:.80}"
+    message = problem["msg"]
+    return f"{at}: {message[:1].lower()}{message[1:]}, not {problem['input']!r:.80}"
 
 
 def _path(

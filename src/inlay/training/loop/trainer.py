@@ -20,6 +20,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
+from inlay.tasks.rows import have_labels
 from inlay.training.loop import checkpoint, rng
 from inlay.training.loop.checkpoint import Checkpoint
 from inlay.training.loop.evaluation import (
@@ -90,6 +91,7 @@ class TrainingLoop:
         self.dev = dev
         with ProgressDisplay(console) as display:
             self.rows = encode_rows(task, data, "train", display)
+            have_labels(self.rows)  # before the first step, not in the middle of the run
             self.dev_rows = [] if dev is None else encode_rows(task, dev, "dev", display)
         self.stepper = Stepper(model, trainable, task, options, accelerator)
         costs = [len(row) for row in self.rows]

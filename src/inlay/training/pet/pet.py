@@ -34,7 +34,7 @@ from inlay.training.pet.recipe import PetRecipe
 from inlay.training.pet.results import PetResult
 from inlay.training.preparation import prepare
 from inlay.training.recipes.ensemble import attach_member
-from inlay.training.recipes.recipe import Recipe, output_folder
+from inlay.training.recipes.recipe import Recipe, Source, output_folder
 from inlay.training.recipes.run import open_base, spec_with_head
 
 CLASSIFIER = "classifier"
@@ -78,6 +78,10 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     for task in tasks:
         task.bind(model, tokenizer)
         auxiliary.check_weight(recipe.auxiliary_weight, task.bound)
+    train, test = (
+        _usable(tasks, data, source)
+        for data, source in ((train, recipe.data.train), (test, recipe.data.test))
+    )
     models = PatternModels(
         recipe,
         model,
@@ -157,6 +161,17 @@ def _read_data(
         for example in texts
     ]
     return train, unlabelled, test
+
+
+def _usable(
+    tasks: Sequence[Classify], data: Dataset | None, source: Source | None
+) -> Dataset | None:
+    """The data without the rows that some pattern cannot encode, where bad rows are left out."""
+    if data is None or source is None or not source.skip_bad:
+        return data
+    for task in tasks:
+        data = task.usable(data)
+    return data
 
 
 def _write(

@@ -117,7 +117,7 @@ def describe_usage(
     calibration: Calibration | None,
 ) -> Usage:
     """What the file of a recipe's inlay says of its use."""
-    source, description = recipe.data.train, task.describe()
+    source, description = recipe.data.parts()["train"], task.describe()
     trains_base = recipe.training.base_lr is not None
     chats = bool(description.get("chat")) and isinstance(tokenizer.chat_template, str)
     return Usage(
@@ -127,6 +127,7 @@ def describe_usage(
         task=description,
         columns=dict(source.columns or {}),
         templates=source.templates,
+        separator=source.separator,
         chat_template=tokenizer.chat_template if chats else None,
         calibration=None if calibration is None else asdict(calibration),
     )

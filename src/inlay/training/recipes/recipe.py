@@ -33,10 +33,11 @@ from inlay.core import own_files
 from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
 from inlay.data.dataset import Dataset, Stream
-from inlay.data.fields import FIELDS
+from inlay.data.fields import FIELDS, RowParser
 from inlay.data.loading import load, stream
+from inlay.data.readers import FileForm
 from inlay.data.template import Template
-from inlay.errors import InlayError, RecipeError, TaskError, nearest
+from inlay.errors import InlayError, RecipeError, TaskError, nearest, together
 from inlay.tasks import Task, from_spec
 from inlay.training.loop.options import PositiveInt, Seed, Training, explain
 from inlay.training.recipes import yaml
@@ -52,26 +53,35 @@ STRICT = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Source(BaseModel):
-    """Where rows come from; the fields are the arguments of `inlay.data.load`."""
+class Reading(BaseModel):
+    """How rows are read; the fields are arguments of `inlay.data.load`."""
 
     model_config = STRICT
 
-    source: str
-    split: str | None = None
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | list[str]] | None = None
     template: str | dict[str, str] | None = None
-    limit: PositiveInt | None = None
-    shots: PositiveInt | None = None
-    skip_bad: bool = False
-    seed: Seed = 0
+    format: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    separator: str | None = None
 
     @field_validator("columns", "template")
     @classmethod
     def _known_columns(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if name not in FIELDS:
-                raise ValueError(f"there is no field {name!r} to fill{nearest(name, FIELDS)}")
+        names = value if isinstance(value, dict) else ()
+        faults = [
+            f"there is no field {name!r} to fill{nearest(name, FIELDS)}"
+            for name in names
+            if name not in FIELDS
+        ]
+        if faults:
+            raise ValueError(together(faults, "it"))
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _valid_columns(cls, value: Any) -> Any:
+        validate(lambda columns: RowParser(columns, None, ()), value)
         return value
 
     @field_validator("template")
@@ -89,26 +99,73 @@ class Source(BaseModel):
             return {"text": self.template, "source": self.template}
         return dict(self.template or {})
 
+    @field_validator("format")
+    @classmethod
+    def _valid_format(cls, value: str | None) -> str | None:
+        validate(lambda name: FileForm(format=name), value)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _valid_encoding(cls, value: str | None) -> str | None:
+        validate(lambda name: FileForm(encoding=name), value)
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _valid_delimiter(cls, value: str | None) -> str | None:
+        validate(lambda character: FileForm(delimiter=character), value)
+        return value
+
+
+class Source(Reading):
+    """Where rows come from; the fields are the arguments of `inlay.data.load`."""
+
+    source: str
+    split: str | None = None
+    limit: PositiveInt | None = None
+    shots: PositiveInt | None = None
+    skip_bad: bool = False
+    seed: Seed = 0
+
     def load(self, task: Task) -> Dataset:
         """The rows, with all fields that the task needs. Raises DataError."""
-        return load(**self.model_dump(), need=task.required_fields)
+        return load(**self.model_dump(), need=task.required_fields, check=task.check)
 
     def stream(self, task: Task) -> Dataset | Stream:
         """The rows, read as they are needed, unless a sample of them is drawn. Raises DataError."""
         if self.limit is not None or self.shots is not None:
             return self.load(task)
-        drawing = {"limit", "shots", "seed"}
-        return stream(**self.model_dump(exclude=drawing), need=task.required_fields)
+        fields = self.model_dump(exclude={"limit", "shots", "seed"})
+        return stream(**fields, need=task.required_fields, check=task.check)
+
+    def read_as(self, shared: Reading) -> Source:
+        """The same source, read as `shared` says where it says nothing itself.
+
+        Of the columns each field counts by itself.
+        """
+        own = self.model_dump()
+        common = shared.model_dump(include=set(Reading.model_fields))
+        fields = {name: value for name, value in common.items() if own[name] is None}
+        if self.columns and shared.columns:
+            fields["columns"] = {**shared.columns, **self.columns}
+        return self.model_copy(update=fields)
 
 
-class Data(BaseModel):
-    """The rows to train on (`train`), to choose the best pieces by (`dev`), and to test on."""
+class Data(Reading):
+    """The rows to train on (`train`), to choose the best pieces by (`dev`), and to test on.
 
-    model_config = STRICT
+    The other fields are read for every part that does not have them itself.
+    """
 
     train: Source
     dev: Source | None = None
     test: Source | None = None
+
+    def parts(self) -> dict[str, Source]:
+        """The sources that there are, by part, with the fields that all parts share."""
+        sources = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {part: s.read_as(self) for part, s in sources.items() if s is not None}
 
 
 class Recipe(BaseModel):
@@ -273,7 +330,8 @@ def read(
     try:
         return kind.model_validate(values, context={RUN_FILES: run_files})
     except ValidationError as error:
-        raise RecipeError(explain(error, kind)) from None
+        subject = "the recipe" if path is None else f"the recipe {path}"
+        raise RecipeError(explain(error, kind, subject)) from None
 
 
 def output_folder(out: str) -> Path:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
-from inlay.errors import RecipeError
+from inlay.errors import DataError, RecipeError, together
 from inlay.files.atomic import write_whole
 from inlay.files.format import InlayFile
 from inlay.handle import Inlay, rows
@@ -95,9 +95,13 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         require_full_precision(model)
     base_parameters = sum(p.numel() for p in model.parameters())
     prepared: Prepared = {}
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    if recipe.folds is not None:
+        skipping["test"] = skipping["train"]
     if needs_preparation(model, spec):
         draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
         draft.bind(model, tokenizer)
+        data = _usable(draft, data, skipping, console)
         prepared = prepare(
             model,
             spec,
@@ -114,6 +118,8 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         start_from(handle, start, tokenizer)
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
+    data = _usable(task, data, skipping, console)
+    _print_skipped(data, console)
     of_base = base_parameters if trains_base else 0
     parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
     print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
@@ -268,16 +274,52 @@ def open_base(
 
 def _read_data(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
     """The rows of every part that the recipe names."""
-    sources = {"train": recipe.data.train, "dev": recipe.data.dev, "test": recipe.data.test}
-    data = {}
-    for part, source in sources.items():
-        if source is not None:
-            with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
+    data: dict[str, Dataset] = {}
+    faults = []
+    for part, source in recipe.data.parts().items():
+        with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
+            try:
                 data[part] = source.load(task)
+            except DataError as error:
+                faults.append(str(error))
+    if faults:
+        raise DataError(together(faults, "the data"))
+    return data
+
+
+def _usable(
+    task: Task, data: Mapping[str, Dataset], skipping: Mapping[str, bool], console: Console
+) -> dict[str, Dataset]:
+    """The data, checked before any training, without the rows that the task cannot encode.
+
+    skipping: the parts of which such rows are left out; of others they are errors.
+
+    Raises DataError.
+    """
+    usable: dict[str, Dataset] = {}
+    faults = []
+    with ProgressDisplay(console) as display:
+        for part, dataset in data.items():
+            with display.counting(f"checking {part}", len(dataset)) as advance:
+                try:
+                    if skipping[part]:
+                        usable[part] = task.usable(dataset)
+                    else:
+                        task.encode_all(dataset, advance)
+                        usable[part] = dataset
+                except DataError as error:
+                    faults.append(str(error))
+    if faults:
+        raise DataError(together(faults, "the data"))
+    return usable
+
+
+def _print_skipped(data: Mapping[str, Dataset], console: Console) -> None:
+    """Say how many rows of each part are left out."""
     for part, dataset in data.items():
         if dataset.skipped:
-            print_line(console, f"{part}: {len(dataset.skipped)} malformed rows are left out")
-    return data
+            rows = "1 row is" if len(dataset.skipped) == 1 else f"{len(dataset.skipped)} rows are"
+            print_line(console, f"{part}: {rows} left out")
 
 
 def _set_all_labels(task: Task, recipe: Recipe, data: Dataset) -> None:
