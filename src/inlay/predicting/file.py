@@ -259,17 +259,16 @@ def _outcomes(
     """A record for every row, or why there is none. Raises DataError without `skip_bad`."""
     problems = {n: row.problem for n, row in enumerate(part) if row.problem is not None}
     if problems and not skip_bad:
-        row = part[min(problems)]
-        raise DataError(f"{row.where}: {row.problem}; --skip-bad-rows goes on without such rows")
+        raise _bad_row(part[min(problems)].where, problems[min(problems)])
     good = [row for row in part if row.problem is None]
     records: list[Record] = []
     try:
         records = predictor.records(good, batch_size=batch_size, advance=advance) if good else []
-    except DataError as error:
-        if not skip_bad:
-            raise DataError(f"{error}; --skip-bad-rows goes on without such rows") from None
+    except DataError:
         for number, row in enumerate(part):
             if row.problem is None and (reason := predictor.problem_of(row)) is not None:
+                if not skip_bad:
+                    raise _bad_row(row.where, reason) from None
                 problems[number] = reason
         good = [row for number, row in enumerate(part) if number not in problems]
         records = predictor.records(good, batch_size=batch_size, advance=advance) if good else []
@@ -277,6 +276,10 @@ def _outcomes(
     for number in range(len(part)):
         problem = problems.get(number)
         yield next(remaining) if problem is None else problem
+
+
+def _bad_row(where: str, problem: str) -> DataError:
+    return DataError(f"{where}: {problem}; --skip-bad-rows goes on without such rows")
 
 
 def _line(row: InputRow, outcome: Record | str, names: dict[str, str]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def open_inlay(
     if usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
     handle = load(model, path, tokenizer=tokenizer)
+    model.eval()  # for good: threads that predict side by side have no mode to put back
     bound = task_of(usage, handle.spec.methods)
     bound.bind(model, tokenizer)
     return Predictor(model, tokenizer, handle, bound, usage)
