@@ -61,13 +61,24 @@ def chatty(inlay, tmp_path, rows):
     return folder, tmp_path / "run" / "default.safetensors"
 
 
-def test_generate_writes_the_prompt_as_training_did(inlay, chatty, monkeypatch):
+@pytest.fixture
+def chatty_before(chatty):
+    """The same, with a file of an earlier version, of which only the recipe knows the task."""
     base, file = chatty
+    model, tokenizer = load_base(base)
+    library.load(model, file, tokenizer=tokenizer).save(file, tokenizer=tokenizer)
+    return base, file
+
+
+def test_generate_writes_the_prompt_as_training_did(inlay, chatty_before):
+    base, file = chatty_before
     given = ("--chat", "--system", "a dog", "--max-new-tokens", "3")
     recipe = file.parent / "recipe.yaml"
     default = inlay("generate", base, file, "the cat")
     assert default.code == 0, default.err
+    assert inlay("generate", file, "the cat").out == default.out
     plain = inlay("generate", base, file, "the cat", "--no-chat", "--template", "{source}")
+    assert plain.code == 0, plain.err
     longer = inlay("generate", base, file, "the cat", "--max-new-tokens", "9")
     recipe.rename(file.parent / "elsewhere.yaml")
     assert inlay("generate", base, file, "the cat", *given).out == default.out
@@ -76,8 +87,19 @@ def test_generate_writes_the_prompt_as_training_did(inlay, chatty, monkeypatch):
     assert len(longer.out.split()) > len(default.out.split())
 
 
-def test_generate_takes_a_prompt_where_rows_are_whole_chats(inlay, chatty):
+def test_a_file_knows_its_chat_format_without_a_recipe(inlay, chatty):
     base, file = chatty
+    before = inlay("generate", base, file, "the cat")
+    (file.parent / "recipe.yaml").unlink()
+    for words in ((base, file), (file,)):
+        assert inlay("generate", *words, "the cat").out == before.out
+    plain = inlay("generate", file, "the cat", "--no-chat", "--template", "{source}")
+    assert plain.code == 0, plain.err
+    assert plain.out != before.out
+
+
+def test_generate_takes_a_prompt_where_rows_are_whole_chats(inlay, chatty_before):
+    base, file = chatty_before
     recipe = file.parent / "recipe.yaml"
     text = recipe.read_text()
     recipe.write_text(text.replace("chat: true", "chat: messages"))
@@ -87,8 +109,8 @@ def test_generate_takes_a_prompt_where_rows_are_whole_chats(inlay, chatty):
     assert inlay("generate", base, file, "the cat").out == whole.out
 
 
-def test_generate_with_a_recipe_of_several_columns_asks_for_a_template(inlay, chatty):
-    base, file = chatty
+def test_generate_with_a_recipe_of_several_columns_asks_for_a_template(inlay, chatty_before):
+    base, file = chatty_before
     recipe = file.parent / "recipe.yaml"
     recipe.write_text(
         recipe.read_text()
