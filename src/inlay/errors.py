@@ -113,10 +113,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     them where none is similar.
     """
     known = sorted(known)
-    similar = [name for name in known if name.lower() == word.lower()]  # 'Lora' is LoRA, not LoHa
-    similar = similar or get_close_matches(word, known, n=1, cutoff=0.6)
+    by_letters = {name.lower(): name for name in known}  # 'Lora' is LoRA, and 'lorra' is too
+    similar = get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
     if similar:
-        return f"; did you mean {similar[0]!r}?"
+        return f"; did you mean {by_letters[similar[0]]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
 
 

@@ -90,7 +90,8 @@ def score(
         watched = worst.watch(records)
         each: Iterator[Any] = ((row, record["prediction"]) for row, record in watched)
     else:
-        each = predict_each(opened.model, task, rows, **options)
+        skips = bad if plan.data.test.skip_bad else None
+        each = predict_each(opened.model, task, rows, bad=skips, **options)
     pairs = answers.collect(each)
     if predictions is None:
         for _ in pairs:
@@ -123,6 +124,7 @@ def make_plan(
     Raises RecipeError, TaskError.
     """
     from inlay.errors import RecipeError
+    from inlay.predicting import task_of
     from inlay.training.recipes.recipe import Recipe
 
     named = recipe is not None
@@ -130,6 +132,8 @@ def make_plan(
         recipe = file.parent / RECIPE
     changes = {**NO_TRAINING, "base": base}
     if usage is not None and not named:
+        if "task.kind" not in fields:
+            task_of(usage)  # a file that names a program as its task is refused here
         task = {name: value for name, value in usage.task.items() if name != "task"}
         changes["task"] = json.dumps({"kind": usage.task["task"], **task})
     if usage is not None and recipe is None and "data.source" in fields:
@@ -180,17 +184,20 @@ def _write_predictions(
     from inlay.files.atomic import write_whole
 
     lines = (
-        json.dumps({**_columns_of(row, columns), "where": row.where, "prediction": prediction})
+        json.dumps(
+            {**_columns_of(row, columns), "where": row.where, "prediction": prediction},
+            ensure_ascii=False,
+        )
         for row, prediction in pairs
     )
     write_whole(path, (f"{line}\n".encode() for line in lines))
 
 
 def _columns_of(row: Example, columns: Columns) -> dict[str, Any]:
-    """The fields of a row, without those that repeat a column under the name of the field."""
+    """The fields of a row, without those that repeat a column, or gather several, under a name."""
     repeated = {
         name
         for name, column in columns.items()
-        if isinstance(column, str) and name != column and row.fields[name] == row.fields[column]
+        if (name not in column if isinstance(column, list) else name != column)
     }
     return {name: value for name, value in row.fields.items() if name not in repeated}

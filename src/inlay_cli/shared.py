@@ -72,7 +72,10 @@ DeviceOption = Annotated[
 ]
 SkipOption = Annotated[
     bool,
-    typer.Option("--skip-bad-rows", help="Leave malformed rows out, and list them at the end."),
+    typer.Option(
+        "--skip-bad-rows",
+        help="Leave bad rows out, whoever notices them, and list them at the end.",
+    ),
 ]
 SetOption = Annotated[
     list[str],

@@ -130,10 +130,9 @@ def _next(outcome: Outcome) -> str:
     if outcome.path is None:
         recipe = quote(str(Path(outcome.recipe.out) / RECIPE))
         return f"inlay eval {base} --recipe {recipe} --data …"
-    kind = str(outcome.recipe.task["kind"])
+    path, kind = quote(str(outcome.path)), str(outcome.recipe.task["kind"])
     files = paths_in(f"{outcome.recipe.method or ''} {kind}")
-    imports = "".join(f" --import {quote(path)}" for path in files)
-    path = quote(str(outcome.path))
+    imports = "".join(f" --import {quote(file)}" for file in files)
     if kind == "generate":
         return f'inlay generate {base} {path} "…"{imports}'
     return f"inlay eval {base} {path} --data …{imports}"

@@ -1,7 +1,12 @@
 """Methods and tasks in files of one's own, on the command line: named, completed, and needed."""
 
-import pytest
+import json
 
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from inlay.files.format import digest
 from inlay_cli import completion, names
 from tests.core.test_own_files import METHOD, TASK, forget
 
@@ -27,7 +32,8 @@ def test_a_method_of_ones_own_from_training_to_use(inlay, base, recipe, tmp_path
         ("generate", base, file, "the cat"),
         ("merge", base, file, "o"),
     ):
-        assert needed in inlay(*words).error or "--import diag.py" in inlay(*words).error
+        message = inlay(*words).error
+        assert needed in message or "add --import diag.py" in message
     run = inlay("eval", base, file, "--import", "diag.py", "--json")
     assert run.code == 0, run.err
     forget()
@@ -40,11 +46,26 @@ def test_a_recipe_next_to_a_file_runs_no_program(inlay, base, recipe, tmp_path):
     path = tmp_path / "run" / "recipe.yaml"
     path.write_text(path.read_text().replace("LoRA(rank=2)", "diag.py:Diag"))
     file = path.with_name("default.safetensors")
-    for words in (("eval", base, file), ("generate", base, file, "the cat")):
-        assert "diag.py is a program" in inlay(*words).error
+    assert "diag.py is a program" in inlay("eval", base, file).error
+    assert inlay("generate", base, file, "the cat").code == 0, "it reads no recipe"
     assert not (tmp_path / "runs.txt").exists()
     assert inlay("eval", base, file, "--recipe", path).code == 0, "named by the user, it does"
     assert (tmp_path / "runs.txt").exists()
+
+
+def test_a_file_that_names_a_program_as_its_task_runs_none(inlay, base, trained, tmp_path):
+    with safe_open(trained, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    usage = json.loads(header["usage"])
+    usage["task"]["task"] = "diag.py:Diag"
+    header["usage"] = json.dumps(usage)
+    save_file(tensors, trained, metadata={**header, "digest": digest(header, tensors)})
+    for words in (("eval", base, trained), ("generate", base, trained, "the cat")):
+        assert "there is no task 'diag.py:Diag'" in inlay(*words).error
+    trained.with_name("recipe.yaml").unlink()
+    assert "there is no task" in inlay("eval", base, trained, "--data", "rows.jsonl").error
+    assert not (tmp_path / "runs.txt").exists()
 
 
 def test_a_task_of_ones_own(inlay, base, recipe, tmp_path):
@@ -56,7 +77,9 @@ def test_a_task_of_ones_own(inlay, base, recipe, tmp_path):
     assert "volume: 2" in text
     forget()
     file = tmp_path / "run" / "default.safetensors"
-    assert "--import shout.py" in inlay("eval", base, file).error
+    assert (
+        "the task 'shout' is not part of inlay but in 'shout.py'" in inlay("eval", base, file).error
+    )
     assert inlay("eval", base, file, "--import", "shout.py").code == 0
 
 

@@ -61,29 +61,15 @@ def chatty(inlay, tmp_path, rows):
     return folder, tmp_path / "run" / "default.safetensors"
 
 
-@pytest.fixture
-def chatty_before(chatty):
-    """The same, with a file of an earlier version, of which only the recipe knows the task."""
+def test_generate_writes_the_prompt_as_training_did(inlay, chatty):
     base, file = chatty
-    model, tokenizer = load_base(base)
-    library.load(model, file, tokenizer=tokenizer).save(file, tokenizer=tokenizer)
-    return base, file
-
-
-def test_generate_writes_the_prompt_as_training_did(inlay, chatty_before):
-    base, file = chatty_before
     given = ("--chat", "--system", "a dog", "--max-new-tokens", "3")
-    recipe = file.parent / "recipe.yaml"
     default = inlay("generate", base, file, "the cat")
     assert default.code == 0, default.err
-    assert inlay("generate", file, "the cat").out == default.out
-    plain = inlay("generate", base, file, "the cat", "--no-chat", "--template", "{source}")
-    assert plain.code == 0, plain.err
-    longer = inlay("generate", base, file, "the cat", "--max-new-tokens", "9")
-    recipe.rename(file.parent / "elsewhere.yaml")
     assert inlay("generate", base, file, "the cat", *given).out == default.out
-    assert inlay("generate", base, file, "the cat", "--template", "{source}").out != default.out
+    plain = inlay("generate", base, file, "the cat", "--no-chat", "--template", "{source}")
     assert plain.out != default.out
+    longer = inlay("generate", base, file, "the cat", "--max-new-tokens", "9")
     assert len(longer.out.split()) > len(default.out.split())
 
 
@@ -98,26 +84,22 @@ def test_a_file_knows_its_chat_format_without_a_recipe(inlay, chatty):
     assert plain.out != before.out
 
 
-def test_generate_takes_a_prompt_where_rows_are_whole_chats(inlay, chatty_before):
-    base, file = chatty_before
+def test_generate_of_a_file_without_a_task_reads_the_recipe_beside_it(inlay, chatty):
+    """As files of earlier versions are, and those that Python saved."""
+    base, file = chatty
+    expected = inlay("generate", base, file, "the cat").out
+    model, tokenizer = load_base(base)
+    library.load(model, file).save(file, tokenizer=tokenizer)
+    assert inlay("generate", base, file, "the cat").out == expected
     recipe = file.parent / "recipe.yaml"
-    text = recipe.read_text()
-    recipe.write_text(text.replace("chat: true", "chat: messages"))
+    recipe.write_text(recipe.read_text().replace("chat: true", "chat: messages"))
     whole = inlay("generate", base, file, "the cat")
     assert whole.code == 0, whole.err
-    recipe.write_text(text)
-    assert inlay("generate", base, file, "the cat").out == whole.out
+    assert whole.out == expected, "a prompt is a chat of one message"
 
 
-def test_generate_with_a_recipe_of_several_columns_asks_for_a_template(inlay, chatty_before):
-    base, file = chatty_before
-    recipe = file.parent / "recipe.yaml"
-    recipe.write_text(
-        recipe.read_text()
-        .replace("chat: true", 'template: "{name}: {food}"')
-        .replace("system: a dog", "seed: 0")
-    )
-    message = inlay("generate", base, file, "the cat").error
+def test_a_template_of_several_columns_is_no_template_for_a_prompt(inlay, base, trained):
+    message = inlay("generate", base, trained, "the cat", "--template", "{name}: {food}").error
     assert "name, food" in message
     assert "--template" in message
 

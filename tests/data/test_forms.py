@@ -3,6 +3,7 @@
 import pytest
 
 from inlay.data import load
+from inlay.data.fields import RowParser
 from tests.data.rows import refused, write
 
 TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
@@ -84,7 +85,7 @@ REFUSED = {
     "conversations": ({"conversations": TURNS}, "give chat='messages' (--task.chat messages)"),
     "prompts": (
         {"prompt": CHAT[:1], "completion": CHAT[1:]},
-        "there is no column 'target'",
+        "give chat='messages' (--task.chat messages); there is no column 'target'",
     ),
     "nothing": ({"text": "a"}, "there is no column 'source'"),
 }
@@ -151,6 +152,13 @@ def test_a_text_that_only_looks_like_a_list_stays_one():
     assert only({"text": "[1, 2]"}, "text") == {"text": "[1, 2]"}
     assert only({"answers": "[1]"}, "target", columns={"target": "answers"}) == {"target": "[1]"}
     refused([{"labels": "a"}], "separator='' separates nothing", separator="")
+
+
+def test_a_field_may_be_derived_and_not_needed():
+
+    parse = RowParser(None, None, (), derive=("source", "target"))
+    assert parse({"prompt": "a"})["source"] == "a"
+    assert "target" not in parse({"prompt": "a"}) and "source" not in parse({"text": "a"})
 
 
 def test_bad_rows_are_counted(tmp_path):

@@ -207,7 +207,7 @@ def test_garbage(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for data in (b"PK\x03\x04" * 50, os.urandom(4000), b"\x80\x04\x95" + b"x" * 100):
         path.write_bytes(data)
-        refused(zoo.model("llama"), path, FileError, "header|damaged|truncated")
+        refused(zoo.model("llama"), path, FileError, "not an inlay file|damaged|truncated")
     refused(zoo.model("llama"), tmp_path, FileError, "cannot read|damaged")
     refused(zoo.model("llama"), tmp_path / "none.safetensors", FileError, "No such file")
 
@@ -216,7 +216,7 @@ def test_huge_header(file: Path) -> None:
     data = file.read_bytes()
     for length in (2**63, 2**40, 17 * 2**20):
         file.write_bytes(struct.pack("<Q", length) + data[8:])
-        refused(zoo.model("llama"), file, FileError, "claims a header of|truncated")
+        refused(zoo.model("llama"), file, FileError, "is not an inlay file; give|truncated")
 
 
 def rewrite(file: Path, change: Any, header: dict[str, str] | None = None) -> None:
@@ -295,7 +295,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_pickle_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.ones(1)}, path)
-    refused(zoo.model("llama"), path, FileError, "header|damaged")
+    refused(zoo.model("llama"), path, FileError, "is not an inlay file|damaged")
 
 
 def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ VECTORS = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
 MEANT = [["sports"], ["politics"], ["sports", "politics"], ["culture"], []]
 
 
-def task(labels=None, **fields):
-    return Classify(by=TrainedHead(labels), objective=BinaryCrossEntropy(), **fields)
+def task(labels=None, vectors=None, **fields):
+    return Classify(by=TrainedHead(labels), objective=BinaryCrossEntropy(vectors=vectors), **fields)
 
 
 def rows(labels):
@@ -73,8 +73,11 @@ def test_labels_that_were_learned_give_a_vector_no_order():
     reader.prepare(rows(MEANT[:4]))
     assert reader.labels == ("culture", "politics", "sports")
     (row,) = rows([[1, 0, 0]])
-    bind(reader, "bert")
-    refused(lambda: reader.encode(row, 0), "are a vector", error=DataError)
+    for stored in (reader, from_spec(reader.describe())):
+        bind(stored, "bert")
+        refused(lambda stored=stored: stored.encode(row, 0), "are a vector", error=DataError)
+    meant = bind(task(["culture", "politics", "sports"], vectors=True), "bert")
+    assert meant.encode(row, 0).labels == [0]
 
 
 @pytest.mark.parametrize("names", [NAMES, {"0": "sports", 1: "politics", "2": "culture"}])

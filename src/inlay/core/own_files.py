@@ -104,6 +104,18 @@ def origin_of(kind: type) -> str:
     return module
 
 
+def how_to_get(origin: str) -> str:
+    """The rest of a message about a class that is not there: where it is, and what to do.
+
+    origin: what `origin_of` returned where it was, and what a file says: text, and nothing else.
+    """
+    if origin == "__main__":
+        return "in the program that trained it; define it before this file is loaded"
+    if origin.endswith(".py"):
+        return f"in {origin!r:.120}; run that file first, by --import or an import in Python"
+    return f"in the module {origin!r:.120}; install and import that first"
+
+
 def _imported(file: Path) -> ModuleType | None:
     """The module of a file that was run or imported already."""
     for module in list(sys.modules.values()):

@@ -48,6 +48,8 @@ Columns = Mapping[str, str | Sequence[str]]
 class RowParser:
     """Turns a row into the fields of an example; the arguments are those of `load`.
 
+    derive: fields that are read in other forms too, as those in `need` are, but may be missing.
+
     Raises DataError for a field name that no task reads, for several columns of a field that takes
     one, and for a template that cannot be parsed.
     """
@@ -58,11 +60,13 @@ class RowParser:
         template: str | Mapping[str, str] | None,
         need: Collection[str],
         separator: str | None = None,
+        derive: Collection[str] = (),
     ) -> None:
         if isinstance(template, str):
             template = {"text": template, "source": template}
         self.templates = {field: Template(text) for field, text in (template or {}).items()}
         self.need = need
+        self.derived = dict.fromkeys((*need, *derive))
         self.separator = separator
         if separator == "":
             raise DataError("separator='' separates nothing; write a character such as '|'")
@@ -151,8 +155,8 @@ class RowParser:
     def _derive(
         self, fields: dict[str, Value], row: Mapping[Any, Any], problems: dict[str, str]
     ) -> None:
-        """Add the needed fields that the row has in another form."""
-        for field in self.need:
+        """Add the fields to derive that the row has in another form."""
+        for field in self.derived:
             if field in fields or field in self.columns or row.get(field) is not None:
                 continue
             try:

@@ -49,7 +49,8 @@ def hint(field: str, column: str, row: Fields) -> str:
         marks = [mark for mark in str(next(iter(row))) if not (mark.isalnum() or mark in "_ -")]
         if marks:
             return f"; if {marks[0]!r} separates the cells, name it: delimiter={marks[0]!r}"
-    if field in ("source", "target") and _chat(row) is not None:
+    chat = _chat(row) is not None or _is_chat(_first(row, PROMPTS))
+    if field in ("source", "target") and chat:
         return "; for rows of chats give chat='messages' (--task.chat messages)"
     if field == "messages" and isinstance(row.get("source"), str):
         return "; for rows of texts leave chat='messages' out"

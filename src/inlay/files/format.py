@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from inlay._version import __version__
 from inlay.architectures.chart import Chart
 from inlay.core.method import METHODS, Spec
+from inlay.core.own_files import how_to_get
 from inlay.core.parse import from_json, origins, to_json
 from inlay.core.piece import OncePerPass, Piece, resize_parts
 from inlay.core.piece_set import PieceSet
@@ -254,17 +255,11 @@ def _check_origins(path: Path, header: Mapping[str, str]) -> None:
             f"{path} is damaged: its header does not list methods; copy it anew"
         ) from None
     for name, origin in entries:
-        if name in METHODS:
-            continue
-        if origin == "__main__":
-            cure = "in the program that trained it; define it before this file is loaded"
-        elif origin.endswith(".py"):
-            cure = f"in {origin!r:.120}; run that file first, by --import or an import in Python"
-        else:
-            cure = f"in the module {origin!r:.120}; install and import that first"
-        raise FileError(
-            f"{path} uses the method {name!r:.80}, which is not part of inlay but {cure}"
-        )
+        if name not in METHODS:
+            raise FileError(
+                f"{path} uses the method {name!r:.80}, which is not part of inlay but "
+                f"{how_to_get(origin)}"
+            )
 
 
 def _check_header_size(path: Path) -> None:
@@ -280,8 +275,7 @@ def _check_header_size(path: Path) -> None:
     (length,) = struct.unpack("<Q", start)
     if length > MAX_HEADER:
         raise FileError(
-            f"{path} is not an inlay file: it claims a header of {length:,} bytes; give a file "
-            "that inlay has saved"
+            f"{path} is not an inlay file; give a .safetensors file that inlay has saved"
         )
     if 8 + length > size:
         raise FileError(

@@ -33,6 +33,7 @@ class Usage:
     separator: what separated the items of a list that was written as one text.
     chat_template: how the tokenizer writes chats, where the task chats.
     calibration: the fields of a `Calibration`; None where none was fitted.
+    origin: the file or module of a task that is not inlay's own.
     """
 
     base: str
@@ -44,6 +45,7 @@ class Usage:
     separator: str | None = None
     chat_template: str | None = None
     calibration: dict[str, float] | None = None
+    origin: str = ""
 
     def to_header(self) -> dict[str, str]:
         """The entry for a file's header."""
@@ -72,6 +74,7 @@ def usage_of(path: Path, header: Mapping[str, str]) -> Usage | None:
         stored = json.loads(text)
         usage = Usage(**{name: value for name, value in stored.items() if name in known})
         valid = isinstance(usage.base, str) and isinstance(usage.task, dict)
+        valid = valid and isinstance(usage.origin, str)
         if not valid or not 0 < usage.temperature < float("inf"):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from inlay.core.own_files import how_to_get
 from inlay.errors import FetchError, FileError, RecipeError
 from inlay.files.format import InlayFile, read
 from inlay.files.usage import Usage
@@ -18,7 +19,7 @@ from inlay.hub.models import announce
 from inlay.hub.packages import Report
 from inlay.methods.head import Head
 from inlay.predicting.predictor import Predictor
-from inlay.tasks import Task, from_spec
+from inlay.tasks import TASKS, Task, from_spec
 from inlay.training.recipes.recipe import Recipe
 
 RECIPE = "recipe.yaml"
@@ -78,7 +79,15 @@ def open_inlay(
 
 
 def task_of(usage: Usage, methods: Any = ()) -> Task:
-    """The task of a file, not bound yet, with the labels of its trained head where it has none."""
+    """The task of a file, not bound yet, with the labels of its trained head where it has none.
+
+    Raises FileError for a task of one's own that is not there: no file makes its program run.
+    """
+    name = usage.task.get("task")
+    if usage.origin and name not in TASKS:
+        raise FileError(
+            f"the task {name!r:.80} is not part of inlay but {how_to_get(usage.origin)}"
+        )
     task = from_spec(usage.task)
     for method in methods:
         if isinstance(method, Head):
@@ -131,7 +140,7 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         base="base" if trained else recipe.base,
         beside=trained,
         dtype=recipe.dtype,
-        task={"task": recipe.task["kind"], **fields},
+        task={"task": recipe.make_task().name, **fields},
         columns=dict(source.columns or {}),
         templates=source.templates,
         separator=source.separator,

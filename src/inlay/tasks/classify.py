@@ -88,7 +88,7 @@ class Classify(Templated[ClassifyBatch, Scores]):
                 f"classify: metric={self.metric!r} is none of {self.objective.kind}, whose metrics "
                 f"are {', '.join(self.objective.metrics)}"
             )
-        labels = self._given_labels = self._known_labels
+        labels = self._known_labels
         if labels is not None:
             self._check_labels(labels)
 
@@ -145,7 +145,8 @@ class Classify(Templated[ClassifyBatch, Scores]):
             raise DataError(f"{example.where}: its label is empty")
         renamed = self.label_names or {}
         if isinstance(self.objective, BinaryCrossEntropy) and not FLAGS.keys() & renamed.keys():
-            labels = labels_of_vector(example, labels, self._given_labels)
+            given = None if self.objective.vectors is False else self._known_labels
+            labels = labels_of_vector(example, labels, given)
         return list(dict.fromkeys(renamed.get(label, label) for label in labels))
 
     def _numbers(self) -> dict[str, int]:
@@ -188,6 +189,8 @@ class Classify(Templated[ClassifyBatch, Scores]):
         if isinstance(self.by, TrainedHead) and self._known_labels is None:
             self._check_labels(labels)
             self.by = replace(self.by, labels=labels)
+            if isinstance(self.objective, BinaryCrossEntropy) and self.objective.vectors is None:
+                self.objective = replace(self.objective, vectors=False)  # no order of places
 
     @property
     @override

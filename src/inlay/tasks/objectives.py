@@ -204,11 +204,16 @@ class BinaryCrossEntropy(Weighted):
 
     class_weight: label -> the weight of the rows that have it against those that do not, 1 for a
         label left out; or "balanced", which makes them equal: n_without / n_with.
+    vectors: whether `labels` is a vector of 0 and 1 with a place for each label, in their order.
+        None reads it so where it is as long as the labels that are given, but not where the
+        labels come from the training data.
     """
 
     kind: ClassVar[str] = "binary_cross_entropy"
     field: ClassVar[str] = "labels"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1")
+
+    vectors: bool | None = None
 
     @override
     def values(self, example: Example) -> list[Value]:

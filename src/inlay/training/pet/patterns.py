@@ -54,10 +54,7 @@ class Patterns(BaseModel):
     @staticmethod
     def load(path: str | Path) -> Patterns:
         """Read patterns from a file. Raises RecipeError for whatever is wrong with it."""
-        try:
-            values = yaml.read(Path(path).read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the patterns {path}: {error}") from None
+        values = yaml.read_file(path, "the patterns")
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: a file of patterns has the fields patterns and verbalizer")
         try:

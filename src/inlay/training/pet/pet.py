@@ -70,7 +70,7 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     else:
         student = patterns.head_task(**recipe.task_fields())
     student.objective = Distillation(temperature=recipe.temperature)
-    train, unlabelled, test = _read_data(recipe, patterns, console)
+    train, texts, test = _read_data(recipe, patterns, console)
     model, tokenizer = open_base(recipe.base, recipe.dtype, console)
     trains_base = recipe.training.base_lr is not None
     if trains_base:
@@ -78,10 +78,12 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     for task in tasks:
         task.bind(model, tokenizer)
         auxiliary.check_weight(recipe.auxiliary_weight, task.bound)
+    sources = recipe.data.parts()
     train, test = (
-        _usable(tasks, data, source)
-        for data, source in ((train, recipe.data.train), (test, recipe.data.test))
+        _usable(tasks, data, sources.get(part)) for part, data in (("train", train), ("test", test))
     )
+    texts = _usable(tasks, texts, sources["unlabelled"])
+    unlabelled = [] if texts is None else list(texts)
     models = PatternModels(
         recipe,
         model,
@@ -136,31 +138,27 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
 
 def _read_data(
     recipe: PetRecipe, patterns: Patterns, console: Console
-) -> tuple[Dataset | None, list[Example], Dataset | None]:
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """The labelled rows, the texts without their labels, and the rows to test on."""
     with ProgressDisplay(console) as display:
 
         def read(part: str, columns: Sequence[str]) -> Dataset | None:
-            source = sources[part]
+            source = sources.get(part)
             if source is None:
                 return None
             with display.counting(f"reading {part}"):
                 return load(**source.model_dump(), need=columns)
 
-        sources = {
-            "train": recipe.data.train,
-            "unlabelled": recipe.data.unlabelled,
-            "test": recipe.data.test,
-        }
+        sources = recipe.data.parts()
         labelled = (*patterns.columns, "label")
         train, test = read("train", labelled), read("test", labelled)
         texts = read("unlabelled", patterns.columns)
     assert texts is not None
-    unlabelled = [
+    bare = tuple(
         Example({name: example.fields[name] for name in patterns.columns}, example.where)
         for example in texts
-    ]
-    return train, unlabelled, test
+    )
+    return train, Dataset(texts.source, bare, texts.skipped), test
 
 
 def _usable(
@@ -183,13 +181,13 @@ def _write(
         save_base(handle.model, tokenizer, result.base)
     if result.path is not None:
         handle.save(result.path, tokenizer=tokenizer)
-    task = student.describe()
+    task, parts = student.describe(), recipe.data.parts()
     classifier_recipe = Recipe.model_validate(
         {
             **recipe.model_dump(include={"base", "dtype", "method", "out", "seed"}),
             "name": CLASSIFIER,
             "task": {"kind": task.pop("task"), **task},
-            "data": {"train": recipe.data.unlabelled, "test": recipe.data.test},
+            "data": {"train": parts["unlabelled"], "test": parts.get("test")},
             "training": recipe.distilling,
         }
     )

@@ -25,17 +25,23 @@ from inlay.errors import RecipeError
 from inlay.tasks.metrics import ClassificationMetric
 from inlay.training.loop.options import Fraction, PositiveFloat, PositiveInt, Seed, Training
 from inlay.training.recipes import yaml
-from inlay.training.recipes.recipe import STRICT, Source, read, validate
+from inlay.training.recipes.recipe import STRICT, Reading, Source, read, validate
 
 
-class PetData(BaseModel):
-    """Labelled rows (`train`, which may be missing), unlabelled texts, and rows to test on."""
+class PetData(Reading):
+    """Labelled rows (`train`, which may be missing), unlabelled texts, and rows to test on.
 
-    model_config = STRICT
+    The other fields are read for every part that does not have them itself.
+    """
 
     train: Source | None = None
     unlabelled: Source
     test: Source | None = None
+
+    def parts(self) -> dict[str, Source]:
+        """The sources that there are, by part, with the fields that all parts share."""
+        sources = {"train": self.train, "unlabelled": self.unlabelled, "test": self.test}
+        return {part: s.read_as(self) for part, s in sources.items() if s is not None}
 
 
 class PetRecipe(BaseModel):

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from inlay.core.method import Spec
+from inlay.core.own_files import origin_of
 from inlay.data.dataset import Dataset, describe_skipped
 from inlay.files.atomic import write_whole
 from inlay.files.usage import Usage
@@ -130,6 +131,7 @@ def describe_usage(
         separator=source.separator,
         chat_template=tokenizer.chat_template if chats else None,
         calibration=None if calibration is None else asdict(calibration),
+        origin=origin_of(type(task)),
     )
 
 

@@ -318,11 +318,7 @@ def read(
     """Read a recipe of this class; the rest is as in `Recipe.load`."""
     values: Any = {}
     if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-        values = yaml.read(text, str(path))
+        values = yaml.read_file(path, "the recipe")
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values")
     for name, value in (overrides or {}).items():

@@ -118,11 +118,11 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         start_from(handle, start, tokenizer)
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
-    data = _usable(task, data, skipping, console)
-    _print_skipped(data, console)
     of_base = base_parameters if trains_base else 0
     parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
     print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
+    data = _usable(task, data, skipping, console)
+    _print_skipped(data, console)
     context = _RunContext(
         recipe, out, model, tokenizer, task, data, console, resume, prepared, start
     )

@@ -7,6 +7,7 @@ Here numbers and booleans are read by the core schema of YAML 1.2.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,6 +71,22 @@ Loader.add_constructor("tag:yaml.org,2002:int", _int)
 Loader.add_constructor("tag:yaml.org,2002:float", _float)
 Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 Dumper.add_representer(list, _list)
+
+
+def read_file(path: str | Path, what: str) -> Any:
+    """The plain data of a file. what: it is, as in "the recipe".
+
+    Raises RecipeError where the file cannot be read, or is not YAML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"cannot read {what} {path}: {error.strerror}; check its path") from None
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"cannot read {what} {path}: it is not UTF-8 text; save it as UTF-8"
+        ) from None
+    return read(text, str(path))
 
 
 def read(text: str, name: str) -> Any:
