@@ -90,8 +90,7 @@ def score(
         watched = worst.watch(records)
         each: Iterator[Any] = ((row, record["prediction"]) for row, record in watched)
     else:
-        skips = bad if plan.data.test.skip_bad else None
-        each = predict_each(opened.model, task, rows, bad=skips, **options)
+        each = predict_each(opened.model, task, rows, **options)
     pairs = answers.collect(each)
     if predictions is None:
         for _ in pairs:
