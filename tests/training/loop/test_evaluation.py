@@ -190,7 +190,7 @@ def test_a_sample_is_drawn_and_not_streamed(tmp_path):
 
 
 def test_rows_may_be_plain_mappings():
-    model, task = tiny.base(), None
+    model = tiny.base()
     task = tiny.task(model)
     examples = tiny.examples(5)
     rows = [dict(example.fields) for example in examples]
@@ -198,7 +198,7 @@ def test_rows_may_be_plain_mappings():
     assert predict(model, task, iter(rows)) == predict(model, task, examples)
     assert evaluate(model, task, rows) == evaluate(model, task, examples)
     for data, message in (
-        ("1 2", "row 1 is '1', not a row"),
+        ("1 2", "'1 2' is one row, and a list of rows is read"),
         ([rows[0], 7], "row 2 is 7, not a row"),
     ):
         with pytest.raises(DataError, match=message):

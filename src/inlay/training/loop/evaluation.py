@@ -140,7 +140,9 @@ def predict_each(
 
 
 def examples_of(task: Task, data: Iterable[PlainRow]) -> Iterator[Example]:
-    """Rows as examples. Raises DataError for a row that is none."""
+    """Rows as examples. Raises DataError for a row that is none, and for one row alone."""
+    if isinstance(data, str | Mapping):
+        raise DataError(f"{data!r:.60} is one row, and a list of rows is read; write [row]")
     for number, row in enumerate(data, 1):
         where = f"row {number}"
         if isinstance(row, Example):
