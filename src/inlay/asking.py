@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.errors import NamingError, RowsError, nearest

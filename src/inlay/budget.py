@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from math import inf
 from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.architectures.resolve import resolve
 from inlay.core.method import Method, Shared, Spec
 from inlay.core.piece import OncePerPass
 from inlay.errors import SiteError, SpecError
-from inlay.runtime.container import CHILD
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -23,6 +23,8 @@ UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
 BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 BYTES_EACH = 4
 """A file holds parameters in fp32."""
+
+NO_ROOM = 2**62
 
 LARGEST = 2**20
 """No rank, bottleneck or length beyond this is tried."""
@@ -59,12 +61,12 @@ def fit_budget(
     chart = resolve(model)
     budget = budget_of(model, parameters)
 
-    def count(steps: int) -> float:
-        """How many parameters that size has; infinity for one that the model has no room for."""
+    def count(steps: int) -> int:
+        """How many parameters that size has; `NO_ROOM` where the model has no room for it."""
         try:
             return _count(chart, start.with_size(steps))
         except (SpecError, SiteError):
-            return inf
+            return NO_ROOM
 
     if count(1) > budget:
         least = _count(chart, start.with_size(1))
@@ -110,7 +112,7 @@ def _count_method(chart: Chart, method: Method) -> int:
     shared = Shared(sites, lambda ids: {}, chart.stacks[0].vocabulary)
     with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
         pieces = [method.build(site, shared) for site in sites]
-    modules = [piece for piece in pieces if piece is not None]
+    modules: list[nn.Module] = [piece for piece in pieces if piece is not None]
     modules += [m for m in shared.modules.values() if not isinstance(m, OncePerPass)]
     parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return sum(p.numel() for p in parameters.values())

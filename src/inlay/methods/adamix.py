@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class AdaMix(Method):
         return kind(piece, site.name, self)
 
     @override
-    def with_size(self, steps: int) -> Method:
+    def with_size(self, steps: int) -> Self:
         return dataclasses.replace(self, inner=self.inner.with_size(steps))
 
     @override
@@ -194,7 +194,7 @@ class FoldableMixture(Foldable, Mixture):
 
     @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        inner = copy.deepcopy(self.copies[0])
-        assert isinstance(inner, Foldable) and isinstance(inner, Piece)
+        inner: Any = copy.deepcopy(self.copies[0])
         inner.load({name: tensor.detach() for name, tensor in self.means().items()})
-        return inner.fold(w, b)
+        folded: tuple[Tensor, Tensor | None] = inner.fold(w, b)
+        return folded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Gate(Method):
         return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate)
 
     @override
-    def with_size(self, steps: int) -> Method:
+    def with_size(self, steps: int) -> Self:
         return dataclasses.replace(self, inner=self.inner.with_size(steps))
 
     @override

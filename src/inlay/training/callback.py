@@ -38,9 +38,9 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from typing_extensions import override
 
+from inlay.architectures.paths import CHILD
 from inlay.errors import TrainingError
 from inlay.handle import Inlay
-from inlay.runtime.container import CHILD
 
 
 class InlayCallback(TrainerCallback):
