@@ -51,7 +51,7 @@ class Stack:
     keeps_first: bool
     position_start: int
     window: int | None
-    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
+    beside_ids: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     arguments: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +61,17 @@ class Stack:
     def looked_up(self, ids: Tensor) -> dict[str, Tensor]:
         """What a pass without these ids `[B, T]` needs besides their embeddings, by argument."""
         return {} if self.beside_ids is None else self.beside_ids(self.module, ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its floating-point parameters are."""
+        floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(floats, torch.float32)
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""

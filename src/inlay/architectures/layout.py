@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -119,7 +120,7 @@ class Layout:
     causal: bool = True
     keeps_first: bool = False
     streams: bool = False
-    beside_ids: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] | None = None
+    beside_ids: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     by_layer: tuple[Layout, ...] = ()
 
     def of_block(self, number: int) -> Layout:

@@ -61,8 +61,8 @@ def reads(stack: nn.Module, has_tokens: bool) -> str:
         if takes & arguments:
             return medium
     modalities = type(stack).input_modalities if isinstance(stack, PreTrainedModel) else ()
-    modalities = (modalities,) if isinstance(modalities, str) else modalities
-    media = {MODALITIES.get(modality, "text") for modality in modalities}
+    each = (modalities,) if isinstance(modalities, str) else modalities
+    media = {MODALITIES.get(modality, "text") for modality in each}
     return media.pop() if len(media) == 1 and media != {"text"} else "states"
 
 

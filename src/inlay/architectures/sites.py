@@ -154,10 +154,10 @@ class _Block:
         if not queries or not self._projections(f"{side}.kv_b"):
             return None
         # latent attention: every query has a key and a value of its own, of different widths
-        head_dim, value_dim = (vars(attention).get(name) for name in LATENT_WIDTHS)
-        if not head_dim or not value_dim:
+        head_width, value_width = (vars(attention).get(name) for name in LATENT_WIDTHS)
+        if not head_width or not value_width:
             return None
-        return queries[0].d_out // head_dim, head_dim, value_dim
+        return queries[0].d_out // head_width, head_width, value_width
 
     def _sites(self, role: str, place: Place) -> list[Site]:
         """The sites of one entry of `Layout.block`; none where this block has no such module."""
@@ -224,8 +224,8 @@ class _Block:
         if host is None:
             return []
         parameters = dict(host.named_parameters(recurse=False))
-        bias = f"{place.parameter}_bias"
-        bias = bias if bias in parameters else None
+        named = f"{place.parameter}_bias"
+        bias = named if named in parameters else None
         transposed = bool(vars(host).get("is_transposed"))
         count, d_out, d_in = parameters[place.parameter].shape
         if transposed:

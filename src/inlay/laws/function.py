@@ -76,19 +76,19 @@ def merged_computes_the_same(case: Case) -> float:
                 raise NotApplicable(f"refused as it should be: {refusal}") from None
             if not foldable:
                 raise Broken("a piece without fold was merged")
-            old = [(parameter, parameter.detach().clone()) for parameter, _ in writes]
+            old = [(weight, weight.detach().clone()) for weight, _ in writes]
             try:
                 if attached(case.model).keys() == {handle.name}:
                     handle.merge()
                 else:
-                    for parameter, value in writes:
-                        parameter.copy_(value)
+                    for weight, value in writes:
+                        weight.copy_(value)
                     handle.enabled = False
                 output = model_output(case.model, inputs)
                 for head in attached(case.model).values():
                     if head.name == handle.name and not handle.attached:
                         head.detach()  # a trained head stays attached after merging
             finally:
-                for parameter, value in old:
-                    parameter.data.copy_(value)
+                for weight, value in old:
+                    weight.data.copy_(value)
     return require_close(case, output, unmerged, "merged", 3)

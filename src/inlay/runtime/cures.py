@@ -90,7 +90,7 @@ def _other_methods(chart: Chart, kind: str) -> tuple[list[str], list[str]]:
     asis, elsewhere = [], []
     for name, other in METHODS.items():
         try:
-            methods = other().expand(chart.sites).methods  # type: ignore[call-arg]
+            methods = other().expand(chart.sites).methods
         except (InlayError, TypeError):
             continue
         if name == kind or any(method.has_head for method in methods):

@@ -66,8 +66,8 @@ class Positions:
 
     def _measured(self) -> Numbering:
         stack = self.stack
-        ids = torch.arange(7, 13, device=stack.module.device)[None] % stack.vocabulary
-        ids[:, 0] = stack.module.config.pad_token_id or 0
+        ids = torch.arange(7, 13, device=stack.device)[None] % stack.vocabulary
+        ids[:, 0] = stack.config.pad_token_id or 0
         mask = torch.tensor([[0, 0, 1, 1, 1, 1]], device=ids.device)
 
         def states(positions: Tensor | None) -> Tensor:
@@ -101,7 +101,7 @@ def positions_of_words(stack: Stack, text: Tensor, mask: Tensor) -> Tensor:
     """Those of ids other than padding counted; padding stands before the first."""
     if text.is_floating_point():
         return all_positions(stack, text, mask)
-    words = text.ne(stack.module.config.pad_token_id).long()
+    words = text.ne(stack.config.pad_token_id).long()
     return words.cumsum(-1) * words + stack.position_start - 1
 
 
@@ -126,7 +126,7 @@ def _caches(stack: Stack, inputs: dict[str, Any]) -> bool:
     if not stack.takes("use_cache") and "use_cache" not in inputs:
         return False
     asked = inputs.get("use_cache")
-    return bool(stack.module.config.use_cache if asked is None else asked)
+    return bool(stack.config.use_cache if asked is None else asked)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -27,7 +27,14 @@ LENGTH = 3
 CLOSE = 1e-3
 """How far equal rows may differ, relative to their size."""
 
-LEFT_OUT = {"past_key_values", "use_cache", "return_dict", "output_hidden_states", "labels"}
+LEFT_OUT = {
+    "past_key_values",
+    "cache_params",
+    "use_cache",
+    "return_dict",
+    "output_hidden_states",
+    "labels",
+}
 OF_THE_TEXT = {"inputs_embeds", "attention_mask", "position_ids", "token_type_ids"}
 """Inputs that the two rows are run without."""
 
@@ -95,8 +102,8 @@ class RowAxis:
             rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
             two[name] = value[:1].expand(2, *value.shape[1:]) if rows else value
         if stack.embed is not None:
-            device = stack.module.device
-            two["input_ids"] = (torch.arange(2, LENGTH + 2, device=device)).expand(2, -1)
+            ids = torch.arange(2, LENGTH + 2, device=stack.device)
+            two["input_ids"] = ids.expand(2, -1)
         if stack.takes("use_cache"):
             two["use_cache"] = False
         return two

@@ -289,7 +289,7 @@ class PrefixRunner:
 
     def _embeds(self, names: Names, ids: Tensor | None) -> Tensor:
         """The input embeddings of one group's prefix, `[P, D]`."""
-        dtype = self.stack.module.dtype
+        dtype = self.stack.dtype
         parts = [piece().to(dtype) for piece in self.prompts.of(names)]
         if ids is not None:
             parts.append(self.tokens.embed_for(names, ids).to(dtype))
@@ -314,7 +314,7 @@ class PrefixRunner:
         """How many tokens all rows begin with, where it pays to run them once."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         plain = not any(inputs.get(key) for key in ("output_attentions", "output_hidden_states"))
-        config = self.stack.module.config
+        config = self.stack.config
         plain = plain and not (config.output_attentions or config.output_hidden_states)
         if ids is None or ids.shape[0] < 2 or not plain or self.stack.window is not None:
             return 0
