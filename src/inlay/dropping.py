@@ -39,7 +39,7 @@ def _without_lowest(handle: Inlay, index: int, method: Method, layers: int) -> M
             f"{kind} also acts outside the layers, at {places[0].name}, so that the base's lowest "
             "layers could not stay as they are; train it with at= layers alone"
         )
-    if all(field.name != "at" for field in fields(method))  # type: ignore[arg-type]:
+    if all(field.name != "at" for field in fields(method)):  # type: ignore[arg-type]
         raise SpecError(
             f"the places of {kind} follow from the method in it; drop the layers of that one"
         )

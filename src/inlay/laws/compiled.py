@@ -89,8 +89,9 @@ def _decoding(case: Case) -> float:
     """Logits of some tokens that `generate` writes with a static cache, compiled and not."""
     model: Any = case.model
     text = without_unserved_virtual_tokens(model, rows_to_continue(case))
-    how = CompileConfig(fullgraph=True, backend=BACKEND, mode="default", dynamic=False)
-    vars(how)["_compile_all_devices"] = True
+    how: Any = CompileConfig(fullgraph=True, backend=BACKEND, dynamic=False)
+    how.mode = None  # another backend than torch's own has none
+    how._compile_all_devices = True
     options = {**OPTIONS, "cache_implementation": "static"}
     before = {name: vars(model)[name] for name in KEPT_BY_GENERATE if name in vars(model)}
     try:

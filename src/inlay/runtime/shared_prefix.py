@@ -380,9 +380,10 @@ def _remaining(length: int, lead: Tensor, opening: int) -> Tensor:
 def _not_checkpointed(stack: Stack) -> Iterator[None]:
     """Keep what the blocks of the prefix need for backward: it is short, so that is cheap.
 
-    Blocks that other threads run meanwhile keep it too, until no thread is inside any more.
+    Blocks that other threads run meanwhile keep it too, until no thread is inside any more. In a
+    compiled pass, which can hold no lock, the prefix is checkpointed like the rest.
     """
-    if not stack.checkpointed and stack not in _PAUSED:
+    if torch.compiler.is_compiling() or (not stack.checkpointed and stack not in _PAUSED):
         yield
         return
     with _PAUSING:
