@@ -125,6 +125,12 @@ class TestContinuousBatching:
         results = continuously(model, text)
         assert [r.generated_tokens for r in results] == expected[:, 5:].tolist()
 
+    def test_rows_that_its_thread_does_not_know_are_refused(self) -> None:
+        model, text = base("llama"), ids(2, 5)
+        inlay.attach(model, inlay.LoRA(rank=2), name="a")
+        with inlay.rows(model, [None]):
+            assert all("handle.enabled" in result.error for result in continuously(model, text))
+
     @pytest.mark.parametrize("spec", [PREFIX, PROMPT], ids=repr)
     def test_what_adds_keys_is_refused_in_our_words(self, spec: Any) -> None:
         model, text = base("llama"), ids(2, 5)

@@ -10,6 +10,7 @@ text it holds, and inside a pass, where the base asks, how many positions:
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,12 @@ METHOD = "get_seq_length"
 
 
 def count_text(cache: Cache, extra: int) -> None:
-    """From now on the cache leaves `extra` positions out of its length."""
-    setattr(cache, METHOD, partial(_text_length, cache, extra))
+    """From now on the cache leaves `extra` positions out of its length.
+
+    A second view of the same layers is asked: a cache that holds itself is not freed with its pass.
+    """
+    count_positions(cache)
+    setattr(cache, METHOD, partial(_text_length, copy.copy(cache), extra))
 
 
 def count_positions(cache: Cache | None) -> None:

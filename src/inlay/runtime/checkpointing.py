@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from inlay.architectures.chart import Stack
-from inlay.runtime.stack_inputs import NUMBERS
+
+LEARNED_THROUGH = ("inputs_embeds", "pixel_values", "input_features")
+"""Inputs that may require a gradient. Bases that read waves ask for it behind their first layers,
+and refuse waves that have one."""
 
 
 def is_reentrant(stack: Stack) -> bool:
@@ -30,7 +33,7 @@ def is_reentrant(stack: Stack) -> bool:
 def with_gradient(inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a stack, which require a gradient where they are numbers."""
     changed = dict(inputs)
-    for name in NUMBERS:
+    for name in LEARNED_THROUGH:
         value = inputs.get(name)
         if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
             changed[name] = value.detach().requires_grad_()

@@ -26,6 +26,11 @@ def check_continuous_batching(state: StackState, inputs: dict[str, Any]) -> None
     """Raise PortError where an inlay cannot act on texts whose keys lie in shared pages."""
     if not isinstance(inputs.get("cache"), PagedAttentionCache):
         return
+    if state.routing.chosen_elsewhere:
+        raise PortError(
+            "continuous batching (generate_batch) runs in a thread of its own, which rows chosen "
+            "in another do not reach; set handle.enabled of every inlay instead of choosing rows"
+        )
     serving = state.routing.serving()
     adding = serving & (state.port(ExtraKVPort).names | state.port(PromptPort).pieces.keys())
     relating = serving & state.relating

@@ -14,6 +14,7 @@ block is recomputed in backward.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -178,6 +179,7 @@ class Routing:
         self.enabled: dict[str, bool] = {}
         self._requested = Requested()
         self._bound = Bound()
+        self._choosing: frozenset[int] = frozenset()
         self._cache: dict[tuple, Groups] = {}
 
     @property
@@ -226,7 +228,17 @@ class Routing:
     def restore(self, rows: Rows | None) -> None:
         """Go back to rows that were `requested` before."""
         self._requested.rows = rows
+        if not torch.compiler.is_compiling():
+            self._note(threading.get_ident(), rows)
         self._bind()
+
+    @property
+    def chosen_elsewhere(self) -> bool:
+        """Whether a thread chose rows that this one does not know of."""
+        return self.requested is None and bool(self._choosing)
+
+    def _note(self, thread: int, rows: Rows | None) -> None:
+        self._choosing = self._choosing - {thread} if rows is None else self._choosing | {thread}
 
     def enable(self, name: str, acts: bool) -> None:
         """Add an inlay, or switch one on or off."""
