@@ -94,17 +94,20 @@ def _build(
 ) -> tuple[PreTrainedModel | None, Inputs | None]:
     """The smallest model that inputs are found for; else the smallest that can be made."""
     first = None
-    for config in tiny_configs(config_class):
-        try:
-            model = tiny_model(model_class, config)
-        except Exception as error:
-            findings.note = f"{type(error).__name__}: {error!s:.120}"
-            continue
-        inputs = working_inputs(model)
-        if inputs is not None:
-            findings.note = ""
-            return model, inputs
-        first = first or model
+    try:
+        for config in tiny_configs(config_class):
+            try:
+                model = tiny_model(model_class, config)
+            except Exception as error:
+                findings.note = f"{type(error).__name__}: {error!s:.120}"
+                continue
+            inputs = working_inputs(model)
+            if inputs is not None:
+                findings.note = ""
+                return model, inputs
+            first = first or model
+    except Exception as error:
+        findings.note = f"no config: {type(error).__name__}: {error!s:.120}"
     return first, None
 
 
@@ -169,7 +172,9 @@ def _short(error: Exception) -> str:
 
 def message_kind(message: str) -> str:
     """A message without what differs from base to base."""
-    message = re.sub(r"'[^']*'", "'…'", message)
+    message = re.sub(r"; use .*", "; use …", message)
+    message = re.sub(r"'[^']*'(,? (or )?'[^']*')*", "'…'", message)
+    message = re.sub(rf"\b({'|'.join(METHODS)})\b", "Method", message)
     message = re.sub(r"\b\w*(?:Model|For[A-Z]\w+|Attention\w*|PreTrained\w*)\b", "Base", message)
     message = re.sub(r"(known|has): [\w., ]+", r"\1: …", message)
     message = re.sub(r"\d+", "N", message)

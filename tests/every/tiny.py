@@ -15,7 +15,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 Fields = dict[str, Any]
 
-FACTORS = (16, 8, 4, 2, 1)
+CUTS = (
+    (16, True, True),
+    (8, True, True),
+    (16, False, True),
+    (8, False, False),
+    (4, True, True),
+    (4, True, False),
+    (2, True, True),
+    (1, True, True),
+    (1, False, False),
+)
+"""What widths are divided by, whether depths are cut, whether positions are."""
+
 VOCABULARY = 300
 MOST_PARAMETERS = 150_000_000
 DEPTH = re.compile(
@@ -38,14 +50,22 @@ NAMES = frozenset({"model_type", "transformers_version", "architectures", "torch
 
 
 def tiny_configs(config_class: type[PreTrainedConfig]) -> Iterator[PreTrainedConfig]:
-    """Tiny configurations of a class, the smallest first. What cannot be made is left out."""
-    for factor in FACTORS:
-        for cut_positions in (True, False):
-            try:
-                fields = config_class().to_dict()
-                yield config_class.from_dict(_tiny(fields, factor, cut_positions))
-            except Exception:
-                continue
+    """Tiny configurations of a class, the smallest first. What cannot be made is left out.
+
+    Raises what the config class raises where not even the last, with its own sizes, can be made.
+    """
+    error = None
+    for factor, cut_depth, cut_positions in CUTS:
+        try:
+            fields = config_class().to_dict()
+            config = config_class.from_dict(_tiny(fields, factor, cut_depth, cut_positions))
+        except Exception as failure:
+            error = failure
+            continue
+        error = None
+        yield config
+    if error is not None:
+        raise error
 
 
 def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -58,15 +78,17 @@ def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
     return model_class(config).float().eval()
 
 
-def _tiny(fields: Fields, factor: int, cut_positions: bool) -> Fields:
+def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> Fields:
     """The fields of a config, and of the configs in it, made small."""
-    depth = _depth(fields)
+    depth = _depth(fields) if cut_depth else 10**6
     tiny = {}
     for name, value in fields.items():
         if name in OUTPUTS:  # they name stages that a tiny model does not have
             continue
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
-            tiny[name] = _tiny(value, factor, cut_positions)
+            tiny[name] = _tiny(value, factor, cut_depth, cut_positions)
+        elif name == "vocab_size" and value is None:
+            tiny[name] = 60
         elif name in NAMES or isinstance(value, (bool, str)) or value is None:
             tiny[name] = value
         elif isinstance(value, (list, tuple)):
@@ -124,9 +146,9 @@ def _tiny_number(name: str, value: int, factor: int, depth: int, cut_positions: 
 def _tiny_list(name: str, value: list[Any], factor: int, fields: Fields, depth: int) -> list[Any]:
     numbers = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
     if value and isinstance(value[0], dict):
-        return [_tiny(entry, factor, True) if isinstance(entry, dict) else entry for entry in value]
+        return [_tiny(e, factor, True, True) if isinstance(e, dict) else e for e in value]
     if numbers and DEPTH.search(name):
-        return [min(entry, 2) for entry in value]
+        return [min(entry, 2, depth) for entry in value] if depth < 10**6 else value
     if numbers and WIDTH.search(name) and not NOT_WIDTH.search(name):
         wide = all(entry >= 32 and entry % min(factor, 8) == 0 for entry in value)
         return [entry // min(factor, 8) for entry in value] if wide else value

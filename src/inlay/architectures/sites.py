@@ -16,6 +16,10 @@ from inlay.core.site import Expert, Part, Site, stored_transposed
 LATENT_WIDTHS = ("qk_head_dim", "v_head_dim")
 """The attributes under which latent attention keeps the widths of its keys and of its values."""
 
+FIRST = ("q", "qkv", "q_a", "kv_a", "in", "qkvz", "up")
+LAST = ("o", "out", "down")
+"""The last parts of the roles of a sub-layer's first and last projection."""
+
 READS_HIDDEN = ("attn.q", "attn.q_a", "attn.qkv", "mixer.in", "mixer.qkvz", "mixer.qkv", "mlp.up")
 """Projections that read the hidden states of their block."""
 
@@ -164,9 +168,10 @@ class _Block:
         if isinstance(place, Sub):
             entries = (place.enter,) if isinstance(place.enter, str) else place.enter
             enter, leave = self._first(entries), submodule(self.block, place.leave)
-            if enter is None or leave is None:
+            d_in, d_out = self._ends(role)
+            if enter is None or leave is None or d_in != d_out:  # where stages meet, widths change
                 return []
-            return [self._whole(role, leave, enter=enter)]
+            return [replace(self._whole(role, leave, enter=enter), d_in=d_in, d_out=d_out)]
         if isinstance(place, Experts):
             return self._experts(role, place)
         if isinstance(place, str) and role.startswith("norm."):
@@ -175,6 +180,14 @@ class _Block:
                 return []
             return [_norm_site(f"{self.name}.{role}", role, norm, self.stack.name, self.number)]
         return self._projection(role, place)
+
+    def _ends(self, role: str) -> tuple[int, int]:
+        """The widths of what a sub-layer reads and of what it adds, as its projections say."""
+        first, last = (
+            [site for part in parts for site in self._projections(f"{role}.{part}")]
+            for parts in (FIRST, LAST)
+        )
+        return (first[0].d_in if first else self.width, last[0].d_out if last else self.width)
 
     def _first(self, paths: Iterable[str]) -> nn.Module | None:
         """The first module of the block that exists."""
@@ -189,13 +202,14 @@ class _Block:
         norm: nn.Module | None = None,
     ) -> Site:
         """The site of a sub-layer or of the whole block, from hidden states to hidden states."""
-        name, width, stack = f"{self.name}.{role}", self.width, self.stack.name
-        return Site(name, role, host, width, width, stack, self.number, enter=enter, norm=norm)
+        name, stack = f"{self.name}.{role}", self.stack.name
+        d_in, d_out = self.width, self._ends("mlp")[1]
+        return Site(name, role, host, d_in, d_out, stack, self.number, enter=enter, norm=norm)
 
     def _projections(self, role: str) -> list[Site]:
         """The site of a projection by its role; none where the block has none."""
         place = self.layout.block.get(role)
-        return [] if place is None else self._projection(role, place)
+        return [] if place is None or isinstance(place, Experts) else self._projection(role, place)
 
     def _projection(self, role: str, place: Place) -> list[Site]:
         """The site of a projection; none where this block has no such module."""

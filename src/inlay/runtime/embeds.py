@@ -23,6 +23,8 @@ from inlay.core.site import Site
 from inlay.errors import InlayError, PortError
 from inlay.runtime.stack_inputs import tensors
 
+NO_VECTORS = "takes no vectors in place of ids"
+
 TOLERANCE = 1e-3
 """How far two passes over the same text may differ, relative to their size."""
 
@@ -64,13 +66,15 @@ def _names(chart: Chart, site: Site) -> str:
 
 def _intake(chart: Chart, name: str) -> Intake:
     """What goes into a stack; tried out once for each base."""
-    model = chart.base
+    model, stack = chart.base, chart.stack(name)
+    if not stack.takes("inputs_embeds"):
+        return Intake(NO_VECTORS, NO_VECTORS)
     if FAMILIES.get(model.config.model_type) is chart.family or model.device.type == "meta":
         return Intake(None, None)
     of_model = _known.setdefault(model, {})
     if name not in of_model:
         with evaluating(model):
-            of_model[name] = _tried(chart, chart.stack(name))
+            of_model[name] = _tried(chart, stack)
     return of_model[name]
 
 
@@ -78,11 +82,8 @@ def _tried(chart: Chart, stack: Stack) -> Intake:
     assert stack.embed is not None
     top = min(3, stack.vocabulary - 1)
     ids = torch.tensor([[1, top]], device=chart.base.device).clamp(max=stack.vocabulary - 1)
-    if not stack.takes("inputs_embeds"):
-        reason = "takes no vectors in place of ids"
-        return Intake(reason, reason)
     no_ids = None if _ids_arrive(chart, stack, ids) else "is given vectors by the rest of the base"
-    by_vectors = _run(stack, {"inputs_embeds": stack.embed(ids)})
+    by_vectors = _run(stack, {"inputs_embeds": stack.embed(ids), **stack.looked_up(ids)})
     if by_vectors is None:
         return Intake("does not run on vectors alone", no_ids)
     by_ids = _run(stack, {"input_ids": ids})

@@ -146,22 +146,26 @@ class SiteExtraKV:
         self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
         self._entered = _Entered()
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
         self._cached: tuple[tuple[Any, ...], Addition] | None = None
 
     def add(self, name: str, piece: ExtraKV) -> None:
         """Let a piece of the inlay `name` in."""
         self.pieces.setdefault(name, []).append(piece)
-        if self._hook is None:
+        if not self._hooks:
             hook = self.site.host.register_forward_pre_hook
-            self._hook = hook(self._keep_x, prepend=True, with_kwargs=True)
+            self._hooks = [
+                hook(self._keep_x, prepend=True, with_kwargs=True),
+                self.site.host.register_forward_hook(self._forget_x),
+            ]
 
     def remove(self, name: str) -> None:
         """Take out an inlay's pieces."""
         self.pieces.pop(name, None)
-        if not self.pieces and self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if not self.pieces:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def extend(
         self,
@@ -182,7 +186,7 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        x, self._entered.x = self._entered.x, None
+        x = self._entered.x
         if self.state.row_axis.under_way:
             self.state.row_axis.note(self.site.name, query)
         additions: list[Addition] = []
@@ -207,6 +211,10 @@ class SiteExtraKV:
     def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the attention reads until its keys are asked for."""
         self._entered.x = args[0] if args else next(iter(kwargs.values()))
+
+    def _forget_x(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget it when the attention is over: one that cuts its rows asks several times."""
+        self._entered.x = None
 
     def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""
