@@ -106,7 +106,7 @@ def crooked(tmp_path: Path) -> Iterator[Any]:
         yield module.Crooked
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mamba2"])  # it has no attention
 def test_every_law_holds(echo: Any, family: str) -> None:
     assert inlay.Echo is echo and inlay.parse("Echo()") == echo()
     for verdict in check_method(echo, families=[family]).values():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
 from inlay.core.method import Spec
-from inlay.core.piece import HeadPiece, OncePerPass, Piece
+from inlay.core.piece import HeadPiece, OncePerPass, Piece, PromptVectors, VirtualTokens
 from inlay.errors import LawError
 from inlay.handle import Inlay, attach, attached, rows
 from inlay.laws.batches import Inputs
@@ -77,6 +77,7 @@ class Case:
     chart:           of the base.
     virtual_tokens:  how many there are.
     changes_outputs: whether any piece changes what the base computes; heads do not.
+    shares_values:   whether blocks read values that are computed once, before them.
     draws:           whether any piece draws random numbers.
     has_shared:      whether pieces share modules that the file holds.
     has_indices:     whether the file holds tensors of integers or booleans.
@@ -91,6 +92,7 @@ class Case:
     chart: Chart = field(init=False)
     virtual_tokens: int = field(init=False)
     changes_outputs: bool = field(init=False)
+    shares_values: bool = field(init=False)
     draws: bool = field(init=False)
     has_shared: bool = field(init=False)
     has_indices: bool = field(init=False)
@@ -106,6 +108,9 @@ class Case:
             self.spec = handle.spec
             self.virtual_tokens = handle.virtual_tokens
             self.changes_outputs = any(not isinstance(piece, HeadPiece) for piece in pieces)
+            self.shares_values = any(_shares(piece) for piece in pieces) or any(
+                isinstance(module, OncePerPass) for module in shared
+            )
             self.draws = any(_draws(piece) for piece in pieces)
             self.has_shared = any(not isinstance(module, OncePerPass) for module in shared)
             tensors = handle.named_tensors().values()
@@ -230,6 +235,10 @@ def perturb(handle: Inlay) -> None:
     for parameter in handle.parameters():
         with torch.no_grad():
             parameter.add_(torch.randn(parameter.shape).to(parameter) * 0.2)
+
+
+def _shares(piece: Piece) -> bool:
+    return isinstance(piece, PromptVectors | VirtualTokens)
 
 
 def _draws(piece: Piece) -> bool:

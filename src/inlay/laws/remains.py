@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,18 +53,14 @@ def nothing_outlives_the_pass(case: Case) -> float:
     batch = _batch(case)
     with case.isolated(), case.learner() as learner, training_without_dropout(case.model):
         with _marked(case) as graphs:
-            model_output(case.model, batch)
+            learns = model_output(case.model, batch).requires_grad
             _require_none(graphs, "a forward pass")
-            output = model_output(case.model, batch)
-            if not output.requires_grad:
+            if not learns:
                 return 0.0
-            weighted_sum(output).backward()
-            del output
+            recomputes = case.model.supports_gradient_checkpointing
+            with checkpointed(case.model) if recomputes else nullcontext():
+                weighted_sum(model_output(case.model, batch)).backward()
             _require_none(graphs, "a training step")
-            if case.model.supports_gradient_checkpointing:
-                with checkpointed(case.model):
-                    weighted_sum(model_output(case.model, batch)).backward()
-                _require_none(graphs, "a training step with gradient checkpointing")
         take_gradients([learner])
         _copy(case)
     return 0.0

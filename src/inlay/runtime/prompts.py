@@ -324,7 +324,8 @@ class PromptPort(Port):
         at = (layout.back >= layout.start[:, None]).long().argmax(-1, keepdim=True)
         begin = positions.gather(1, torch.where(at < length, at, first))
         if self.state.chart.family.position_table:  # there a position means itself
-            begin = torch.full_like(begin, self.stack.position_start)
+            kept = int(self.stack.keeps_first)
+            begin = torch.full_like(begin, self.stack.position_start + kept)
         prompt = begin + torch.arange(layout.extra, device=positions.device)
         after = layout.back >= layout.start[:, None]
         text = torch.where(after, positions + layout.lengths[:, None], positions)
