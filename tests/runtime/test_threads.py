@@ -393,3 +393,22 @@ def test_copies_keep_the_rows_and_pickles_begin_anew() -> None:
         assert torch.equal(model_output(model, inputs), everything)
         again = pickle.loads(pickle.dumps(twin))
         assert torch.equal(model_output(again, inputs), everything)
+
+
+def test_a_compiled_base_goes_by_the_rows_of_each_thread() -> None:
+    model = zoo.fresh("llama")
+    for name in ("lora", "prefix"):
+        perturb(inlay.attach(model, SPECS[name], name=name))
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    inputs = {"input_ids": torch.cat([batch("llama")["input_ids"]] * 2), "use_cache": False}
+
+    @torch.no_grad()
+    def ask(names: list[str | None], base: Any) -> Tensor:
+        with inlay.rows(model, names):
+            return base(**inputs).logits
+
+    with ThreadPoolExecutor(1) as thread:
+        for names in (["lora"], ["prefix"], ["prefix", None], ["lora"]):
+            expected = ask(names, model)
+            assert relative_error(ask(names, compiled), expected) < 1e-5
+            assert relative_error(thread.submit(ask, names, compiled).result(), expected) < 1e-5

@@ -14,29 +14,32 @@ for one thread. A class says what there is, and from which value a thread starts
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class PerThread(threading.local):
     """Attributes that each thread reads and sets for itself.
 
-    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored. For compiled
-    passes subclasses have empty `__slots__`, because such a pass would write into an object's
-    dictionary, where it has one besides those of its threads; and every thread begins with all
-    attributes set, because it cannot look for one that is not.
+    A deep copy or a pickle starts anew: a pass under way is neither copied nor stored.
+
+    A compiled pass reads and writes them too, if they are nowhere but with the threads. So
+    subclasses have empty `__slots__`, and their values go from the class to each thread.
     """
 
     __slots__ = ()
-
-    def __init__(self) -> None:  # `threading.local` calls it in every thread
-        for kind in type(self).__mro__:
-            if issubclass(kind, PerThread):
-                for name in vars(kind).get("__annotations__", {}):
-                    setattr(self, name, getattr(type(self), name))
+    _initial: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         if "__slots__" not in vars(cls):
             raise TypeError(f"{cls.__name__} is per thread, and needs __slots__ = ()")
+        cls._initial = {name: vars(cls)[name] for name in cls.__annotations__}
+        for name in cls._initial:
+            delattr(cls, name)
+
+    def __init__(self) -> None:  # threading.local calls it in each thread
+        for name, value in self._initial.items():
+            setattr(self, name, value)
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return type(self), ()
