@@ -150,7 +150,7 @@ def _head_versions(
     bias = weight.new_zeros(classes) if head.bias is None else head.bias.detach()
     if not maps or maps[-1].out_features != classes:
         raise MergeError(f"{type(model).__name__} does not end in a linear map")
-    if maps[-1].bias is None and bool(bias.any()):
+    if "bias" not in dict(maps[-1].named_parameters()) and bool(bias.any()):
         raise MergeError(
             f"the classifier of {type(model).__name__} has no bias, and the trained head has one; "
             f"train with {_as_text(head, bias=False)}"

@@ -160,7 +160,7 @@ def _task(
     trained = None if usage is None else task_of(usage)
     if not isinstance(trained, Generate):
         return Generate(**given, generation=options)
-    if trained.chat == "messages" and (given.get("template") or given.get("chat") is False):
+    if given.get("chat") is False or (trained.chat == "messages" and given.get("template")):
         given = {"chat": False, "system": None, **given}
     kept = dict(trained.generation)
     if options.get("do_sample") is False:

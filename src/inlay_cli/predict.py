@@ -78,6 +78,14 @@ def predict(
         str | None,
         typer.Option(help="Which part of a folder or data set of splits.", show_default=False),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Of a text file, such as cp1252; UTF-8 by default.", show_default=False),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Between the cells of a table, such as ';'.", show_default=False),
+    ] = None,
     skip_bad_rows: Annotated[
         bool,
         typer.Option(
@@ -98,6 +106,7 @@ def predict(
     probabilities, entities with their places, an answer, a number, a choice, a text.
     """
     with busy("starting"):
+        from inlay.data.readers import FileForm
         from inlay.predicting.file import predict_file
         from inlay.predicting.writing import check_target
 
@@ -107,17 +116,21 @@ def predict(
         raise typer.BadParameter("--overwrite is for the file of --out")
     mapping = dict(pairs(columns, "--column", "text=review"))
     predictor = open_predictor(file, base, dtype, device)
+    reading: dict[str, Any] = {
+        "split": split,
+        "columns": mapping,
+        "form": FileForm(encoding=encoding, delimiter=delimiter),
+    }
     options: dict[str, Any] = {"batch_size": batch_size, "skip_bad": skip_bad_rows}
     with _source(predictor, data) as source:
         if source is None:
             result = _predict_lines(predictor, target, options)
         elif target is None:
-            result = _show_file(predictor, source, split, mapping, options)
+            result = _show_file(predictor, source, {**reading, **options})
         else:
             result = predict_file(
-                predictor, source, target, split=split, columns=mapping, overwrite=overwrite,
-                console=err(), **options,
-            )  # fmt: skip
+                predictor, source, target, overwrite=overwrite, console=err(), **reading, **options
+            )
     _report(result, target)
 
 
@@ -155,20 +168,12 @@ def _predict_lines(
         return predict_lines(predictor, sys.stdin, sink, names, **options, console=err())
 
 
-def _show_file(
-    predictor: Predictor,
-    source: str,
-    split: str | None,
-    mapping: Mapping[str, str],
-    options: Mapping[str, Any],
-) -> FileResult:
-    """Predict the rows of a file, and print them."""
+def _show_file(predictor: Predictor, source: str, options: Mapping[str, Any]) -> FileResult:
+    """Predict the rows of a file, and print them. options: of `predict_source`."""
     from inlay.predicting.file import predict_source
 
-    return predict_source(
-        predictor, source, lambda *_: Printer(), split=split, columns=mapping, **options,
-        console=None if is_terminal() else err(),
-    )  # fmt: skip
+    console = None if is_terminal() else err()
+    return predict_source(predictor, source, lambda *_: Printer(), console=console, **options)
 
 
 def is_terminal() -> bool:

@@ -77,16 +77,20 @@ def score(
         _adopt_labels(task, opened.handle)
     task.bind(opened.model, opened.tokenizer)
     answers, worst = PredictionCollector(task), WorstMistakes(task, errors)
-    options: dict[str, Any] = {"batch_size": batch_size, "console": err(), "what": rows.source}
     bad: list[Skipped] = []
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "console": err(),
+        "what": rows.source,
+        "bad": bad if plan.data.test.skip_bad else None,
+    }
     if errors:
         temperature = 1.0 if opened.usage is None else opened.usage.temperature
         records = record_each(opened.model, task, rows, temperature=temperature, **options)
         watched = worst.watch(records)
         each: Iterator[Any] = ((row, record["prediction"]) for row, record in watched)
     else:
-        skips = bad if plan.data.test.skip_bad else None
-        each = predict_each(opened.model, task, rows, bad=skips, **options)
+        each = predict_each(opened.model, task, rows, **options)
     pairs = answers.collect(each)
     if predictions is None:
         for _ in pairs:
@@ -132,7 +136,11 @@ def make_plan(
         task = {name: value for name, value in usage.task.items() if name != "task"}
         changes["task"] = json.dumps({"kind": usage.task["task"], **task})
     if usage is not None and recipe is None and "data.source" in fields:
-        written = {"columns": usage.columns or None, "template": usage.templates or None}
+        written = {
+            "columns": usage.columns or None,
+            "template": usage.templates or None,
+            "separator": usage.separator,
+        }
         changes["data.test"] = json.dumps({"source": fields["data.source"], **written})
     if recipe is not None:
         trained = Recipe.load(recipe, run_files=named)

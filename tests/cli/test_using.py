@@ -73,6 +73,17 @@ def test_generate_writes_the_prompt_as_training_did(inlay, chatty):
     assert len(longer.out.split()) > len(default.out.split())
 
 
+def test_a_file_knows_its_chat_format_without_a_recipe(inlay, chatty):
+    base, file = chatty
+    before = inlay("generate", base, file, "the cat")
+    (file.parent / "recipe.yaml").unlink()
+    for words in ((base, file), (file,)):
+        assert inlay("generate", *words, "the cat").out == before.out
+    plain = inlay("generate", file, "the cat", "--no-chat", "--template", "{source}")
+    assert plain.code == 0, plain.err
+    assert plain.out != before.out
+
+
 def test_generate_of_a_file_without_a_task_reads_the_recipe_beside_it(inlay, chatty):
     """As files of earlier versions are, and those that Python saved."""
     base, file = chatty

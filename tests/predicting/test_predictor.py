@@ -31,6 +31,13 @@ def test_a_file_is_enough(predictor, reviews):
     assert [column.name for column in predictor.columns] == list(record)
 
 
+def test_nothing_is_in_training_mode(predictor):
+    """So threads that predict side by side cannot switch dropout on for each other."""
+    assert not any(module.training for module in predictor.model.modules())
+    predictor.predict(TEXTS)
+    assert not any(module.training for module in predictor.model.modules())
+
+
 def test_its_predictions_are_those_of_the_run(folder, predictor):
     expected = inlay.training.predict(predictor.model, predictor.task, TEXTS)
     assert [record["prediction"] for record in predictor.predict(TEXTS)] == expected

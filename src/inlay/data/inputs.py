@@ -10,6 +10,7 @@ from typing import Any
 from inlay.data.dataset import Value
 from inlay.data.fields import Columns, RowParser
 from inlay.data.raw import BadRow, RawRows, kind_of, number_rows
+from inlay.data.sources import open_source
 from inlay.data.template import Template
 
 Complete = Callable[[Mapping[str, Value]], Mapping[str, Value]]
@@ -41,6 +42,7 @@ class InputParser:
     columns: field -> the column that holds it, in every row.
     usual_columns, usual_templates: field -> the column or the template that gave it in training;
         they count where a row has what they name.
+    separator: what separates the items of a list that is written as one text.
     complete: adds fields that can be made of others.
     """
 
@@ -49,8 +51,9 @@ class InputParser:
     columns: Columns
     usual_columns: Columns
     usual_templates: Mapping[str, str]
+    separator: str | None
     complete: Complete
-    _parsers: dict[tuple[str, ...], RowParser] = field(default_factory=dict, repr=False)
+    _parsers: dict[tuple[Any, ...], RowParser] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         RowParser(self.columns, None, ())  # checks the names
@@ -67,46 +70,48 @@ class InputParser:
             return InputRow(where, row, None, str(error))
 
     def _fields(self, row: Mapping[str, Any]) -> Mapping[str, Value]:
-        columns = {
-            name: column
-            for name, column in self.usual_columns.items()
-            if name in self.inputs and name not in self.columns and _all(column) <= row.keys()
-        }
         templates = {
             name: template
             for name, template in self.usual_templates.items()
-            if name in self.inputs and name not in self.columns
-            and set(Template(template).names) <= row.keys()
-        }  # fmt: skip
-        columns = {k: c for k, c in columns.items() if k not in templates} | dict(self.columns)
-        read = {name for column in columns.values() for name in _all(column)}
+            if self._is_open(name) and set(Template(template).names) <= row.keys()
+        }
+        columns = {
+            name: column
+            for name, column in self.usual_columns.items()
+            if self._is_open(name) and name not in templates and _names(column) <= row.keys()
+        } | dict(self.columns)
+        read = {name for column in columns.values() for name in _names(column)}
         read |= {name for template in templates.values() for name in Template(template).names}
         kept = {k: v for k, v in row.items() if k not in self.targets or k in read}
-        key = (*sorted(columns), "", *sorted(templates))
-        if key not in self._parsers:
-            self._parsers[key] = RowParser(columns, templates, ())
-        fields = self.complete(self._parsers[key](kept))
-        for name in self.inputs:
-            if name not in fields:
-                RowParser(None, None, (name,))(kept)  # says what is missing
-                raise BadRow(f"there is no column {name!r}")
+        fields = self.complete(self._parser(columns, templates, ())(kept))
+        if not set(self.inputs) <= fields.keys():  # in another form, or not at all
+            fields = self.complete(self._parser(columns, templates, self.inputs)(kept))
         return {k: v for k, v in fields.items() if k not in self.targets or k in self.inputs}
 
+    def _is_open(self, name: str) -> bool:
+        """Whether a field is read from where it was in training, if the row has that."""
+        return name in self.inputs and name not in self.columns
 
-def _all(column: str | Sequence[str]) -> set[str]:
-    """The columns of a field that is read from one, or gathered from several."""
+    def _parser(
+        self, columns: Columns, templates: Mapping[str, str], need: Sequence[str]
+    ) -> RowParser:
+        key = (tuple(sorted(columns)), tuple(sorted(templates)), bool(need))
+        if key not in self._parsers:
+            self._parsers[key] = RowParser(columns, templates, need, self.separator)
+        return self._parsers[key]
+
+
+def _names(column: str | Sequence[str]) -> set[str]:
+    """The columns that one field is read from."""
     return {column} if isinstance(column, str) else set(column)
 
 
 def memory_rows(data: Any) -> RawRows:
     """Rows in memory: mappings, or a data frame of pandas or polars; a null counts as absent."""
-    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
-    rows: Iterable[object] = data
-    if pandas is not None and isinstance(data, pandas.DataFrame):
-        rows = data.astype(object).where(data.notna(), None).to_dict("records")
-    elif polars is not None and isinstance(data, polars.DataFrame):
-        rows = data.iter_rows(named=True)
-    return number_rows("rows", rows)
+    polars = sys.modules.get("polars")  # not imported: then these rows are not from there
+    if polars is not None and isinstance(data, polars.DataFrame):
+        return number_rows("rows", data.iter_rows(named=True))
+    return open_source(data, None)[1]
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Usage:
     columns: the name of a field that the task reads -> the column that held it in training, or
         the columns that it was gathered from.
     templates: the same of fields that a template wrote.
+    separator: what separated the items of a list that was written as one text.
     chat_template: how the tokenizer writes chats, where the task chats.
     calibration: the fields of a `Calibration`; None where none was fitted.
     origin: the file or module of a task that is not inlay's own.
@@ -41,6 +42,7 @@ class Usage:
     dtype: str | None = None
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
+    separator: str | None = None
     chat_template: str | None = None
     calibration: dict[str, float] | None = None
     origin: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from inlay.data.dataset import Skipped
+from inlay.data.fields import Columns
 from inlay.data.inputs import Census, InputRow, text_lines
+from inlay.data.readers import FileForm
 from inlay.data.sources import open_source
 from inlay.errors import DataError, FileError
 from inlay.predicting.predictor import CHUNK_BATCHES, Predictor, chunked
@@ -59,7 +61,9 @@ def predict_file(
     out: str | Path,
     *,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
+    separator: str | None = None,
+    form: FileForm | None = None,
     batch_size: int = 16,
     skip_bad: bool = False,
     overwrite: bool = False,
@@ -75,6 +79,8 @@ def predict_file(
             source, in its order, with its own columns as they are, and those of the prediction.
         split: which part of the source.
         columns: field -> the column that holds it.
+        separator: what separates the items of a list that is written as one text.
+        form: the format, encoding and delimiter of the file, where its name does not say them.
         batch_size: rows in a batch.
         skip_bad: write a bad row without a prediction and with the reason in a column `error`,
             instead of ending with it.
@@ -97,6 +103,8 @@ def predict_file(
         lambda own, record_columns: writer(path, own, record_columns),
         split=split,
         columns=columns,
+        separator=separator,
+        form=form,
         batch_size=batch_size,
         skip_bad=skip_bad,
         console=console,
@@ -109,7 +117,9 @@ def predict_source(
     open_sink: Callable[[Census, Sequence[Column]], AbstractContextManager[Sink]],
     *,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
+    separator: str | None = None,
+    form: FileForm | None = None,
     batch_size: int = 16,
     skip_bad: bool = False,
     console: Console | None = None,
@@ -118,13 +128,13 @@ def predict_source(
 
     open_sink: takes the rows' own columns and those of the predictions.
     """
-    parse = predictor.parser(columns)
-    name, first_pass = open_source(source, split)
+    parse = predictor.parser(columns, separator)
+    name, first_pass = open_source(source, split, form)
     census = Census.of(first_pass)
     if not census.rows:
         raise DataError(f"{name} holds no rows; give a source that has some")
     record_columns, names = output_columns(predictor.columns, census, skip_bad)
-    inputs = (parse(where, row) for where, row in open_source(source, split)[1])
+    inputs = (parse(where, row) for where, row in open_source(source, split, form)[1])
     with open_sink(census, record_columns) as sink:
         return predict_rows(
             predictor,
@@ -249,17 +259,16 @@ def _outcomes(
     """A record for every row, or why there is none. Raises DataError without `skip_bad`."""
     problems = {n: row.problem for n, row in enumerate(part) if row.problem is not None}
     if problems and not skip_bad:
-        row = part[min(problems)]
-        raise DataError(f"{row.where}: {row.problem}; --skip-bad-rows goes on without such rows")
+        raise _bad_row(part[min(problems)].where, problems[min(problems)])
     good = [row for row in part if row.problem is None]
     records: list[Record] = []
     try:
         records = predictor.records(good, batch_size=batch_size, advance=advance) if good else []
-    except DataError as error:
-        if not skip_bad:
-            raise DataError(f"{error}; --skip-bad-rows goes on without such rows") from None
+    except DataError:
         for number, row in enumerate(part):
             if row.problem is None and (reason := predictor.problem_of(row)) is not None:
+                if not skip_bad:
+                    raise _bad_row(row.where, reason) from None
                 problems[number] = reason
         good = [row for number, row in enumerate(part) if number not in problems]
         records = predictor.records(good, batch_size=batch_size, advance=advance) if good else []
@@ -267,6 +276,10 @@ def _outcomes(
     for number in range(len(part)):
         problem = problems.get(number)
         yield next(remaining) if problem is None else problem
+
+
+def _bad_row(where: str, problem: str) -> DataError:
+    return DataError(f"{where}: {problem}; --skip-bad-rows goes on without such rows")
 
 
 def _line(row: InputRow, outcome: Record | str, names: dict[str, str]) -> dict[str, Any]:

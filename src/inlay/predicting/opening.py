@@ -72,6 +72,7 @@ def open_inlay(
     if usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
     handle = load(model, path, tokenizer=tokenizer)
+    model.eval()  # for good: threads that predict side by side have no mode to put back
     bound = task_of(usage, handle.spec.methods)
     bound.bind(model, tokenizer)
     return Predictor(model, tokenizer, handle, bound, usage)
@@ -142,4 +143,5 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         task={"task": recipe.make_task().name, **fields},
         columns=dict(source.columns or {}),
         templates=source.templates,
+        separator=source.separator,
     )

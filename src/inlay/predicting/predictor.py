@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
+from inlay.data.fields import Columns
 from inlay.data.inputs import InputParser, InputRow, memory_rows
 from inlay.errors import DataError, TaskError
 from inlay.files.usage import Usage
@@ -55,8 +56,11 @@ class Predictor:
         """What a record of this task holds: the name, kind and meaning of each column."""
         return self.task.record_columns
 
-    def parser(self, columns: Mapping[str, str] | None = None) -> InputParser:
-        """What reads rows for this task. columns: field -> the column that holds it."""
+    def parser(self, columns: Columns | None = None, separator: str | None = None) -> InputParser:
+        """What reads rows for this task.
+
+        columns: field -> the column that holds it. separator: of lists that are written as texts.
+        """
         task, usage = self.task, self.usage
         return InputParser(
             task.input_fields,
@@ -64,19 +68,20 @@ class Predictor:
             columns or {},
             usage.columns,
             usage.templates,
+            usage.separator if separator is None else separator,
             task.complete_inputs,
         )
 
     @overload
-    def predict(self, data: PlainInput, *, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> Record: ...  # type: ignore[overload-overlap]  # fmt: skip  # noqa: E501
+    def predict(self, data: PlainInput, *, batch_size: int = 16, columns: Columns | None = None) -> Record: ...  # type: ignore[overload-overlap]  # fmt: skip  # noqa: E501
     @overload
-    def predict(self, data: Iterable[PlainInput], *, batch_size: int = 16, columns: Mapping[str, str] | None = None) -> list[Record]: ...  # fmt: skip  # noqa: E501
+    def predict(self, data: Iterable[PlainInput], *, batch_size: int = 16, columns: Columns | None = None) -> list[Record]: ...  # fmt: skip  # noqa: E501
     def predict(
         self,
         data: PlainInput | Iterable[PlainInput],
         *,
         batch_size: int = 16,
-        columns: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
     ) -> Record | list[Record]:
         """Predict a row or several.
 
@@ -103,7 +108,7 @@ class Predictor:
         return records[0] if single else records
 
     def read(
-        self, data: Iterable[PlainInput], columns: Mapping[str, str] | None = None
+        self, data: Iterable[PlainInput], columns: Columns | None = None
     ) -> Iterator[InputRow]:
         """Texts and rows in memory as rows to predict; the arguments are those of `predict`."""
         parse = self.parser(columns)

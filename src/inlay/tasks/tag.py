@@ -332,7 +332,7 @@ class Tag(Task[TagBatch, Scores]):
     @override
     def mistake(self, record: Record, example: Example) -> Mistake | None:
         """The cost is the number of words with a wrong tag."""
-        gold = gold_tags(example, self.label_names)
+        gold = self._tags(example)
         wrong = sum(a != b for a, b in zip(record[PREDICTION], gold, strict=True))
         return Mistake(wrong, gold) if wrong else None
 

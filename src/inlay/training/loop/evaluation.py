@@ -168,10 +168,13 @@ def record_each(
     batch_size: int | None = 16,
     console: Console | None = None,
     what: str = "rows",
+    bad: list[Skipped] | None = None,
 ) -> Iterator[tuple[Example, Record]]:
     """Yield every example with its record, in order, chunk by chunk; arguments as in `records_of`.
 
     The model is in evaluation mode until the last pair is taken.
+
+    bad: as in `predict_each`.
     """
     total = len(data) if isinstance(data, Sized) else None
     with (
@@ -179,7 +182,9 @@ def record_each(
         evaluating(model),
         display.counting(f"evaluating {what}", total) as advance,
     ):
-        for chunk in chunks(examples_of(task, data)):
+        remaining = chunks(examples_of(task, data))
+        for examples in remaining:
+            chunk, _ = _encode(task, examples, remaining, bad)
             step = None if total is None else advance
             records = records_of(
                 model, task, chunk, temperature=temperature, batch_size=batch_size, advance=step

@@ -128,6 +128,7 @@ def describe_usage(
         task=description,
         columns=dict(source.columns or {}),
         templates=source.templates,
+        separator=source.separator,
         chat_template=tokenizer.chat_template if chats else None,
         calibration=None if calibration is None else asdict(calibration),
         origin=origin_of(type(task)),
