@@ -6,6 +6,7 @@
     │   └── PortError    the place exists, but cannot take the pieces of the method (extra keys, …)
     ├── NamingError      an inlay of that name is already attached, or none is attached
     ├── RowsError        rows that do not fit the batch
+    ├── BusyError        another thread is inside a forward pass of the model that shall change
     ├── FileError        a file that is not a complete and valid inlay
     │   └── BaseError    a valid file that was made for another base
     ├── MergeError       a piece that cannot be folded into the weights
@@ -52,6 +53,10 @@ class NamingError(InlayError):
 
 class RowsError(InlayError):
     """Rows that do not fit the batch."""
+
+
+class BusyError(InlayError):
+    """Another thread is inside a forward pass of the model that shall change."""
 
 
 class FileError(InlayError):

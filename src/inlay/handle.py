@@ -7,6 +7,7 @@ parameter names and values stay as they are; `detach` takes the child and every 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay import merge
+from inlay.architectures.base_head import never_trained, never_trained_otherwise
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.architectures.resolve import require_model, resolve
 from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
 from inlay.core.piece import PromptVectors
@@ -26,7 +29,8 @@ from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
 from inlay.files.usage import Usage
-from inlay.runtime.container import CHILD, Container, container_of
+from inlay.methods.base_head import with_base_head
+from inlay.runtime.container import Container, changing, container_of
 from inlay.runtime.install import (
     Prepared,
     build,
@@ -96,7 +100,7 @@ class Inlay:
     @property
     def first_virtual_id(self) -> int:
         """V, the id of the first virtual token."""
-        return self.chart.stacks[0].vocabulary
+        return self.chart.vocabulary
 
     @property
     def prompt_length(self) -> int:
@@ -183,28 +187,31 @@ class Inlay:
         """Fold every piece into the base's weights and detach; all or nothing.
 
         A trained head cannot be folded: it stays attached alone, under the same name, and can be
-        saved beside the new base (`inlay.attached(model)` finds it).
+        saved beside the new base (`inlay.attached(model)` finds it). Waits for the passes of other
+        threads to end, as attaching and detaching do.
 
         Returns the base. Raises MergeError before the first write where a piece cannot be folded.
         """
-        others = [name for name in self._container().sets if name != self.name]
-        merge.check_alone(others)
-        methods = self.spec.methods
-        heads = [index for index, method in enumerate(methods) if method.has_head]
-        for parameter, value in merge.plan(self.model, self.spec, self.placed):
-            parameter.data.copy_(value)
-        model = self.detach()
-        if heads:
-            remaining = attach(model, sum_of([methods[i] for i in heads]), name=self.name)
-            remaining.copy_from(self, dict(enumerate(heads)))
+        with changing(self.model):
+            others = [name for name in self._container().sets if name != self.name]
+            merge.check_alone(others)
+            methods = self.spec.methods
+            heads = [index for index, method in enumerate(methods) if method.has_head]
+            for parameter, value in merge.plan(self.model, self.spec, self.placed):
+                parameter.data.copy_(value)
+            model = self.detach()
+            if heads:
+                remaining = attach(model, sum_of([methods[i] for i in heads]), name=self.name)
+                remaining.copy_from(self, dict(enumerate(heads)))
         return model
 
     def detach(self) -> PreTrainedModel:
         """Take the inlay out and leave no trace. The handle keeps its tensors; returns the base."""
-        container = self._container()
-        uninstall(container, self.name)
-        if not container.sets:
-            remove_container(self.model, container)
+        with changing(self.model):
+            container = self._container()
+            uninstall(container, self.name)
+            if not container.sets:
+                remove_container(self.model, container)
         return self.model
 
     def __repr__(self) -> str:
@@ -246,13 +253,17 @@ def attach(
     name: letters, digits, `_` and `-`. prepared: what `inlay.training.prepare` returned, for
     methods that look at the base and at data first.
 
+    Where loading found no weights for the base's own task head ("newly initialized"), `BaseHead` is
+    added, so that it is learned and saved too; unless the spec has it, or a trained head. Other
+    parameters that loading found no values for are named in a warning.
+
     Raises SpecError, SiteError, PortError or NamingError; then the model is as it was.
     """
     if not isinstance(spec, Spec):
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
 
     def build_prepared(chart: Chart) -> PieceSet:
-        expanded = spec.expand(chart.sites)
+        expanded = with_base_head(spec.expand(chart.sites), never_trained(model, chart.sites))
         for index, method in enumerate(expanded.methods):
             if method.needs_preparation and (prepared is None or index not in prepared):
                 raise SpecError(
@@ -260,6 +271,13 @@ def attach(
                     "attached; call prepared = inlay.training.prepare(model, spec, task, data), "
                     "and attach(model, spec, prepared=prepared)"
                 )
+        others = never_trained_otherwise(model, chart.sites)
+        if others and not any(method.has_head for method in expanded.methods):
+            warnings.warn(
+                f"loading found no values for {', '.join(others[:3])}, which no inlay learns; they "
+                "stay random, and another base has others: train and save the base with them first",
+                stacklevel=4,
+            )
         return build(chart, expanded, prepared)
 
     return _attach(model, name, build_prepared)
@@ -279,10 +297,11 @@ def load(
     made for another base (or tokenizer, where one is given); `strict=False` allows another base
     whose sites and shapes fit. Then the model is as it was.
     """
-    file = file_format.read(path)
-    spec = file.spec
+    stored = file_format.read(path)
+    spec = stored.spec
 
     def build_from_file(chart: Chart) -> PieceSet:
+        file = file_format.renamed(stored, chart)
         if strict:
             check_base(file.path, file.header, chart)
             check_tokenizer(file.path, file.header, tokenizer)
@@ -291,7 +310,7 @@ def load(
         file_format.fill(file, pieces)
         return pieces
 
-    return _attach(model, file.header["name"] if name is None else name, build_from_file)
+    return _attach(model, stored.header["name"] if name is None else name, build_from_file)
 
 
 def attached(model: PreTrainedModel) -> dict[str, Inlay]:
@@ -306,13 +325,15 @@ def attached(model: PreTrainedModel) -> dict[str, Inlay]:
 
 
 class rows:  # noqa: N801  # reads as a verb: `with rows(model, [...]):`
-    """Say which inlay serves which row of the batch.
+    """Say which inlay serves which row of the batch, in this thread or asyncio task.
 
     names: one entry a row: a name, a tuple of names, or None for the bare base. A batch with k
     times as many rows (beams) keeps them in order. `rows(model, None)` goes back to the default:
     every enabled inlay serves every row.
 
-    Holds from the call on; used with `with`, until the end of the block.
+    Holds from the call on; used with `with`, until the end of the block. Other threads and tasks
+    are not concerned; a task or `asyncio.to_thread` begun here goes by the same rows, but a
+    `threading.Thread` does not: it says its own.
 
         with rows(model, ["legal", None, "medical"]):
             model.generate(**batch)
@@ -343,6 +364,25 @@ def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
     require_model(model)
+    container = _check_free(model, name)
+    chart = resolve(model) if container is None else container.chart
+    pieces = make(chart)
+    with changing(model):
+        container = _check_free(model, name)  # another thread may have been faster
+        created = container is None
+        if container is None:
+            container = create_container(model, chart)
+        try:
+            install(container, name, pieces)
+        except InlayError:
+            if created:
+                remove_container(model, container)
+            raise
+    return Inlay(model, name, pieces, container.chart)
+
+
+def _check_free(model: PreTrainedModel, name: str) -> Container | None:
+    """The container of a model, if it has one. Raises where no inlay of that name can go in."""
     container = container_of(model)
     if container is not None and name in container.sets:
         raise NamingError(f"an inlay called {name!r} is attached already; detach it or rename")
@@ -350,15 +390,4 @@ def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]
         raise SpecError(f"this model has a part of its own called {CHILD!r}; inlay needs the name")
     if container is not None and container.chart.base is not model:
         raise NamingError("inlays are attached to a model inside or around this one; use that one")
-    chart = resolve(model) if container is None else container.chart
-    pieces = make(chart)
-    created = container is None
-    if container is None:
-        container = create_container(model, chart)
-    try:
-        install(container, name, pieces)
-    except InlayError:
-        if created:
-            remove_container(model, container)
-        raise
-    return Inlay(model, name, pieces, chart)
+    return container

@@ -63,6 +63,7 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
         raise TaskError("no attached inlay has a trained head; add + Head(labels=[...]) to it")
     container = container_of(model)
     assert container is not None
+    container.routing.bind()  # the states may have been computed long ago, for other rows
     groups = container.routing.groups(len(hidden), heads)
     if groups is None or any(len(names) != 1 for names in groups.names):
         raise RowsError("every row needs exactly one inlay with a trained head; say which by rows")

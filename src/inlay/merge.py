@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from inlay.core.method import Placed, Spec
 from inlay.core.piece import Foldable, InputMap, Piece
-from inlay.core.site import Site, stored_transposed
+from inlay.core.site import Site
 from inlay.errors import MergeError, NotFoldableError, QuantisedError, TiedWeightsError
 
-Write = tuple[nn.Parameter, Tensor]
-"""A parameter of the base and its new value, in fp32."""
+Write = tuple[Tensor, Tensor]
+"""A parameter of the base, or an expert's slice of one, and its new value, in fp32."""
 
 
 def check_alone(others: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
 
     Raises MergeError where a piece cannot be folded.
     """
-    weights: dict[int, ModuleWeights] = {}
+    weights: dict[tuple[int, object], ModuleWeights] = {}
     by_site: dict[str, tuple[Site, list[Piece]]] = {}
     for entry in placed:
         if entry.method.has_head:
@@ -50,8 +50,12 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
         )
     tied = _tied_parameters(model)
     for site, pieces in by_site.values():
-        module = weights.setdefault(id(site.host), ModuleWeights(site.host))
-        if id(module.weight) in tied:
+        expert = site.expert
+        matrix = id(site.host), None if expert is None else (expert.parameter, expert.number)
+        if matrix not in weights:
+            weights[matrix] = ModuleWeights(site)
+        module = weights[matrix]
+        if id(site.parameter) in tied:
             raise TiedWeightsError(
                 f"{site.name} shares its matrix with another part of the model, which merging "
                 "would change as well; keep the inlay as a file beside the base"
@@ -69,18 +73,16 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
 
 
 class ModuleWeights:
-    """A module's weights in fp32, `[d_out, d_in]`, while sites of it are folded."""
+    """A matrix and its bias in fp32, `[d_out, d_in]`, while sites of it are folded."""
 
-    def __init__(self, module: nn.Module):
-        weight = module.weight
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+    def __init__(self, site: Site):
+        if not isinstance(site.parameter, nn.Parameter) or not site.parameter.is_floating_point():
             raise QuantisedError(
-                f"{type(module).__name__} is quantised; dequantise the base before merging"
+                f"{type(site.host).__name__} is quantised; dequantise the base before merging"
             )
-        self.weight = weight
-        self.transposed = stored_transposed(module)
-        self.bias = getattr(module, "bias", None)
-        self.w = weight.detach().float().clone()
+        self.weight, self.bias = site.stored()
+        self.transposed = site.transposed
+        self.w = self.weight.detach().float().clone()
         if self.transposed:
             self.w = self.w.T.contiguous()
         self.b = None if self.bias is None else self.bias.detach().float().clone()

@@ -51,6 +51,7 @@ def pet(
     that all of them predict for the unlabelled texts.
     """
     with busy("starting"):
+        from inlay.training.loop.launch import processes
         from inlay.training.pet.pet import pet as run
         from inlay.training.pet.recipe import PetRecipe
     plan = PetRecipe.load(recipe, dict(assignments(settings)))
@@ -58,7 +59,9 @@ def pet(
         sys.stdout.write(plan.dump())
         return
     silence()
-    _show(run(plan, err(), resume=not fresh))
+    result = run(plan, err(), resume=not fresh)
+    if processes().is_main_process:  # one report, however many processes train
+        _show(result)
 
 
 def _show(result: PetResult) -> None:

@@ -71,6 +71,7 @@ def train(
     if recipe is None and not fields and not settings:
         raise typer.BadParameter("give a RECIPE, or at least --base, --method, --task and --train")
     with busy("starting"):
+        from inlay.training.loop.launch import processes
         from inlay.training.recipes.cross_validation import cross_validate
         from inlay.training.recipes.run import run
     plan = _load(recipe, {**fields, **dict(assignments(settings))}, skip_bad_rows)
@@ -80,10 +81,13 @@ def train(
     silence()
     if plan.folds is not None and plan.fold is None:
         validated = cross_validate(plan, err(), resume=not fresh)
-        out().print(_fold_table(validated))
-        write(f"saved in {validated.path}")
+        if processes().is_main_process:
+            out().print(_fold_table(validated))
+            write(f"saved in {validated.path}")
         return
-    _show(run(plan, err(), resume=not fresh))
+    outcome = run(plan, err(), resume=not fresh)
+    if processes().is_main_process:  # one report, however many processes train
+        _show(outcome)
 
 
 def _load(path: Path | None, changes: dict[str, str], skip_bad_rows: bool) -> Recipe:

@@ -13,7 +13,8 @@ from tests import zoo
 
 DESCRIBED = [name for name in zoo.FAMILIES if zoo.model(name).config.model_type in FAMILIES]
 PROJECTIONS = ("q", "k", "v", "o", "up", "gate", "down")
-FUSED = {"phi3", "gpt2", "gpt_neox", "modernbert"}  # q, k and v share a matrix: not recognised
+FUSED = {"phi3", "gpt2", "gpt_neox", "modernbert", "falcon", "bloom"}
+# q, k and v share a matrix, which has a place as a whole
 
 
 def discovered(model: hf.PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Chart:

@@ -180,7 +180,7 @@ class FirstToken(ExtraKV):
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
-        if context.cached:
+        if context.continues:
             empty = x.new_zeros(len(x), self.shape[1], 0, self.shape[3])
             return context.append_to_cache(self, empty, empty)
         first = x.new_zeros(len(x), dtype=torch.long)

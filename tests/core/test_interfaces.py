@@ -149,7 +149,7 @@ def test_nothing_of_a_generation_is_kept_or_copied_afterwards() -> None:
     with inlay.rows(model, [None]):
         embeds = torch.randn(1, 5, 32, requires_grad=True)
         model(inputs_embeds=embeds).logits.sum().backward()
-    assert all(site._x is None for site in hooks.extra_kv.sites.values())
+    assert all(site._entered.x is None for site in hooks.extra_kv.sites.values())
     twin = copy.deepcopy(model)
     assert inlay.attached(twin)["a"].count() == handle.count()
 

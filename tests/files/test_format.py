@@ -333,3 +333,13 @@ def test_a_disk_that_syncs_no_folders(
     monkeypatch.setattr(os, "fsync", fsync)
     with nullcontext() if written else pytest.raises(FileError, match="cannot write"):
         write_whole(tmp_path / "file", b"all of it")
+
+
+def test_saving_again_writes_the_same_bytes(tmp_path: Path) -> None:
+    """The library behind it orders headers at random."""
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.LoRA(rank=2) + inlay.Prefix(length=2) + inlay.Prompt())
+    paths = [handle.save(tmp_path / f"{number}.safetensors") for number in range(6)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], "pt") as file:
+        assert set(file.keys()) == set(handle.named_tensors())

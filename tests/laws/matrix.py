@@ -5,14 +5,15 @@ spec becomes impossible unnoticed. After adding a method, or changing what laws 
 
     python -m tests.laws.matrix            # everything, some minutes
     python -m tests.laws.matrix LoRA IA3   # only the specs in which these methods are
+    python -m tests.laws.matrix --families mixtral,mamba2      # only these families
 
 and read the difference: it is part of the change.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,17 @@ SUMS = [
     inlay.Prompt(length=2) + inlay.Prefix(length=3, mlp=None) + inlay.BitFit(),
 ]
 
-LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwlj", strict=True))
+ELSEWHERE = [
+    inlay.LoRA(rank=2, at=("mlp.experts.gate?", "mlp.experts.up?", "mlp.experts.down?")),
+    inlay.LoRA(rank=2, at=("mlp.router?", "mlp.shared.up?", "mlp.shared.down?")),
+    inlay.LoRA(rank=2, at=("attn.q_a?", "attn.q_b?", "attn.kv_a?", "attn.kv_b?")),
+    inlay.LoRA(rank=2, at=("mixer.in?", "mixer.qkvz?", "mixer.ba?", "mixer.out?")),
+    inlay.IA3(at=("mlp.experts.down?", "mixer.out?", "attn.kv_b?")),
+    inlay.Houlsby(bottleneck=3, std=0.1, at=("mixer",)),
+]
+"""Specs for places that only some kinds of families have."""
+
+LETTERS = dict(zip(LAWS, "ibpsrxfmgcndhwljuktz", strict=True))
 """One letter for every law."""
 
 Cell = str
@@ -40,7 +51,7 @@ Cell = str
 def specs() -> list[Spec]:
     """Every example of every method of this package, and some sums."""
     examples = [example for kind in inlay.METHODS.values() for example in kind.examples]
-    return [*examples, *SUMS]
+    return [*examples, *SUMS, *ELSEWHERE]
 
 
 def cell(spec: Spec, family: str) -> Cell:
@@ -101,19 +112,26 @@ def write(cells: dict[str, dict[str, Cell]]) -> None:
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def main(names: list[str]) -> None:
-    """Compute the cells of all specs, or of those with the methods so called, and write them."""
+def main(methods: list[str], families: list[str]) -> None:
+    """Compute cells and write them: all, or those of these methods, on these families."""
     before = read() if FILE.exists() else {}
     cells: dict[str, dict[str, Cell]] = {}
     for spec in specs():
         kinds = {type(method).__name__ for method in spec.methods}
-        if names and not kinds & set(names) and repr(spec) in before:
-            cells[repr(spec)] = before[repr(spec)]
-            continue
-        print(repr(spec), flush=True)
-        cells[repr(spec)] = {family: cell(spec, family) for family in FAMILIES}
+        row = dict(before.get(repr(spec), {}))
+        wanted = [f for f in FAMILIES if f not in row or not families or f in families]
+        if methods and not kinds & set(methods) and row:
+            wanted = [f for f in wanted if f not in row]
+        if wanted:
+            print(repr(spec), flush=True)
+        row |= {family: cell(spec, family) for family in wanted}
+        cells[repr(spec)] = row
     write(cells)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m tests.laws.matrix", description=__doc__)
+    parser.add_argument("methods", nargs="*", help="only the specs in which these methods are")
+    parser.add_argument("--families", default="", help="only these families, with commas between")
+    arguments = parser.parse_args()
+    main(arguments.methods, [name for name in arguments.families.split(",") if name])

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import inlay
@@ -30,9 +29,9 @@ from inlay.runtime import (
     container,
     extra_kv,
     module_hooks,
+    positions,
     prompts,
     reminder,
-    routing,
     shared_prefix,
     stack,
 )
@@ -51,8 +50,8 @@ class Mutation:
     law: str
 
 
-def mask_function_not_registered(patch: pytest.MonkeyPatch) -> None:
-    patch.delitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "inlay_sdpa")
+def mask_lost_beside_extra_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(extra_kv, "_widen", lambda mask, visible, extra, length: None)
 
 
 def causal_mask_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -122,7 +121,7 @@ def hook_left_behind(patch: pytest.MonkeyPatch) -> None:
 
 
 def attention_left_behind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attention, "leave", lambda configs: None)
+    patch.setattr(attention, "restore", lambda core: None)
 
 
 def base_left_frozen(patch: pytest.MonkeyPatch) -> None:
@@ -164,8 +163,8 @@ def rows_permuted(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_put_back_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
-    real = torch.argsort
-    patch.setattr(routing.torch, "argsort", lambda x, **k: real(x, **k) if k else real(-x))
+    real = Groups.back
+    patch.setattr(Groups, "back", lambda self, device: real(self, device).flip(0))
 
 
 def beams_tiled(patch: pytest.MonkeyPatch) -> None:
@@ -185,7 +184,7 @@ def rows_of_the_last_pass_recomputed(patch: pytest.MonkeyPatch) -> None:
 
 
 def positions_not_counted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
+    patch.setattr(positions, "with_positions", lambda stack, inputs: inputs)
 
 
 def text_not_moved_after_the_prefix(patch: pytest.MonkeyPatch) -> None:
@@ -438,15 +437,67 @@ def schedule_not_in_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(handle_module.Inlay, "load_training_state", load)
 
 
+def positions_counted_for_rows_that_nothing_serves(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        positions.Positions,
+        "counted",
+        lambda self, inputs, groups: positions.with_positions(self.stack, inputs),
+    )
+
+
+def disabled_inlays_serve(patch: pytest.MonkeyPatch) -> None:
+    real = Routing.enable
+    patch.setattr(Routing, "enable", lambda self, name, acts: real(self, name, True))
+
+
+def keys_added_to_rows_of_the_base(patch: pytest.MonkeyPatch) -> None:
+    real = extra_kv._joined
+
+    def joined(additions: Any) -> Any:
+        keys, values, _ = real(additions)
+        return keys, values, None
+
+    patch.setattr(extra_kv, "_joined", joined)
+
+
+def packed_texts_taken_for_one(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(prompts, "is_packed", lambda stack, inputs: False)
+
+
+def opening_of_the_first_packed_text_shared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shared_prefix, "is_packed", lambda stack, inputs: False)
+
+
+def prompt_counted_by_callers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stack, "count_text", lambda cache, extra: None)
+
+
+def prompt_not_counted_by_the_base(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stack, "count_positions", lambda cache: None)
+
+
+def pass_not_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stack.StackHooks, "_forget", lambda self: None)
+
+
+def backward_not_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stack, "after_backward", lambda run: None)
+
+
+def values_shared_by_reentrant_blocks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stack, "is_reentrant", lambda stack: False)
+
+
 LORA = inlay.LoRA(rank=2)
 PREFIX = inlay.Prefix(length=3, mlp=None)
 PROMPT = inlay.Prompt(length=3)
+MLP = inlay.Prefix(length=2, mlp=5)
 
 MUTATIONS = [
     Mutation(f.__name__, f, family, spec, law)
     for f, family, spec, law in [
-        (mask_function_not_registered, "llama", PREFIX, "padding is inert"),
-        (mask_function_not_registered, "bert", PREFIX, "rows do not meet"),
+        (mask_lost_beside_extra_keys, "llama", PREFIX, "padding is inert"),
+        (mask_lost_beside_extra_keys, "bert", PREFIX, "rows do not meet"),
         (queries_before_the_text_not_removed, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "llama", PREFIX, "generation"),
         (causal_mask_forgotten, "gpt2", PREFIX, "padding is inert"),
@@ -500,6 +551,19 @@ MUTATIONS = [
         (piece_kept_in_the_cache_of_other_rows, "bart", interfaces.FirstTokenKV(), "generation"),
         (opening_run_without_the_rest, "llama", interfaces.TextMean(), "shared prefix"),
         (steps_not_watched, "llama", interfaces.Scheduled(), "penalty and schedule"),
+        (positions_counted_for_rows_that_nothing_serves, "gpt2", PREFIX, "unserved rows"),
+        (disabled_inlays_serve, "bert", LORA, "unserved rows"),
+        (keys_added_to_rows_of_the_base, "t5", PREFIX, "unserved rows"),
+        (packed_texts_taken_for_one, "gemma3", PROMPT, "packed rows"),
+        (opening_of_the_first_packed_text_shared, "llama", LORA, "packed rows"),
+        (prompt_counted_by_callers, "gemma3", PROMPT, "continued cache"),
+        (prompt_not_counted_by_the_base, "gemma3", PROMPT, "continued cache"),
+        (later_positions_not_moved, "mistral", PROMPT, "continued cache"),
+        (pass_not_forgotten, "llama", PROMPT, "nothing outlives the pass"),
+        (pass_not_forgotten, "gpt2", LORA, "nothing outlives the pass"),
+        (backward_not_forgotten, "llama", PROMPT, "nothing outlives the pass"),
+        (values_shared_by_reentrant_blocks, "llama", PROMPT, "gradient checkpointing"),
+        (values_shared_by_reentrant_blocks, "bert", MLP, "gradient checkpointing"),
         (schedule_not_in_the_checkpoint, "llama", interfaces.Scheduled(), "penalty and schedule"),
     ]
 ]

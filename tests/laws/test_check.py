@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import inlay
 from inlay.errors import LawError
 from inlay.laws import LAWS
 from inlay.laws.case import perturb
 from inlay.laws.traces import snapshot
-from inlay.runtime import stack
+from inlay.runtime import positions
 from tests import zoo
 
 
@@ -35,7 +36,7 @@ def test_all_laws_hold_and_nothing_is_changed() -> None:
 
 
 def test_a_broken_law_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "with_positions", lambda stack, inputs: inputs)
+    monkeypatch.setattr(positions, "with_positions", lambda stack, inputs: inputs)
     report = inlay.check(zoo.fresh("llama"), inlay.Prefix(length=2, mlp=None))
     assert not report.holds
     (finding,) = [finding for finding in report.findings if finding.law == "padding is inert"]
@@ -80,3 +81,48 @@ def test_merging_with_a_trained_head_is_no_broken_law(
     assert re.match(note, merge.note)
     assert report.holds
     assert handle is None or handle.attached
+
+
+def test_a_law_that_the_base_breaks_itself_is_told_apart() -> None:
+    """A base whose rows meet says nothing about what is attached to it."""
+    model = zoo.fresh("llama")
+    model.model.norm.register_forward_hook(lambda module, args, y: y + y.mean((0, 1)))
+    report = inlay.check(model, inlay.LoRA(rank=2), laws=("rows do not meet", "generation"))
+    assert report.holds
+    for finding in report.findings:
+        assert finding.of_base and finding.holds is None
+        assert finding.note.startswith("the base itself, with nothing attached")
+    assert "base" in str(report)
+
+
+def test_whatever_is_raised_becomes_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def law(case: Any) -> float:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setitem(LAWS, "identity", law)
+    report = inlay.check(zoo.fresh("llama"), inlay.LoRA(rank=2), laws=("identity", "merge"))
+    first, second = report.findings
+    assert first.holds is False and first.note == "ZeroDivisionError: by nothing"
+    assert second.holds
+
+
+def test_a_base_that_raises_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.fresh("gpt2")
+
+    def refuse(*args: Any, **more: Any) -> Any:
+        raise ZeroDivisionError("no generation here")
+
+    monkeypatch.setattr(model, "generate", refuse)
+    (finding,) = inlay.check(model, inlay.LoRA(rank=2), laws=("generation",)).findings
+    assert finding.of_base and "ZeroDivisionError: no generation here" in finding.note
+
+
+@pytest.mark.parametrize("model_class", ["BertForSequenceClassification", "BertForMaskedLM"])
+def test_a_trained_head_is_merged_around(model_class: str) -> None:
+    """What is folded is folded, and the head stays."""
+    config = transformers.BertConfig(**zoo.DIMS)
+    model = getattr(transformers, model_class)(config).eval()
+    head = inlay.Head(labels=("no", "yes"))
+    handle = inlay.attach(model, inlay.LoRA(rank=2) + head, name="mine")
+    report = inlay.check(model, handle, laws=("merge",))
+    assert report.holds, report.findings

@@ -152,6 +152,8 @@ D, L, FF = 768, 12, 3072
         # card 16: 2·l·L·d, the published 6.29M of RoBERTa-large at l = 128
         ("bert-large", inlay.PTuningV2(length=128), 6_291_456),
         ("bert-base", inlay.Head(labels=("a", "b", "c")), 3 * D + 3),
+        # a dense layer and a norm before the output embeddings
+        ("roberta-mlm", inlay.BaseHead(), D * D + D + 2 * D),
     ],
     ids=lambda value: value if isinstance(value, str) else repr(value),
 )

@@ -141,6 +141,7 @@ def test_a_prompt_runs_once_for_all_rows() -> None:
 def test_two_inlays_in_front_run_once_each() -> None:
     model = dressed("llama", ["prompt", "short", "lora"])
     with inlay.rows(model, ["prompt", "prompt", "lora", "short", ("lora", "prompt"), None]):
+        model(**batch(6, "right"))  # measures how the base lays out rows and numbers positions
         assert passes(model, batch(6, "right")) == [(3, 4), (6, 7)]
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from inlay.architectures.config import max_positions
 from inlay.architectures.layout import Family
 from inlay.architectures.logits import output_embeddings
+from inlay.architectures.names import TOWERS
 from inlay.core.site import Site, Where, select
 
 
@@ -21,29 +24,58 @@ from inlay.core.site import Site, Where, select
 class Stack:
     """One stack of blocks in a base.
 
-    name:   "encoder" or "decoder", as in the names of its sites.
-    module: the module whose forward takes ids and masks.
+    name:   "encoder", "decoder", "vision", "audio", as in the names of its sites.
+    module: the module whose forward takes ids and masks, images, sound, or states of another part.
+    config: what it was made from.
     layers: its blocks, in order.
-    embed:  its input embeddings; None where it has none (images).
+    embed:  its token embeddings; None where it reads no tokens.
+    reads:  "text", "images", "audio", or "states" of another part of the base.
+    reads_encoder: whether it is the decoder of an encoder–decoder.
     causal: a position sees only the positions before it.
     keeps_first: the first position stays the first one, because heads read it (`[CLS]`); prompts
             are inserted after it.
     position_start: the position id of a text's first token.
     window: how many positions back a block sees, where some block sees fewer than all; else None.
+    beside_ids: see `Layout`; what a pass without ids needs besides the embeddings.
+    arguments: of the module's forward, in order.
     """
 
     name: str
-    module: PreTrainedModel
+    module: nn.Module
+    config: PreTrainedConfig
     layers: tuple[nn.Module, ...]
     embed: nn.Module | None
+    reads: str
+    reads_encoder: bool
     causal: bool
     keeps_first: bool
     position_start: int
     window: int | None
+    beside_ids: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    arguments: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _, *arguments = inspect.signature(type(self.module).forward).parameters
+        object.__setattr__(self, "arguments", tuple(arguments))
+
+    def looked_up(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a pass without these ids `[B, T]` needs besides their embeddings, by argument."""
+        return {} if self.beside_ids is None else self.beside_ids(self.module, ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its floating-point parameters are."""
+        floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(floats, torch.float32)
 
     def takes(self, argument: str) -> bool:
         """Whether the stack's forward has an argument of that name."""
-        return argument in inspect.signature(type(self.module).forward).parameters
+        return argument in self.arguments
 
     @property
     def vocabulary(self) -> int:
@@ -82,7 +114,8 @@ class Stack:
         """
         if self.takes("use_cache"):
             inputs.setdefault("use_cache", False)
-        return self.module(**inputs).last_hidden_state
+        states: Tensor = self.module(**inputs).last_hidden_state
+        return states
 
     def run_without_hooks(self, **inputs: Any) -> Tensor:
         """Run the stack without the hooks on the stack itself; those inside it still act.
@@ -98,8 +131,9 @@ class Chart:
 
     family: the description it was read with.
     base:   the model.
-    stacks: its stacks of blocks; of an encoder–decoder the encoder first.
-    sites:  every named place, in the order of the base.
+    stacks: its stacks of blocks. First the one that reads the text, in an encoder–decoder the
+            encoder and then the decoder; then what else there is (a vision tower).
+    sites:  every named place, in the order of the stacks.
     """
 
     family: Family
@@ -109,12 +143,34 @@ class Chart:
 
     @property
     def kind(self) -> str:
-        """The kind of base: "decoder", "encoder", "encoder-decoder" or "vision"."""
-        if len(self.stacks) > 1:
-            return "encoder-decoder"
-        if self.stacks[0].embed is None:
-            return "vision"
-        return "decoder" if self.stacks[0].causal else "encoder"
+        """The kind of base.
+
+        "decoder", "encoder" and "encoder-decoder" can read text alone, whatever else they read;
+        "vision" and "audio" read no text; "vision-decoder" and "audio-decoder" write text about
+        what their encoder reads (Whisper); "states-decoder" and "states" are everything else.
+        """
+        first = self.stacks[0]
+        source = TOWERS.get(first.reads, first.reads)
+        if self.decoder is not None:
+            return "encoder-decoder" if first.reads == "text" else f"{source}-decoder"
+        if first.reads != "text":
+            return source
+        return "decoder" if first.causal else "encoder"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the base can read text alone."""
+        return self.stacks[0].reads == "text"
+
+    @property
+    def decoder(self) -> Stack | None:
+        """The decoder of an encoder–decoder, which reads the states of the first stack."""
+        return next((stack for stack in self.stacks if stack.reads_encoder), None)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, how many tokens the first stack that reads text knows; 0 where none does."""
+        return next((stack.vocabulary for stack in self.stacks if stack.embed is not None), 0)
 
     def stack(self, name: str) -> Stack:
         """The stack of that name."""
@@ -136,9 +192,9 @@ class Chart:
             `[B, S]` are the encoder's, `decoder_input_ids` and `decoder_attention_mask` `[B, T]`
             the decoder's, and the states returned are the decoder's.
         """
-        if len(self.stacks) == 1:
-            return self.stacks[0].last_hidden_state(**inputs)
-        encoder, decoder = self.stacks
+        encoder, decoder = self.stacks[0], self.decoder
+        if decoder is None:
+            return encoder.last_hidden_state(**inputs)
         decoder_input_ids = inputs.pop("decoder_input_ids")
         decoder_mask = inputs.pop("decoder_attention_mask", None)
         mask = inputs.get("attention_mask")
@@ -160,8 +216,13 @@ class Chart:
         outputs of those layers; elsewhere they are the hidden states, scaled in some families.
         """
         recorded: list[Tensor] = []
-        embeddings = output_embeddings(model)
-        hook = embeddings.register_forward_pre_hook(lambda module, args: recorded.append(args[0]))
+        embeddings, thread = output_embeddings(model), get_ident()
+
+        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if get_ident() == thread:  # another may be in a pass of its own
+                recorded.append(args[0])
+
+        hook = embeddings.register_forward_pre_hook(record)
         try:
             self.logits(model, hidden)
         finally:
@@ -170,5 +231,5 @@ class Chart:
 
     def max_length(self, model: PreTrainedModel) -> int | None:
         """How many tokens the position ids allow for; None where the config does not limit them."""
-        positions = max_positions(model.config)
+        positions = max_positions(self.stacks[0].config)
         return None if positions is None else positions - self.stacks[0].position_start

@@ -8,9 +8,9 @@ from transformers import PreTrainedConfig
 
 
 def hidden_width(config: PreTrainedConfig) -> int:
-    """The width D of the hidden states."""
-    width = _optional(config, "hidden_size")
-    return int(config.d_model if width is None else width)
+    """The width D of the hidden states; 0 where the config does not say it as one number."""
+    widths = (_optional(config, name) for name in ("hidden_size", "d_model"))
+    return next((width for width in widths if isinstance(width, int)), 0)
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:

@@ -1,4 +1,10 @@
-"""GPT-2: queries, keys and values in one Conv1D, which stores its matrix transposed."""
+"""GPT-2: queries, keys and values in one Conv1D, which stores its matrix transposed.
+
+GPT-BigCode (StarCoder) has a Linear in its place, with one key-value head after all queries, or
+with as many as for queries, head by head.
+"""
+
+from dataclasses import replace
 
 from inlay.architectures.layout import Family, Fused, Layout, Sub
 
@@ -23,4 +29,17 @@ GPT2 = Layout(
     norms={"norm.final": "ln_f"},
 )
 
-FAMILIES = (Family(("gpt2",), (GPT2,), position_table=True, shares_prefix=True),)
+BIGCODE = replace(
+    GPT2,
+    block={
+        **GPT2.block,
+        "attn.q": Fused("attn.c_attn", 0, 3, per_head=True),
+        "attn.k": Fused("attn.c_attn", 1, 3, per_head=True),
+        "attn.v": Fused("attn.c_attn", 2, 3, per_head=True),
+    },
+)
+
+FAMILIES = (
+    Family(("gpt2",), (GPT2,), position_table=True, shares_prefix=True),
+    Family(("gpt_bigcode",), (BIGCODE,), position_table=True, shares_prefix=True),
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,11 +20,12 @@ from inlay.architectures.logits import plain_logits
 class Sub:
     """A sub-layer of a block.
 
-    enter: path of the module whose input is x, the residual stream that the sub-layer reads.
+    enter: path of the module whose input is x, the residual stream that the sub-layer reads; or
+           several, of which the first that exists counts.
     leave: path of the module whose output is y, which is added to the residual stream.
     """
 
-    enter: str
+    enter: str | tuple[str, ...]
     leave: str
 
 
@@ -34,7 +36,9 @@ class Fused:
     path:     path of the module that holds the matrix.
     index:    which of the projections it is, counted from 0.
     count:    how many projections the matrix holds.
-    per_head: the matrix holds q, k and v of the first head, then of the second, … (GPT-NeoX).
+    per_head: the matrix holds, for each key-value head, its queries, its key and its value: with as
+              many heads for queries as for keys q, k and v of the first head, of the second, …
+              (GPT-NeoX, BLOOM), with one key-value head all queries, the key, the value (Falcon).
     grouped:  q comes first and is `num_key_value_groups` times as wide as k and v.
     """
 
@@ -45,7 +49,33 @@ class Fused:
     grouped: bool = False
 
 
-Place = str | tuple[str, ...] | Sub | Fused
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of all experts of a mixture, each a slice of one fused parameter.
+
+    path:      path of the module that holds the parameters and computes all experts.
+    parameter: name of its parameter `[E, d_out, d_in]`; its bias is called `…_bias`.
+    index, count: which of the projections that share each expert's matrix it is, and of how many;
+               gate and up projection lie one behind the other, or interleaved.
+    """
+
+    path: str
+    parameter: str
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A projection inside a module that goes on from there: a router, whose output is its choice.
+
+    path: path of the module that holds the matrix and multiplies by it in its forward.
+    """
+
+    path: str
+
+
+Place = str | tuple[str, ...] | Sub | Fused | Experts | Inner
 """Where a part is: a path, several paths of which the first that exists counts, or one of the
 classes above. Paths are dotted module names."""
 
@@ -54,10 +84,11 @@ classes above. Paths are dotted module names."""
 class Layout:
     """Where the parts of one stack of blocks are.
 
-    stack:  the stack's name in sites, "encoder" or "decoder".
+    stack:  the stack's name in sites: "encoder", "decoder", "vision" or "audio".
     path:   path from the backbone to the stack, the module whose forward takes ids and masks.
-    layers: path from the stack to its list of blocks.
-    embed:  path from the stack to its input embeddings; None where it has none (images).
+    layers: path from the stack to its list of blocks; of a stack made of stages, those of all.
+    embed:  path from the stack to its input embeddings; None where it reads no tokens.
+    reads:  what goes in where that is no text: "images", "audio", or "states" of another part.
     block:  role -> place, with paths from a block.
     attention, cross_attention: paths from a block to the modules that compute attention.
     norms:  role -> path from the stack, for norms outside the blocks.
@@ -67,13 +98,20 @@ class Layout:
     causal: a position sees only the positions before it.
     keeps_first: the first position stays the first one, because heads read it (`[CLS]`); prompts
             are inserted after it.
+    streams: the blocks hand on several streams of hidden states, `[S, B, T, D]`, so that their
+            outputs are no place (Gemma 3n).
+    beside_ids: (stack, ids `[B, T]`) -> what else the stack looks up by ids, as its own arguments;
+            None where its embeddings are all. An id that no table has is a position without one.
+    by_layer: the layouts of the single blocks, where the stack has blocks of several kinds; only
+            what they say of a block counts.
     """
 
     stack: str
     path: str
-    layers: str
+    layers: str | tuple[str, ...]
     embed: str | None
     block: Mapping[str, Place]
+    reads: str = "text"
     attention: str | None = None
     cross_attention: str | None = None
     norms: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +119,13 @@ class Layout:
     head_width: str = "head_dim"
     causal: bool = True
     keeps_first: bool = False
+    streams: bool = False
+    beside_ids: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    by_layer: tuple[Layout, ...] = ()
+
+    def of_block(self, number: int) -> Layout:
+        """The layout of one block."""
+        return self.by_layer[number] if self.by_layer else self
 
 
 def from_zero(config: PreTrainedConfig) -> int:

@@ -13,9 +13,27 @@ from inlay.core.modes import evaluating
 from inlay.errors import SiteError
 
 
+def input_embeddings(model: nn.Module) -> nn.Embedding | None:
+    """The table of token embeddings; None where a model reads no tokens."""
+    try:
+        table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except (NotImplementedError, AttributeError):  # how transformers says that there is none
+        return None
+    return table if isinstance(table, nn.Embedding) else None
+
+
+def output_matrix(model: PreTrainedModel) -> nn.Module | None:
+    """The module that maps hidden states to logits over a vocabulary; None where there is none."""
+    try:
+        module = model.get_output_embeddings()
+    except (NotImplementedError, AttributeError):  # how transformers says that there is none
+        return None
+    return module if isinstance(module, nn.Module) and "weight" in module._parameters else None
+
+
 def output_embeddings(model: PreTrainedModel) -> nn.Module:
     """The module that maps hidden states to logits. Raises SiteError where there is none."""
-    module = model.get_output_embeddings()
+    module = output_matrix(model)
     if module is None:
         raise SiteError(
             f"{type(model).__name__} has no language-model head; load the model with "

@@ -3,10 +3,11 @@
 from inlay.architectures.layout import Family, Layout, Sub
 
 VIT = Layout(
-    stack="encoder",
+    stack="vision",
     path="",
     layers="layers",
     embed=None,
+    reads="images",
     attention="attention",
     causal=False,
     keeps_first=True,

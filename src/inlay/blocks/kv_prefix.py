@@ -45,7 +45,7 @@ def keys_at(
     if mlp is None:
         return Vectors(site, length, std, dropout, shift)
     alike = [s for s in shared.sites if (s.stack, s.role) == (site.stack, site.role)]
-    if any(s.d_out != site.d_out for s in alike):
+    if any(_widths(s) != _widths(site) for s in alike):
         raise SpecError(
             f"{type(method).__name__}: an MLP needs attention of equal width everywhere; "
             "use mlp=None"
@@ -53,9 +53,14 @@ def keys_at(
     maker = shared.once_per_pass(
         f"{site.stack}.{site.role}",
         site.stack,
-        lambda: Reparameterisation(length, site.d_in, mlp, len(alike), 2 * site.d_out),
+        lambda: Reparameterisation(length, site.d_in, mlp, len(alike), sum(_widths(site))),
     )
     return Sliced(maker, length, alike.index(site), site, dropout, shift)
+
+
+def _widths(site: Site) -> tuple[int, int]:
+    """H·K and H·V: the widths of all heads' keys and values, which differ in latent attention."""
+    return site.heads * site.head_dim, site.heads * site.value_dim
 
 
 Start = Literal["common"] | tuple[int, ...] | None
@@ -86,22 +91,30 @@ def start_from(
 ) -> None:
     """Start from the keys and values that the bare base computes for real words, exactly.
 
-    For a base that reads no words, "common" means random values.
+    For a base that reads no words, or some of whose attentions see none, "common" means random
+    values.
     """
     if start is None or (start == "common" and not shared.vocabulary):
         return
     words = common_tokens(method, shared.vocabulary, length) if start == "common" else list(start)
     pairs = shared.keys_and_values(words)
+    if start == "common" and any(site.name not in pairs for site in shared.sites):
+        return  # the text does not reach them all: cross-attention of a decoder without its encoder
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
             k, v = pairs[name]
             piece.load({"k": k.float(), "v": v.float()})
     for key, module in shared.modules.items():
         alike = [s for s in shared.sites if f"{s.stack}.{s.role}" == key]
-        flat = [torch.stack(pairs[s.name]).float() for s in alike]  # each [2, H, P, K]
-        target = torch.stack(flat).permute(3, 0, 1, 2, 4).flatten(2)  # [P, L, 2·H·K]
+        layers = [torch.cat([_flat(t) for t in pairs[s.name]], -1) for s in alike]  # [P, H·K + H·V]
+        target = torch.stack(layers, 1)  # [P, L, H·K + H·V]
         assert isinstance(module, OncePerPass) and isinstance(module.net, Reparameterisation)
         module.net.fit(target)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Keys or values `[H, P, K]` -> `[P, H·K]`, in fp32."""
+    return values.float().transpose(0, 1).flatten(1)
 
 
 class Vectors(ExtraKV):
@@ -112,9 +125,9 @@ class Vectors(ExtraKV):
         self.length = length
         self.shift = shift
         self.dropout = dropout
-        shape = (site.heads, length, site.head_dim)
-        self.k = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
-        self.v = nn.Parameter(torch.randn(shape) * std)  # [H, P, K]
+        k, v = ((site.heads, length, width) for width in (site.head_dim, site.value_dim))
+        self.k = nn.Parameter(torch.randn(k) * std)  # [H, P, K]
+        self.v = nn.Parameter(torch.randn(v) * std)  # [H, P, V]
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
@@ -132,7 +145,7 @@ class Reparameterisation(nn.Module):
         self.outer = nn.Linear(inner, layers * both)
 
     def forward(self) -> Tensor:
-        """-> `[P, L, 2·H·K]`."""
+        """-> `[P, L, H·K + H·V]`."""
         output: Tensor = self.outer(torch.tanh(self.inner(self.seed)))
         return output.unflatten(1, (self.layers, -1))
 
@@ -170,7 +183,7 @@ class Sliced(ExtraKV):
         self._maker = Reference(maker)
         self.layer = layer
         self.heads = site.heads
-        self.width = site.head_dim
+        self.widths = _widths(site)
 
     @override
     def forward(self, x: Tensor, context: PassContext) -> tuple[Tensor, Tensor]:
@@ -183,10 +196,11 @@ class Sliced(ExtraKV):
             k, v = self._slice(self._maker.module.net())
         return {"k": k.contiguous(), "v": v.contiguous()}
 
-    def _slice(self, output: Tensor) -> Tensor:
-        """`[P, L, 2·H·K]` -> `[2, H, P, K]`: this layer's keys and values."""
-        both = output[:, self.layer]
-        return both.unflatten(1, (2, self.heads, self.width)).permute(1, 2, 0, 3)
+    def _slice(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """`[P, L, H·K + H·V]` -> this layer's keys `[H, P, K]` and values `[H, P, V]`."""
+        both = output[:, self.layer].split(self.widths, -1)
+        keys, values = (side.unflatten(1, (self.heads, -1)).transpose(0, 1) for side in both)
+        return keys, values
 
 
 def _dropout(piece: Vectors | Sliced, values: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class PassContext:
             `relates_positions = True`.
     source_mask: in a decoder that reads an encoder, the padding mask of the encoder's states; at
             `cross.k` and `cross.v`, whose x they are, `mask` is this one.
-    cached: how many positions are in the cache already; 0 in training.
+    continues: whether the pass goes on with texts that are in the cache already; not in training.
     cache:  the cache of the pass, None without one. Pieces write to it with `append_to_cache`.
     seed:   what random draws start from; None unless a piece of the pass declares `draws = True`.
     batch:  how many rows the pass has; row_numbers `[b]`: which of them x holds, None for all.
@@ -35,7 +35,7 @@ class PassContext:
 
     mask: Tensor | None = None
     source_mask: Tensor | None = None
-    cached: int = 0
+    continues: bool = False
     cache: Cache | None = None
     seed: int | None = None
     batch: int = 0
@@ -71,7 +71,7 @@ class PassContext:
         places: dict[tuple[int, int], int] = vars(cache).setdefault(LAYERS, {})
         place = places.get((id(owner), number))
         if place is None:
-            if self.cached:
+            if self.continues:
                 raise RowsError(
                     "this cache was begun without the inlay of these rows; begin generation again "
                     "with the rows it shall use, and an empty cache in the first pass"
@@ -102,11 +102,11 @@ class PassContext:
         """The context for a module that reads the states of the encoder."""
         return replace(self, mask=self.source_mask)
 
-    def rows(self, start: int, stop: int) -> PassContext:
-        """The context of the rows from `start` to before `stop`."""
+    def rows(self, start: int, stop: int, device: torch.device) -> PassContext:
+        """The context of the rows from `start` to before `stop` of an x on this device."""
         if self.mask is None and self.source_mask is None and self.cache is None:
             return self
-        return self.select(torch.arange(start, stop))
+        return self.select(torch.arange(start, stop, device=device))
 
     def select(self, index: Tensor) -> PassContext:
         """The context of the rows with these indices, `[b]`."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -54,10 +55,13 @@ class Piece(nn.Module):
         then given the padding mask, and the beginnings that rows have in common are not run
         separately (see `runtime.shared_prefix`). In a decoder that generates, x is one position:
         what a piece needs of earlier ones it keeps with `context.append_to_cache`.
+    brings_weights: whether a file holds all weights of the module at its site, so that it does not
+        matter which ones the base has there.
     """
 
     draws: ClassVar[bool] = False
     relates_positions: ClassVar[bool] = False
+    brings_weights: ClassVar[bool] = False
 
     def export(self) -> dict[str, Tensor]:
         """The tensors that a file holds, by name: parameters and persistent buffers, any dtype.
@@ -268,6 +272,14 @@ class SideNetwork(Piece):
         """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`."""
 
 
+class _Once(PerThread):
+    """The value of the pass under way, and the versions of the parameters that it is made of."""
+
+    __slots__ = ()
+    value: Tensor | None = None
+    versions: tuple[int, ...] = ()
+
+
 class OncePerPass(nn.Module):
     """Runs `net()` once per forward pass of a stack, however many pieces and rows read it.
 
@@ -277,27 +289,44 @@ class OncePerPass(nn.Module):
 
         stack entered      once.renew()    value = net(), with its graph
         block 0 … L-1      once()          the same value
+        stack left         once.forget()   nothing with a graph outlives the pass
         backward           the value of this pass is put back before a block is recomputed
+
+    value: that of the pass under way in this thread; None where there was none yet.
     """
 
     def __init__(self, net: nn.Module, stack: str):
         super().__init__()
         self.net = net
         self.stack = stack
-        self.value: Tensor | None = None
-        self._versions: tuple[int, ...] = ()
+        self._pass = _Once()
+
+    @property
+    def value(self) -> Tensor | None:  # noqa: D102
+        return self._pass.value
+
+    @value.setter
+    def value(self, value: Tensor | None) -> None:
+        self._pass.value = value
 
     def renew(self) -> None:
         """Run `net` for a new pass, unless nothing can have changed and no graph is needed."""
+        if torch.compiler.is_compiling():  # the graph of the pass has it once anyway
+            self.value = self.net()
+            return
         versions = tuple(p._version for p in self.net.parameters())
-        stale = self.value is None or self.value.requires_grad or versions != self._versions
+        value = self.value
+        stale = value is None or value.requires_grad or versions != self._pass.versions
         if stale or torch.is_grad_enabled():
             self.value = self.net()
-            self._versions = versions
+            self._pass.versions = versions
+
+    def forget(self) -> None:
+        """Drop a value that has a graph; until the next pass the net runs wherever it is read."""
+        if self.value is not None and self.value.requires_grad:
+            self.value = None
 
     @override
     def forward(self) -> Tensor:
-        return self.net() if self.value is None else self.value
-
-    def __getstate__(self) -> dict:  # a value with a graph can neither be copied nor pickled
-        return {**self.__dict__, "value": None}
+        value = self.value
+        return self.net() if value is None else value

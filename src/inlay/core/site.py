@@ -25,6 +25,11 @@ ROLES: dict[str, str] = {
     "attn.k": "key projection",
     "attn.v": "value projection",
     "attn.o": "output projection of self-attention",
+    "attn.qkv": "queries, keys and values in one matrix, where how it holds them is not known",
+    "attn.q_a": "down projection to the latent queries of latent attention",
+    "attn.q_b": "up projection from the latent queries",
+    "attn.kv_a": "down projection to the latent keys and values of latent attention",
+    "attn.kv_b": "up projection from the latent keys and values",
     "attn.kv": "the keys and values that self-attention sees (extra keys and values go here)",
     "cross": "cross-attention sub-layer",
     "cross.q": "query projection of cross-attention",
@@ -32,12 +37,30 @@ ROLES: dict[str, str] = {
     "cross.v": "value projection of cross-attention",
     "cross.o": "output projection of cross-attention",
     "cross.kv": "the keys and values that cross-attention sees (extra keys and values go here)",
+    "mixer": "linear-attention or state-space sub-layer: x enters it, y is what it adds",
+    "mixer.in": "input projection of a mixer: all that it mixes, and its gate",
+    "mixer.qkvz": "queries, keys, values and gate of linear attention in one matrix",
+    "mixer.qkv": "queries, keys and values of linear attention in one matrix",
+    "mixer.z": "gate of linear attention",
+    "mixer.ba": "writing strength and decay of linear attention in one matrix",
+    "mixer.b": "writing strength of linear attention",
+    "mixer.a": "decay of linear attention",
+    "mixer.x": "projection to the step size, B and C of a state-space mixer",
+    "mixer.out": "output projection of a mixer",
     "mlp": "feed-forward sub-layer: x enters it, y is what is added to the residual stream",
-    "mlp.up": "up projection",
-    "mlp.gate": "gate projection of a gated feed-forward layer",
-    "mlp.down": "down projection",
+    "mlp.up": "up projection; of a mixture of experts also every expert's",
+    "mlp.gate": "gate projection of a gated feed-forward layer; also every expert's",
+    "mlp.down": "down projection; of a mixture of experts also every expert's",
+    "mlp.router": "router of a mixture of experts: the scores by which it chooses them",
+    "mlp.experts.up": "up projections of the experts that a router chooses from",
+    "mlp.experts.gate": "gate projections of these experts",
+    "mlp.experts.down": "down projections of these experts",
+    "mlp.shared.up": "up projection of the expert that reads every token",
+    "mlp.shared.gate": "gate projection of that expert",
+    "mlp.shared.down": "down projection of that expert",
     "norm.attn": "normalisation of the self-attention sub-layer",
     "norm.cross": "normalisation of the cross-attention sub-layer",
+    "norm.mixer": "normalisation of the mixer sub-layer",
     "norm.mlp": "normalisation of the feed-forward sub-layer",
     "norm.embed": "normalisation of the embeddings",
     "norm.final": "normalisation after the last block",
@@ -47,8 +70,18 @@ ROLES: dict[str, str] = {
     "final": "the last hidden state (of the encoder, in an encoder–decoder), which heads read",
     "final.target": "the last hidden state of the decoder in an encoder–decoder",
     "head": "the language-model head",
+    "base_head": "a layer of the base's own task head: its classifier, or what stands before that",
 }
 """Every role there is, with what it means."""
+
+STACKS = ("encoder", "decoder", "vision", "audio")
+"""What stacks of blocks are called: the first two read text, or the states of another part."""
+
+
+def plain_role(role: str) -> str:
+    """The role without what it is a part of: "mlp.down" of "mlp.experts.down"."""
+    parts = role.split(".")
+    return role if len(parts) < 3 else f"{parts[0]}.{parts[-1]}"
 
 
 @dataclass(frozen=True)
@@ -56,11 +89,11 @@ class Where:
     """A choice of places: roles, and optionally layers and stacks.
 
     roles:  names from `ROLES`; one that ends in `?` is taken where it exists and left out
-            where it does not.
+            where it does not. "mlp.down" are also the experts' ("mlp.experts.down").
     layers: layer numbers, counted from 0 in each stack; negative ones count from the end;
             None means all. Places outside the blocks (embed, head, …) have no layer and are
             selected whatever `layers` says.
-    stacks: "encoder", "decoder" or both; None means all.
+    stacks: names from `STACKS`; a second stack of one kind is "vision2". None means all.
     """
 
     roles: tuple[str, ...]
@@ -85,8 +118,9 @@ class Where:
             if role.removesuffix("?") not in ROLES:
                 raise SpecError(f"no role is called {role!r}{nearest(role, ROLES)}")
         for stack in self.stacks or ():
-            if stack not in ("encoder", "decoder"):
-                raise SpecError(f"no stack is called {stack!r}; known: encoder, decoder")
+            if str(stack).rstrip("0123456789") not in STACKS:
+                known = ", ".join(STACKS)
+                raise SpecError(f"no stack is called {stack!r}; known: {known}")
 
     @staticmethod
     def of(value: Where | str | Iterable[str]) -> Where:
@@ -143,6 +177,22 @@ class Part:
         runs[:, self.start : self.start + self.size] = new.unflatten(0, (self.count, self.size))
 
 
+@dataclass(frozen=True)
+class Expert:
+    """Where one expert's matrix lies: it is a slice of a parameter that holds those of all.
+
+    number:     the expert's, counted from 0.
+    parameter:  name of the host's parameter `[E, d_out, d_in]`.
+    bias:       name of the host's parameter `[E, d_out]`; None where there is none.
+    transposed: whether the parameter is stored as `[E, d_in, d_out]`.
+    """
+
+    number: int
+    parameter: str
+    bias: str | None = None
+    transposed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
     """One named place in a base.
@@ -150,11 +200,18 @@ class Site:
     host:   the module whose output is y (a projection, a norm, the last module of a sub-layer),
             or, for `*.kv`, the attention module itself.
     part:   the columns of a fused projection that belong to this site, else None.
+    expert: where y is what one expert of a mixture computes inside the host, else None. x are then
+            the tokens `[n, d_in]` that were sent to it.
+    inside: y is what the host's own matrix computes in its forward, which goes on from there (a
+            router, whose output are the experts chosen), not the host's output.
+    caller: a module around the host that may compute without calling it, by a fused kernel: nothing
+            can act at this site then.
     enter:  where x is not the host's own input (a whole sub-layer), the module whose input is x:
             x is then the residual stream that the sub-layer reads.
     norm:   on `block` of a post-norm family, the norm that makes y of x, the sum before it.
     d_in, d_out: widths of x and y; of a `*.kv` site, of the hidden states and of the keys.
-    heads, head_dim: of a `*.kv` site, its key-value heads and their width; 0 elsewhere.
+    heads, head_dim, value_dim: of a `*.kv` site, its key-value heads, the width of their keys and
+            that of their values; 0 elsewhere.
     layer:  number of the block in its stack, None outside the blocks.
     """
 
@@ -168,8 +225,12 @@ class Site:
     part: Part | None = None
     heads: int = 0
     head_dim: int = 0
+    value_dim: int = 0
     enter: nn.Module | None = None
     norm: nn.Module | None = None
+    expert: Expert | None = None
+    inside: bool = False
+    caller: nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name}: {type(self.host).__name__} {self.d_in}→{self.d_out}>"
@@ -177,6 +238,8 @@ class Site:
     @property
     def is_projection(self) -> bool:
         """Whether x goes through a matrix here, y = W x + b."""
+        if self.expert is not None:
+            return True
         weight = getattr(self.host, "weight", None)
         whole = (
             self.enter is not None or self.heads or self.role in ("block", "final", "final.target")
@@ -197,20 +260,47 @@ class Site:
         eps = getattr(host, "variance_epsilon", None)
         return partial(_scaled, eps=float(host.eps if eps is None else eps))
 
+    @property
+    def plain_role(self) -> str:
+        """The role without what it is a part of: "mlp.down" also of an expert's."""
+        return plain_role(self.role)
+
+    @property
+    def parameter(self) -> Tensor:
+        """The host's parameter in which the matrix lies."""
+        name = "weight" if self.expert is None else self.expert.parameter
+        parameter = getattr(self.host, name)
+        assert isinstance(parameter, Tensor)
+        return parameter
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the matrix is stored as `[d_in, d_out]`."""
+        return stored_transposed(self.host) if self.expert is None else self.expert.transposed
+
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Matrix and bias as they are stored, those of the host's other sites included.
+
+        Both share memory with the host's parameters, of an expert with its slices of them.
+        """
+        expert = self.expert
+        if expert is None:
+            bias = getattr(self.host, "bias", None)
+            return self.parameter, bias if isinstance(bias, Tensor) else None
+        bias = None if expert.bias is None else getattr(self.host, expert.bias)
+        return self.parameter[expert.number], None if bias is None else bias[expert.number]
+
     def weight(self) -> Tensor:
         """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout."""
-        weight = self.host.weight
-        assert isinstance(weight, Tensor)
-        if stored_transposed(self.host):
+        weight, _ = self.stored()
+        if self.transposed:
             weight = weight.T
         return weight if self.part is None else self.part.take(weight, 0)
 
     def bias(self) -> Tensor | None:
         """The bias `[d_out]` of this site, or None where the host has none."""
-        bias = getattr(self.host, "bias", None)
-        if not isinstance(bias, Tensor):
-            return None
-        return bias if self.part is None else self.part.take(bias, 0)
+        _, bias = self.stored()
+        return bias if bias is None or self.part is None else self.part.take(bias, 0)
 
     def device(self) -> torch.device:
         """The device of the module's parameters."""
@@ -261,7 +351,7 @@ def select(sites: Iterable[Site], where: Where) -> list[Site]:
     selected: list[Site] = []
     for role in where.roles:
         name = role.removesuffix("?")
-        with_role = [site for site in sites if site.role == name]
+        with_role = [site for site in sites if name in (site.role, site.plain_role)]
         if not with_role and not role.endswith("?"):
             known = sorted({site.role for site in sites})
             raise SiteError(f"this model has no {name!r}{_like(name, known)}")

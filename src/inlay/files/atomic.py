@@ -13,7 +13,7 @@ from pathlib import Path
 from inlay.errors import FileError
 
 
-def write_whole(path: str | Path, data: bytes | Iterable[bytes]) -> Path:
+def write_whole(path: str | Path, data: bytes | Iterable[bytes | memoryview]) -> Path:
     """Write a file so that it is there whole or not at all, even if the machine stops.
 
     data: all of it, or part after part.

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from inlay._version import __version__
@@ -30,6 +29,7 @@ from inlay.core.piece_set import PieceSet
 from inlay.errors import FileError, SpecError
 from inlay.files.atomic import write_whole
 from inlay.files.fingerprint import fingerprint, tokenizer_fingerprint
+from inlay.files.ordered import to_bytes
 from inlay.files.usage import Usage, usage_of
 
 FORMAT = "1"
@@ -90,7 +90,7 @@ def save(
         "name": name,
         "spec": to_json(pieces.spec.exported()),
         "trained_as": to_json(pieces.spec),
-        "base": json.dumps(fingerprint(chart)),
+        "base": json.dumps(fingerprint(chart, brought(pieces))),
     }
     foreign = origins(pieces.spec.exported())
     if foreign:
@@ -101,7 +101,12 @@ def save(
         header |= usage.to_header()
     header["digest"] = digest(header, tensors)
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
-    return write_whole(path, to_bytes(copies, metadata=header))
+    return write_whole(path, to_bytes(copies, header))
+
+
+def brought(pieces: PieceSet) -> set[str]:
+    """The names of the sites of which the file itself holds all weights."""
+    return {placed.site.name for placed in pieces.placed if placed.piece.brings_weights}
 
 
 def read(path: str | Path) -> InlayFile:
@@ -134,6 +139,28 @@ def read(path: str | Path) -> InlayFile:
             f"{path} is damaged or was altered: it does not hold what was saved; copy it anew"
         )
     return InlayFile(path, header, tensors)
+
+
+def renamed(file: InlayFile, chart: Chart) -> InlayFile:
+    """A file with the names that the places of a base have today.
+
+    A stack that reads images was once called `encoder`, and is called `vision`.
+    """
+    stacks = {stack.name for stack in chart.stacks}
+    if "encoder" in stacks or "vision" not in stacks:
+        return file
+
+    def today(name: str) -> str:
+        return f"vision.{name.removeprefix('encoder.')}" if name.startswith("encoder.") else name
+
+    try:
+        base = json.loads(file.header["base"])
+        for part in ("shape", "samples"):
+            base[part] = {today(name): value for name, value in base[part].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return file  # whoever compares fingerprints says what is wrong
+    header = {**file.header, "base": json.dumps(base)}
+    return InlayFile(file.path, header, {today(n): t for n, t in file.tensors.items()})
 
 
 def tensors_of(pieces: PieceSet) -> dict[str, Tensor]:

@@ -36,9 +36,9 @@ def attention_shares(
     Raises PortError for a base that reads no texts.
     """
     chart = handle.chart
-    if chart.kind == "vision":
+    if not chart.reads_text:
         raise PortError(
-            f"{type(chart.base).__name__} reads images, and attention is measured on texts; "
+            f"{type(chart.base).__name__} reads no text alone, and attention is measured on texts; "
             "use a base that reads texts"
         )
     recorder = AttentionRecorder(handle)

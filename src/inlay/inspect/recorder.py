@@ -65,6 +65,7 @@ class AttentionRecorder:
 
     def __init__(self, handle: Inlay):
         self.name = handle.name
+        self.chart = handle.chart
         self.stacks = stack_hooks(handle.model)
         self.sites: dict[str, Site] = {}
         self.prefix_lengths: dict[str, int] = {}
@@ -82,7 +83,8 @@ class AttentionRecorder:
 
         The masks are `[B, P + T]`, one for each stack, with prompts where the stack puts them.
         """
-        for hooks, side in zip(self.stacks, ("", "decoder_"), strict=False):
+        stacks = self.stacks[: 1 if self.chart.decoder is None else 2]
+        for hooks, side in zip(stacks, ("", "decoder_"), strict=False):
             ids, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
             mask = torch.ones_like(ids) if mask is None else mask
             prompt = torch.zeros_like(ids, dtype=torch.bool)

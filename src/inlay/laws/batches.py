@@ -42,7 +42,7 @@ def with_position_ids(chart: Chart, batch: Inputs) -> Inputs:
 
 def paddings(chart: Chart) -> list[tuple[str, Pad]]:
     """Every way to pad a batch for this base: the side, and a function that pads."""
-    if chart.kind == "vision":
+    if not chart.reads_text:
         return [("right", pad_batch)]
     ways: list[tuple[str, Pad]] = [
         ("right", pad_batch),
@@ -56,7 +56,7 @@ def paddings(chart: Chart) -> list[tuple[str, Pad]]:
 def row_output(chart: Chart, output: Tensor, number: int, row: Inputs, side: str) -> Tensor:
     """One row of a batch's output `[B, T, …]`, without its padding: `[1, T', …]`."""
     selected = output[number : number + 1]
-    if chart.kind in ("vision", "encoder-decoder") or selected.dim() < 3:
+    if not chart.reads_text or chart.decoder is not None or selected.dim() < 3:
         return selected
     length = row["input_ids"].shape[1]
     return selected[:, :length] if side == "right" else selected[:, -length:]

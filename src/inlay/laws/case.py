@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
@@ -17,6 +19,7 @@ from inlay.core.piece import HeadPiece, OncePerPass, Piece
 from inlay.errors import LawError
 from inlay.handle import Inlay, attach, attached, rows
 from inlay.laws.batches import Inputs
+from inlay.laws.media import media_row, with_picture
 from inlay.runtime.container import container_of
 from inlay.runtime.install import Prepared
 
@@ -32,6 +35,31 @@ class NotApplicable(LawError):
     """The law says nothing about this case."""
 
 
+class BaseBreaks(NotApplicable):
+    """The base breaks the law itself, so it says nothing about what is attached to it."""
+
+
+class Learner(Protocol):
+    """What laws learn with: an inlay, or in a control some parameters of the base."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class BareBase:
+    """What stands for an inlay in a control: nothing is attached, vectors of the base learn."""
+
+    name: str
+    vectors: tuple[nn.Parameter, ...]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The base's gains and biases."""
+        return iter(self.vectors)
+
+
 @dataclass
 class Case:
     """A base, and a spec to attach to it.
@@ -42,6 +70,7 @@ class Case:
             the pieces start, so that nothing hides behind a zero.
     length: tokens of the longest row.
     seed:   of all that is random.
+    bare:   whether nothing is attached: a control, which asks the base the same (see `control`).
 
     What the pieces are like, for laws that depend on it:
 
@@ -58,6 +87,7 @@ class Case:
     state: dict[str, Tensor] | None = None
     length: int = 9
     seed: int = 0
+    bare: bool = False
     chart: Chart = field(init=False)
     virtual_tokens: int = field(init=False)
     changes_outputs: bool = field(init=False)
@@ -83,6 +113,12 @@ class Case:
         finally:
             handle.detach()
 
+    def control(self) -> Case:
+        """The same case with the bare base in the place of every inlay."""
+        control = copy.copy(self)
+        control.bare, control.virtual_tokens, control.changes_outputs = True, 0, True
+        return control
+
     @property
     def nothing_prepared(self) -> Prepared:
         """What stands for the results of `Method.prepare`, which laws do not run: nothing."""
@@ -98,6 +134,32 @@ class Case:
         if self.model.dtype not in (torch.float32, torch.float64):
             return 0.1
         return 1e-5 * max(3, sum(len(stack.layers) for stack in self.chart.stacks))
+
+    @contextmanager
+    def learner(self, name: str = "law", seed: int = 0) -> Iterator[Learner]:
+        """What `inlay` yields; in a control, the bare base."""
+        if not self.bare:
+            with self.inlay(name, seed) as handle:
+                yield handle
+            return
+        vectors = tuple(p for p in self.model.parameters() if p.dim() == 1)
+        learned = [p.requires_grad for p in self.model.parameters()]
+        try:
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(parameter.dim() == 1)
+            yield BareBase(name, vectors)
+        finally:
+            for parameter, learns in zip(self.model.parameters(), learned, strict=True):
+                parameter.requires_grad_(learns)
+
+    @contextmanager
+    def serving(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Inside, these inlays serve the rows; in a control, none does."""
+        if self.bare and not attached(self.model):
+            yield
+            return
+        with rows(self.model, [None] if self.bare else names):
+            yield
 
     @contextmanager
     def inlay(self, name: str = "law", seed: int = 0) -> Iterator[Inlay]:
@@ -142,20 +204,21 @@ class Case:
         return [self._row(max(3, self.length - 2 * number), generator) for number in range(count)]
 
     def _row(self, length: int, generator: torch.Generator) -> Inputs:
-        config, device = self.model.config, self.model.device
-        if self.chart.kind == "vision":
-            shape = (1, config.num_channels, config.image_size, config.image_size)
-            return {"pixel_values": torch.randn(shape, generator=generator).to(device)}
-        lowest = min(8, config.vocab_size // 2)
-        ids = torch.randint(lowest, config.vocab_size, (1, length), generator=generator)
-        first = self.chart.stacks[0].vocabulary
+        device, first = self.model.device, self.chart.vocabulary
+        lowest = min(8, first // 2)
+        if not self.chart.reads_text:
+            row = media_row(self.chart, generator)
+            if self.chart.decoder is not None:
+                row["decoder_input_ids"] = torch.randint(lowest, first, (1, 4), generator=generator)
+            return {name: tensor.to(device) for name, tensor in row.items()}
+        ids = torch.randint(lowest, first, (1, length), generator=generator)
         for number in range(min(self.virtual_tokens, length // 2)):
             ids[0, 2 * number] = first + number
         row = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
         if self.chart.kind == "encoder-decoder":
-            target = torch.randint(lowest, config.vocab_size, (1, 4), generator=generator)
+            target = torch.randint(lowest, first, (1, 4), generator=generator)
             row["decoder_input_ids"] = target.to(device)
-        return row
+        return with_picture(self.chart, row, generator)
 
     def _attach(self, name: str) -> Inlay:
         """The spec attached; methods that prepare get nothing, as when a file is read."""

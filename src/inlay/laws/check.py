@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from inlay.core.method import Spec
 from inlay.errors import LawError
 from inlay.handle import Inlay, attached
-from inlay.laws import LAWS, Broken, Case, NotApplicable
+from inlay.laws import LAWS, BaseBreaks, Broken, Case, NotApplicable
 from inlay.laws.case import TOO_LARGE
+from inlay.laws.examination import examine
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Finding:
 
     law: its name. holds: None where it says nothing about this model. error: the largest one that
     it measured, relative. note: what is broken, or why it says nothing. seconds: how long it took.
+    of_base: whether it says nothing because the base, with nothing attached, breaks it.
     """
 
     law: str
@@ -32,6 +34,7 @@ class Finding:
     error: float
     note: str
     seconds: float
+    of_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Report:
         for finding in self.findings:
             error = f"{finding.error:.1e}" if finding.error else "exact"
             error = error if finding.holds else ""
-            table.add_row(finding.law, marks[finding.holds], error, finding.note)
+            mark = "[yellow]base" if finding.of_base else marks[finding.holds]
+            table.add_row(finding.law, mark, error, finding.note)
         return table
 
     def __str__(self) -> str:
@@ -84,8 +88,8 @@ def check(
 
     The model and the inlay are as they were afterwards. A base in 16 bits is checked as a copy in
     fp32, unless it is too large for that: rounding would hide small mistakes and look like large
-    ones. laws: names from `inlay.laws.LAWS`, all of them by default. report: called with the name
-    of each law before it runs.
+    ones. laws: names from `inlay.laws.LAWS`, all of them by default, and from `SLOW_LAWS`. report:
+    called with the name of each law before it runs.
     """
     exact = model.dtype not in (torch.bfloat16, torch.float16)
     copied = not exact and model.num_parameters() <= TOO_LARGE
@@ -105,13 +109,13 @@ def check(
         report(law)
         start = time.perf_counter()
         holds: bool | None = True
-        error, note = 0.0, ""
+        error, note, of_base = 0.0, "", False
         try:
-            error = LAWS[law](case)
+            error = examine(law, case)
         except Broken as broken:
             holds, note = False, str(broken)
         except NotApplicable as reason:
-            holds, note = None, str(reason)
-        findings.append(Finding(law, holds, error, note, time.perf_counter() - start))
+            holds, note, of_base = None, str(reason), isinstance(reason, BaseBreaks)
+        findings.append(Finding(law, holds, error, note, time.perf_counter() - start, of_base))
     title += " · on a copy in fp32" if copied else "" if exact else " · in 16 bits"
     return Report(title, tuple(findings))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inlay.handle import Inlay, attached, rows
+from inlay.handle import attached, rows
 from inlay.laws.batches import Inputs, Pad, paddings, row_output, without_unserved_virtual_tokens
-from inlay.laws.case import Broken, Case
+from inlay.laws.case import Broken, Case, Learner
 
 
 def model_output(model: PreTrainedModel, inputs: Inputs, seed: int = 0) -> Tensor:
@@ -58,7 +58,7 @@ def weighted_sum_of_rows(case: Case, output: Tensor, rows: Sequence[Inputs]) -> 
     return torch.stack([weighted_sum(row) for row in outputs]).sum()
 
 
-def take_gradients(handles: Sequence[Inlay]) -> list[Tensor | None]:
+def take_gradients(handles: Sequence[Learner]) -> list[Tensor | None]:
     """The gradients of all trained parameters, which then have none."""
     parameters = [p for handle in handles for p in handle.parameters()]
     gradients = [p.grad for p in parameters]

@@ -79,7 +79,7 @@ def merged_computes_the_same(case: Case) -> float:
                 raise NotApplicable(f"it cannot be merged, and is refused: {refusal}") from None
             if not foldable:
                 raise Broken("a piece without fold was merged")
-            old = [(parameter, parameter.detach().clone()) for parameter, _ in writes]
+            old = [(weight, weight.detach().clone()) for weight, _ in writes]
             try:
                 if attached(case.model).keys() == {handle.name}:
                     handle.merge()
@@ -87,12 +87,12 @@ def merged_computes_the_same(case: Case) -> float:
                     for head in attached(case.model).values():
                         head.detach()  # a trained head stays attached after merging
                 else:
-                    for parameter, value in writes:
-                        parameter.copy_(value)
+                    for weight, value in writes:
+                        weight.copy_(value)
                     output = _output_with_what_remains(case, handle, inputs)
             finally:
-                for parameter, value in old:
-                    parameter.data.copy_(value)
+                for weight, value in old:
+                    weight.data.copy_(value)
     return require_close(case, output, unmerged, "merged", 3)
 
 

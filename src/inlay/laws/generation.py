@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inlay.handle import rows
 from inlay.laws.batches import (
     Inputs,
     pad_batch,
@@ -44,9 +43,9 @@ def generation_agrees(case: Case) -> float:
     with case.isolated():
         side, singles = _singles(case)
     names: list[str | None] = ["law", None, "law-b"]
-    with case.isolated(), case.inlay(), case.inlay("law-b", seed=5), torch.no_grad():
+    with case.isolated(), case.learner(), case.learner("law-b", seed=5), torch.no_grad():
         batch = pad_batch(singles, side)
-        with rows(model, names):
+        with case.serving(names):
             batch = without_unserved_virtual_tokens(model, batch)
             generated = model.generate(**batch, **OPTIONS)
             tokens, logits = generated.sequences, torch.stack(generated.logits, 1).float()
@@ -60,7 +59,7 @@ def generation_agrees(case: Case) -> float:
             beams = model.generate(**batch, **{**OPTIONS, "num_beams": 3})
         for number, (name, single) in enumerate(zip(names, singles, strict=True)):
             row = f"row {number} ({name})"
-            with rows(model, [name]):
+            with case.serving([name]):
                 single = without_unserved_virtual_tokens(model, single)
                 alone = model.generate(**single, **OPTIONS)
                 searched = model.generate(**single, **{**OPTIONS, "num_beams": 3})
@@ -69,6 +68,12 @@ def generation_agrees(case: Case) -> float:
             if not torch.equal(searched.sequences[0, -NEW:], beams.sequences[number, -NEW:]):
                 raise Broken(f"{row} finds other beams alone than in the batch")
     return worst
+
+
+def rows_to_continue(case: Case) -> Inputs:
+    """A batch of three rows as `generate` takes it, with padding where the base allows it."""
+    side, singles = _singles(case)
+    return pad_batch(singles, side)
 
 
 def _singles(case: Case) -> tuple[str, list[Inputs]]:
@@ -87,7 +92,7 @@ def _read_at_once(case: Case, batch: Inputs, tokens: Tensor, side: str) -> Tenso
         output = model_output(case.model, {**batch, "decoder_input_ids": tokens[:, :-1]})
         return output[:, -NEW:]
     mask = F.pad(batch["attention_mask"], (0, NEW - 1), value=1)
-    inputs = {"input_ids": tokens[:, :-1], "attention_mask": mask}
+    inputs = {**batch, "input_ids": tokens[:, :-1], "attention_mask": mask}
     if side == "left" and case.chart.stacks[0].takes("position_ids"):
         inputs = with_position_ids(case.chart, inputs)
     return model_output(case.model, inputs)[:, -NEW:]

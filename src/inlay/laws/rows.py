@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from inlay.handle import Inlay, rows
 from inlay.laws.batches import Inputs, pad_batch, row_output
-from inlay.laws.case import Broken, Case, NotApplicable
+from inlay.laws.case import Broken, Case, Learner, NotApplicable
 from inlay.laws.compare import (
     gradient_error,
     model_output,
@@ -25,14 +24,14 @@ def rows_do_not_meet(case: Case) -> float:
     worst = 0.0
     with case.isolated():
         ways = valid_paddings(case, singles)
-    with case.isolated(), case.inlay() as first, case.inlay("law-b", seed=5) as second:
+    with case.isolated(), case.learner() as first, case.learner("law-b", seed=5) as second:
         with torch.no_grad():
             alone = []
             for name, single in zip(names, singles, strict=True):
-                with rows(case.model, [name]):
+                with case.serving([name]):
                     alone.append(model_output(case.model, single))
         for side, pad in ways:
-            with torch.no_grad(), rows(case.model, names):
+            with torch.no_grad(), case.serving(names):
                 mixed = model_output(case.model, pad(singles))
             for number, single in enumerate(singles):
                 result = row_output(case.chart, mixed, number, single, side)
@@ -44,15 +43,15 @@ def rows_do_not_meet(case: Case) -> float:
 
 
 def _gradients_do_not_meet(
-    case: Case, handles: list[Inlay], names: list[str | None], singles: list[Inputs]
+    case: Case, handles: list[Learner], names: list[str | None], singles: list[Inputs]
 ) -> float:
     for name, single in zip(names, singles, strict=True):
-        with rows(case.model, [name]):
+        with case.serving([name]):
             output = model_output(case.model, single)
         if output.requires_grad:
             weighted_sum(output).backward()
     alone = take_gradients(handles)
-    with rows(case.model, names):
+    with case.serving(names):
         output = model_output(case.model, pad_batch(singles))
     weighted_sum_of_rows(case, output, singles).backward()
     error = gradient_error(take_gradients(handles), alone)
@@ -64,12 +63,12 @@ def _gradients_do_not_meet(
 def padding_is_inert(case: Case) -> float:
     """A padded row computes what the row alone does, on every side where the base does so."""
     singles = case.inputs(3)
-    if case.chart.kind == "vision":
-        raise NotApplicable("images are not padded")
+    if not case.chart.reads_text:
+        raise NotApplicable("images and sound are not padded")
     worst = 0.0
     with case.isolated():
         ways = valid_paddings(case, singles)
-    with case.isolated(), case.inlay(), torch.no_grad():
+    with case.isolated(), case.learner(), torch.no_grad():
         alone = [model_output(case.model, single) for single in singles]
         for side, pad in ways:
             output = model_output(case.model, pad(singles))

@@ -74,8 +74,8 @@ def _in_every_row(prefix: PrefixRunner) -> Iterator[None]:
 def _rows_with_opening(case: Case, count: int, opening: int) -> list[Inputs]:
     """Rows of different lengths whose first `opening` tokens are the same."""
     generator = torch.Generator().manual_seed(case.seed)
-    lowest = min(8, case.model.config.vocab_size // 2)
-    start = torch.randint(lowest, case.model.config.vocab_size, (1, opening), generator=generator)
+    lowest = min(8, case.chart.vocabulary // 2)
+    start = torch.randint(lowest, case.chart.vocabulary, (1, opening), generator=generator)
     start = start.to(case.model.device)
     singles: list[Inputs] = []
     for row in case.inputs(count):  # virtual tokens among them

@@ -41,6 +41,7 @@ class BitFit(Method):
             "mlp.up",
             "mlp.down",
             "norm.attn?",
+            "norm.mixer?",
             "norm.cross?",
             "norm.mlp?",
             "norm.embed?",

@@ -34,7 +34,16 @@ class Houlsby(Method):
     std: float = 1e-3
     act: str = "gelu"
     at: Where = Where(
-        ("attn", "mlp", "norm.attn?", "norm.cross?", "norm.mlp?", "norm.embed?", "norm.final?")
+        (
+            "attn",
+            "mlp",
+            "norm.attn?",
+            "norm.mixer?",
+            "norm.cross?",
+            "norm.mlp?",
+            "norm.embed?",
+            "norm.final?",
+        )
     )
 
     paper: ClassVar[str] = "Houlsby et al., ICML 2019"

@@ -20,7 +20,8 @@ from inlay.core.site import Site, Where
 class IA3(Method):
     """Learned factors on keys, values and the inner feed-forward activation.
 
-    at: projections. `mlp.down` is scaled at its input, every other one at its output.
+    at: projections. `mlp.down` is scaled at its input, every other one at its output. Every
+        expert of a mixture has factors of its own.
     """
 
     at: Where = Where(("attn.k", "attn.v", "cross.k?", "cross.v?", "mlp.down"))
@@ -35,7 +36,7 @@ class IA3(Method):
     @override
     def build(self, site: Site, shared: Shared) -> OutputDelta | InputMap:
         require_site(self, site, site.is_projection, "projections such as 'attn.k'")
-        return ScaleIn(site.d_in) if site.role == "mlp.down" else ScaleOut(site.d_out)
+        return ScaleIn(site.d_in) if site.plain_role == "mlp.down" else ScaleOut(site.d_out)
 
 
 IA3.examples = (IA3(),)

@@ -20,7 +20,9 @@ class LayerNorm(Method):
     at: norms: those of the sub-layers, of the embeddings, and after the last block.
     """
 
-    at: Where = Where(("norm.attn?", "norm.cross?", "norm.mlp?", "norm.embed?", "norm.final?"))
+    at: Where = Where(
+        ("norm.attn?", "norm.mixer?", "norm.cross?", "norm.mlp?", "norm.embed?", "norm.final?")
+    )
 
     identity: ClassVar[bool] = True
     paper: ClassVar[str] = "Qi et al., 2022"

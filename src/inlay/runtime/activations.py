@@ -11,9 +11,9 @@ from torch import Tensor
 
 from inlay.architectures.chart import Chart
 from inlay.core.modes import evaluating
-from inlay.errors import PortError, SpecError
+from inlay.errors import InlayError, PortError, SpecError
 from inlay.runtime import attention
-from inlay.runtime.container import container_of
+from inlay.runtime.container import changing, container_of
 from inlay.runtime.extra_kv import AttentionPass, SiteExtraKV
 from inlay.runtime.port import StackState
 from inlay.runtime.routing import Routing
@@ -40,7 +40,7 @@ def keys_and_values(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
 
 def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     model, vocabulary = chart.base, chart.stacks[0].vocabulary
-    if not vocabulary:
+    if not chart.reads_text:
         raise PortError(f"{type(model).__name__} reads no words, so none can be run through it")
     for number in ids:
         if not 0 <= number < vocabulary:
@@ -50,7 +50,15 @@ def _read(chart: Chart, ids: Sequence[int]) -> KeysAndValues:
     if chart.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = text
     with _bare(chart), _recording(chart) as record, evaluating(model):
-        chart.last_hidden_state(model, **inputs)
+        try:
+            chart.last_hidden_state(model, **inputs)
+        except InlayError:
+            raise
+        except Exception as error:
+            raise PortError(
+                f"{type(model).__name__} does not run on words alone ({type(error).__name__}: "
+                f"{error!s:.80}), so no prefix can start from them; use start=None"
+            ) from None
     return {name: (k[0].clone(), v[0].clone()) for name, (k, v) in record.items()}
 
 
@@ -62,33 +70,31 @@ def _bare(chart: Chart) -> Iterator[None]:
         yield
         return
     requested = container.routing.requested
-    try:
-        container.routing.request([None])
-        yield
-    finally:
-        container.routing.restore(requested)
+    with changing(chart.base):  # the recording stands where others' extra keys are asked for
+        try:
+            container.routing.request([None])
+            yield
+        finally:
+            container.routing.restore(requested)
 
 
 @contextmanager
 def _recording(chart: Chart) -> Iterator[KeysAndValues]:
     """Inside, every attention records the keys and values that it receives, by site."""
     record: KeysAndValues = {}
-    attention_pass = AttentionPass(record=record)
-    configs = attention.configs(chart.base)
+    attention_pass = AttentionPass()
+    attention_pass.record = record
     sites = [site for site in chart.sites if site.heads and attention.has_port(site.host)]
     before = {site.name: vars(site.host).get(attention.EXTRA_KV) for site in sites}
-    attention.check_implementation(configs)
+    attention.check_implementation(attention.configs(chart.base))
     try:
-        attention.enter(configs)
         for site in sites:
             state = StackState(chart, chart.stack(site.stack), Routing(), None)
-            setattr(site.host, attention.EXTRA_KV, SiteExtraKV(site, state, attention_pass))
+            attention.redirect(site.host, SiteExtraKV(site, state, attention_pass))
         yield record
     finally:
         for site in sites:
             if before[site.name] is None:
-                delattr(site.host, attention.EXTRA_KV)
+                attention.restore(site.host)
             else:
-                setattr(site.host, attention.EXTRA_KV, before[site.name])
-        if container_of(chart.base) is None:
-            attention.leave(configs)
+                attention.redirect(site.host, before[site.name])

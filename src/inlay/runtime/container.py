@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 from torch import nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.logits import output_matrix
+from inlay.architectures.paths import CHILD
 from inlay.core.piece_set import PieceSet
+from inlay.runtime.gate import Gate, GateHooks
 from inlay.runtime.head_input import ContiguousHeadInput
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.stack import StackHooks
 
-CHILD = "inlays"
-"""The name of that child."""
+_CHANGES = threading.RLock()
+"""Held by whoever puts a container in or takes one out, so that two threads never do at once."""
 
 
 class Container(nn.Module):
@@ -24,7 +31,7 @@ class Container(nn.Module):
 
     sets: the pieces of each inlay, by its name. trained: the base's own parameters that required
     gradients before anything was attached. reminders: of each inlay, for loops that leave out its
-    penalty or schedule.
+    penalty or schedule. gate: keeps passes and changes of what is attached apart.
     """
 
     def __init__(self, chart: Chart):
@@ -34,17 +41,26 @@ class Container(nn.Module):
         self.routing = Routing()
         self.trained = [n for n, p in chart.base.named_parameters() if p.requires_grad]
         limit = chart.max_length(chart.base) if chart.family.position_table else None
-        several = len(chart.stacks) > 1
+        decoder = chart.decoder
         self.stacks = [
-            StackHooks(chart, stack, self.routing, limit, trims=not several or i > 0)
+            StackHooks(chart, stack, self.routing, limit, trims=decoder is None or i > 0)
             for i, stack in enumerate(chart.stacks)
         ]
-        if several:
-            self.stacks[1].upstream = self.stacks[0]
+        if decoder is not None:
+            self.stack(decoder.name).upstream = self.stacks[0]
         self.reminders: dict[str, Reminder] = {}
-        head = chart.base.get_output_embeddings()
+        head = output_matrix(chart.base)
         inputs = [] if head is None else [ContiguousHeadInput(head)]
-        self.hooks: list[StackHooks | ContiguousHeadInput] = [*self.stacks, *inputs]
+        self.gate = Gate()
+        entrances = [
+            GateHooks(module, self.gate, outermost=module is chart.base)
+            for module in dict.fromkeys((chart.base, *(stack.module for stack in chart.stacks)))
+        ]
+        self.hooks: list[StackHooks | ContiguousHeadInput | GateHooks] = [
+            *self.stacks,
+            *inputs,
+            *entrances,  # last, and so the first to be called
+        ]
 
     def stack(self, name: str) -> StackHooks:
         """The hooks of the stack of that name."""
@@ -65,6 +81,18 @@ def container_of(model: nn.Module) -> Container | None:
         if isinstance(child, Container):
             return child
     return None
+
+
+@contextmanager
+def changing(model: nn.Module) -> Iterator[None]:
+    """Inside, this thread alone changes what is attached, and no other is in a pass.
+
+    Raises BusyError where the pass of another thread does not end.
+    """
+    with _CHANGES:
+        container = container_of(model)
+        with nullcontext() if container is None else container.gate.change():
+            yield
 
 
 def stack_hooks(model: nn.Module) -> list[StackHooks]:

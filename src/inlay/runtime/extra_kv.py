@@ -7,8 +7,7 @@ them, sliding window or not. `runtime.attention` calls `SiteExtraKV.extend` insi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -19,13 +18,13 @@ from typing_extensions import override
 
 from inlay.architectures.chart import Chart
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import ExtraKV, Piece
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime import attention
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import by_name
 
 
 class PrefixKV(Protocol):
@@ -51,9 +50,8 @@ Observer = Callable[[str, Tensor, Tensor | None], None]
 first, and the additive mask over them; None where everything is visible."""
 
 
-@dataclass
-class AttentionPass:
-    """What the attentions of one stack share in the pass under way.
+class AttentionPass(PerThread):
+    """What the attentions of one stack share in the pass under way in this thread.
 
     prefix:    keys and values that they add to those of the pieces.
     record:    where they store the keys and values that they receive, by site; None for nowhere.
@@ -61,6 +59,7 @@ class AttentionPass:
     continues: whether the pass goes on with texts that earlier passes began.
     """
 
+    __slots__ = ()
     prefix: PrefixKV | None = None
     record: dict[str, tuple[Tensor, Tensor]] | None = None
     observer: Observer | None = None
@@ -116,10 +115,26 @@ class ExtraKVPort(Port):
         for site in self.sites.values():
             site.remove(name)
 
+    @override
+    def row_sites(self) -> Iterable[str]:
+        return (name for name, site in self.sites.items() if site.pieces)
+
+    @property
+    def names(self) -> set[str]:
+        """The inlays with pieces that add keys to an attention of the stack."""
+        return {name for site in self.sites.values() for name in site.pieces}
+
     @property
     def empty(self) -> bool:
-        """Whether no piece adds keys to an attention of the stack."""
+        """Whether there are none."""
         return not any(site.pieces for site in self.sites.values())
+
+
+class _Entered(PerThread):
+    """What the attention reads, kept until its keys are asked for."""
+
+    __slots__ = ()
+    x: Tensor | None = None
 
 
 class SiteExtraKV:
@@ -130,23 +145,27 @@ class SiteExtraKV:
         self.state = state
         self.attention_pass = attention_pass
         self.pieces: dict[str, list[ExtraKV]] = {}
-        self._x: Tensor | None = None
-        self._hook: RemovableHandle | None = None
+        self._entered = _Entered()
+        self._hooks: list[RemovableHandle] = []
         self._cached: tuple[tuple[Any, ...], Addition] | None = None
 
     def add(self, name: str, piece: ExtraKV) -> None:
         """Let a piece of the inlay `name` in."""
         self.pieces.setdefault(name, []).append(piece)
-        if self._hook is None:
+        if not self._hooks:
             hook = self.site.host.register_forward_pre_hook
-            self._hook = hook(self._keep_x, prepend=True, with_kwargs=True)
+            self._hooks = [
+                hook(self._keep_x, prepend=True, with_kwargs=True),
+                self.site.host.register_forward_hook(self._forget_x),
+            ]
 
     def remove(self, name: str) -> None:
         """Take out an inlay's pieces."""
         self.pieces.pop(name, None)
-        if not self.pieces and self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        if not self.pieces:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def extend(
         self,
@@ -167,7 +186,9 @@ class SiteExtraKV:
         if self.attention_pass.record is not None:
             self.attention_pass.record[self.site.name] = (key, value)
         batch = query.shape[0]
-        x, self._x = self._x, None
+        x = self._entered.x
+        if self.state.row_axis.under_way:
+            self.state.row_axis.note(self.site.name, query)
         additions: list[Addition] = []
         prefix = self.attention_pass.prefix
         if prefix is not None:
@@ -175,6 +196,8 @@ class SiteExtraKV:
         groups = self.state.routing.groups(batch, self.pieces)
         if groups is not None:
             assert x is not None
+            if groups.group is not None:
+                self.state.row_axis.check(self.site.name)
             additions.append(self._from_pieces(groups, batch, key, x))
         if not additions:
             return query, key, value, mask, more
@@ -187,31 +210,43 @@ class SiteExtraKV:
 
     def _keep_x(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the attention reads until its keys are asked for."""
-        self._x = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
+        self._entered.x = args[0] if args else next(iter(kwargs.values()))
+
+    def _forget_x(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget it when the attention is over: one that cuts its rows asks several times."""
+        self._entered.x = None
 
     def _from_pieces(self, groups: Groups, batch: int, key: Tensor, x: Tensor) -> Addition:
         """The pieces' keys and values; those of a text that is being generated only once."""
+        if torch.compiler.is_compiling():
+            return self._computed(groups, batch, key, x)[0]
         pieces = [p for names in groups.names for name in names for p in self.pieces[name]]
         conditions = (groups, batch, key.dtype, key.device, pieces)
         cached = self._cached
         if self.attention_pass.continues and cached is not None and cached[0] == conditions:
             return cached[1]
-        pairs = self._pairs(groups, x)
-        by_row = any(pair is not None and pair[0].dim() == 4 for pair in pairs)
-        addition = _rows(groups, pairs, key) if by_row else _spread(groups, pairs, batch, key)
+        addition, by_row = self._computed(groups, batch, key, x)
         reusable = not by_row and not torch.is_grad_enabled()
         self._cached = (conditions, addition) if reusable else None
         return addition
+
+    def _computed(
+        self, groups: Groups, batch: int, key: Tensor, x: Tensor
+    ) -> tuple[Addition, bool]:
+        """The pieces' keys and values, and whether they differ from row to row of a group."""
+        pairs = self._pairs(groups, x)
+        by_row = any(pair is not None and pair[0].dim() == 4 for pair in pairs)
+        addition = _rows(groups, pairs, key) if by_row else _spread(groups, pairs, batch, key)
+        return addition, by_row
 
     def _pairs(self, groups: Groups, x: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """The keys and values of each group, `[H, P, K]` or `[b, H, P, K]`; None where none."""
         context = self.state.context.of(x)
         if groups.group is None:
             return [self._of(groups.names[0], x, context)]
-        numbers = groups.index(x.device)
         pairs = []
         for number, names in enumerate(groups.names):
-            rows = (numbers == number).nonzero().squeeze(1)
+            rows = groups.rows(number, x.device)
             pairs.append(self._of(names, x.index_select(0, rows), context.select(rows)))
         return pairs
 
@@ -242,10 +277,10 @@ def _spread(
     extra = max(lengths)
     rows = groups.index(key.device)
     k, v = (
-        torch.stack([_padded(pair, side, extra, key) for pair in pairs])[rows] for side in (0, 1)
+        torch.stack([_padded(pair, extra, key, width, side) for pair in pairs])[rows]
+        for side, width in enumerate(_widths(pairs))
     )
-    counts = torch.tensor(lengths, device=key.device)[rows]
-    return k, v, torch.arange(extra, device=key.device) < counts[:, None]
+    return k, v, _visible(groups, lengths, key.device)
 
 
 def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor) -> Addition:
@@ -254,24 +289,26 @@ def _rows(groups: Groups, pairs: list[tuple[Tensor, Tensor] | None], key: Tensor
         assert pairs[0] is not None
         k, v = (t.to(key.dtype) for t in pairs[0])
         return k, v, None
-    numbers = groups.index(key.device)
-    order = torch.argsort(torch.argsort(numbers, stable=True))
+    order = groups.back(key.device)
     lengths = [0 if pair is None else pair[0].shape[-2] for pair in pairs]
-    extra, counts = max(lengths), numbers.bincount(minlength=len(pairs)).tolist()
+    extra = max(lengths)
     sides = []
-    for side in (0, 1):
+    for side, width in enumerate(_widths(pairs)):
         parts = []
-        for pair, count in zip(pairs, counts, strict=True):
+        for number, pair in enumerate(pairs):
+            count = groups.count(number)
             if pair is not None:
                 rows = _per_row(pair[side], count).to(key.dtype)
                 parts.append(F.pad(rows, (0, 0, 0, extra - rows.shape[2])))
             else:
-                parts.append(key.new_zeros(count, key.shape[1], extra, key.shape[3]))
+                parts.append(key.new_zeros(count, key.shape[1], extra, width))
         sides.append(torch.cat(parts).index_select(0, order))
-    visible = torch.arange(extra, device=key.device) < torch.tensor(lengths, device=key.device)[
-        numbers
-    ].unsqueeze(1)
-    return sides[0], sides[1], visible
+    return sides[0], sides[1], _visible(groups, lengths, key.device)
+
+
+def _visible(groups: Groups, lengths: list[int], device: torch.device) -> Tensor:
+    """Which extra positions each row sees, `[B, P]`: the first ones, as many as its group has."""
+    return torch.arange(max(lengths), device=device) < groups.by_row(lengths, device)[:, None]
 
 
 def _joined(additions: list[Addition]) -> Addition:
@@ -317,10 +354,18 @@ def _prepend(
     return query, key, value, _widen(mask, visible, extra, length), more
 
 
-def _padded(pair: tuple[Tensor, Tensor] | None, side: int, extra: int, like: Tensor) -> Tensor:
+def _widths(pairs: list[tuple[Tensor, Tensor] | None]) -> tuple[int, int]:
+    """K of the keys and of the values."""
+    k, v = next(pair for pair in pairs if pair is not None)
+    return k.shape[-1], v.shape[-1]
+
+
+def _padded(
+    pair: tuple[Tensor, Tensor] | None, extra: int, like: Tensor, width: int, side: int
+) -> Tensor:
     """One group's keys (side 0) or values, with zeros after them up to `extra`: `[H, extra, K]`."""
     if pair is None:
-        return like.new_zeros(like.shape[1], extra, like.shape[3])
+        return like.new_zeros(like.shape[1], extra, width)
     return F.pad(pair[side].to(like.dtype), (0, 0, 0, extra - pair[side].shape[1]))
 
 

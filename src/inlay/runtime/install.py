@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.architectures.chart import Chart
+from inlay.architectures.paths import CHILD
 from inlay.core.method import Method, Placed, Shared, Spec
 from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
-from inlay.runtime import attention
 from inlay.runtime.activations import keys_and_values
-from inlay.runtime.container import CHILD, Container
+from inlay.runtime.container import Container
+from inlay.runtime.cures import cure, missing_roles
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
 
@@ -49,12 +50,16 @@ def build(chart: Chart, spec: Spec, prepared: Prepared | None = None) -> PieceSe
 
 
 def sites_of(chart: Chart, method: Method) -> list[Site]:
-    """The sites of a method. Raises SiteError, which names method and model, where it has none."""
+    """The sites of a method. Raises SiteError, which says what would work, where it has none."""
     try:
         return chart.find(method.at)
     except InlayError as error:
-        model = type(chart.base).__name__
-        raise type(error)(f"{type(method).__name__} on {model}: {error}") from None
+        place = f"{type(method).__name__} on {type(chart.base).__name__}"
+        missing = missing_roles(chart, method.at)
+        if not missing:
+            raise type(error)(f"{place}: {error}") from None
+        roles = " or ".join(map(repr, missing))
+        raise SiteError(f"{place}: this model has no {roles}{cure(chart, method)}") from None
 
 
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
@@ -65,7 +70,6 @@ def create_container(model: PreTrainedModel, chart: Chart) -> Container:
     model.add_module(CHILD, container)
     for hooks in container.hooks:
         hooks.hook()
-    attention.enter(attention.configs(model))
     return container
 
 
@@ -73,7 +77,6 @@ def remove_container(model: PreTrainedModel, container: Container) -> None:
     """Leave the base as it was before anything was attached."""
     for hooks in container.hooks:
         hooks.unhook()
-    attention.leave(attention.configs(model))
     del model._modules[CHILD]
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -18,12 +18,15 @@ from transformers.cache_utils import StaticCache, StaticLayer
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
 from inlay.errors import DataError, PortError, RowsError
+from inlay.runtime.embeds import check_vectors
 from inlay.runtime.port import Port, StackState, accepts
+from inlay.runtime.positions import is_packed
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import cached, text_of
+from inlay.runtime.stack_inputs import cached, continues, leading_padding, text_of
 from inlay.runtime.virtual_tokens import VirtualTokenPort, check_embed
 
 BEFORE = "inlay_before"
@@ -33,6 +36,9 @@ OTHER_ROWS = (
     "this cache was filled without the prompt of these rows; "
     "start the generation again after choosing the rows"
 )
+
+NO_INLAYS = Groups(((),), None)
+"""Rows of the bare base."""
 
 FIRST_MASK = "inlay_first_mask"
 """The attribute under which a static cache keeps the padding mask of its first pass."""
@@ -44,7 +50,7 @@ class PromptLayout:
 
     extra: P, positions of the longest prompt. lengths `[B]`: positions of each row's prompt.
     start `[B]`: where a row's prompt begins. source `[B, T + P]`, back `[B, T]`: see above.
-    mask `[B, T + P]`: 1 = text or prompt.
+    mask `[B, T + P]`: 1 = text or prompt. served: the inlays with prompts of every group of rows.
     """
 
     extra: int
@@ -53,11 +59,25 @@ class PromptLayout:
     source: Tensor
     back: Tensor
     mask: Tensor
+    served: tuple[Names, ...]
+
+    def check(self, groups: Groups) -> None:
+        """Raise RowsError for rows that a cache with this layout was not filled for."""
+        if any(names not in self.served for names in groups.names):
+            raise RowsError(OTHER_ROWS)
+
+
+class _Pass(PerThread):
+    __slots__ = ()
+    layout: PromptLayout | None = None
 
 
 @accepts(PromptVectors)
 class PromptPort(Port):
-    """All prompts of all inlays before one stack. layout: of the pass under way."""
+    """All prompts of all inlays before one stack.
+
+    layout: of the pass under way in this thread.
+    """
 
     label = "prompts"
 
@@ -65,12 +85,21 @@ class PromptPort(Port):
         super().__init__(state)
         self.tokens = state.port(VirtualTokenPort)
         self.pieces: dict[str, list[PromptVectors]] = {}
-        self.layout: PromptLayout | None = None
+        self._pass = _Pass()
+
+    @property
+    def layout(self) -> PromptLayout | None:  # noqa: D102
+        return self._pass.layout
+
+    @layout.setter
+    def layout(self, layout: PromptLayout | None) -> None:
+        self._pass.layout = layout
 
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
         if chart.stack(site.stack).is_recurrent:
             raise PortError(
                 f"{method} puts a prompt before the first token of a text, and "
@@ -110,17 +139,27 @@ class PromptPort(Port):
 
     def insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Put the prompts into the stack's inputs."""
-        self.layout = None
         text = text_of(inputs)
         if text is None:
             return inputs
         groups = self.routing.groups(text.shape[0], self.pieces)
+        goes_on = continues(inputs)
+        if goes_on:
+            kept = vars(inputs["past_key_values"]).get(BEFORE)
+            if isinstance(kept, PromptLayout):
+                kept.check(groups or NO_INLAYS)
         if groups is None:
             return inputs
-        before = cached(inputs)
-        tokens = text.shape[1] + (before - max(self._lengths(groups)) if before else 0)
+        if is_packed(self.stack, inputs):
+            raise PortError(
+                f"{type(self.state.chart.base).__name__} reads a prompt as part of its row, and "
+                "these rows hold several texts each; give every text a row of its own"
+            )
+        tokens = text.shape[1]
+        if goes_on:
+            tokens += int(cached(inputs)) - max(self._lengths(groups))
         mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), tokens)
-        if before:
+        if goes_on:
             return self._continue(inputs, groups, mask, tokens, text)
         return self._begin(inputs, groups, mask, text)
 
@@ -130,7 +169,7 @@ class PromptPort(Port):
         batch, length = text.shape[:2]
         layout = self.layout = self.plan(groups, batch, length, mask, text.device)
         self.check_room(length, layout.extra)
-        embeds = inputs.get("inputs_embeds")
+        embeds, beside = inputs.get("inputs_embeds"), self._looked_up(inputs, layout)
         if embeds is None:
             embeds = self.tokens.embed(inputs["input_ids"])
         self.tokens.move(layout.source, layout.extra)
@@ -141,6 +180,7 @@ class PromptPort(Port):
             "input_ids": None,
             "inputs_embeds": torch.cat((embeds, prompts), 1).gather(1, index),
             "attention_mask": layout.mask,
+            **beside,
         }
         if self.stack.takes("position_ids"):
             inputs_with_prompt["position_ids"] = self._positions(inputs.get("position_ids"), layout)
@@ -150,6 +190,22 @@ class PromptPort(Port):
             inputs_with_prompt["token_type_ids"] = widened.gather(1, layout.source)
         self._lengthen_cache(inputs.get("past_key_values"), layout.extra)
         return inputs_with_prompt
+
+    def _looked_up(self, inputs: dict[str, Any], layout: PromptLayout) -> dict[str, Tensor]:
+        """What the stack looks up by ids besides embeddings, for the widened rows.
+
+        Raises DataError where it needs ids and was given embeddings.
+        """
+        if self.stack.beside_ids is None:
+            return {}
+        ids = inputs.get("input_ids")
+        if ids is None:
+            raise DataError(
+                f"{type(self.stack.module).__name__} looks up more than embeddings by token ids; "
+                "with a prompt give it input_ids, not inputs_embeds"
+            )
+        without = ids.new_full((len(ids), layout.extra), self.stack.vocabulary)
+        return self.stack.looked_up(torch.cat((ids, without), 1).gather(1, layout.source))
 
     def _continue(
         self,
@@ -223,13 +279,11 @@ class PromptPort(Port):
         self, groups: Groups, batch: int, length: int, mask: Tensor | None, device: torch.device
     ) -> PromptLayout:
         """The layout of a batch whose text is `length` long with padding `mask` `[B, length]`."""
-        counts = torch.tensor(self._lengths(groups), device=device)
-        extra = int(max(self._lengths(groups)))
-        rows = None if groups.group is None else groups.index(device)
-        lengths = counts.expand(batch) if rows is None else counts[rows]
+        extra = max(self._lengths(groups))
+        lengths = groups.by_row(self._lengths(groups), device).expand(batch)
         if mask is None:
             mask = torch.ones(batch, length, dtype=torch.long, device=device)
-        lead = (mask.long().cumsum(-1) == 0).sum(-1)
+        lead = leading_padding(mask).squeeze(1)
         lead = torch.where(lead == length, 0, lead)
         unused = (extra - lengths) if self.stack.causal else torch.zeros_like(lengths)
         start = lead + unused + (1 if self.stack.keeps_first else 0)
@@ -244,7 +298,7 @@ class PromptPort(Port):
         source = torch.where(prompt, length + place - begin, moved.clamp(0, length - 1))
         wide = F.pad(mask, (0, extra), value=1).gather(1, source)
         wide = wide.masked_fill(empty & ~prompt, 0)
-        return PromptLayout(extra, lengths, start, source, back, wide)
+        return PromptLayout(extra, lengths, start, source, back, wide, groups.names)
 
     def _lengths(self, groups: Groups) -> list[int]:
         return [self.length(names) for names in groups.names]
@@ -269,6 +323,8 @@ class PromptPort(Port):
         first = layout.back.new_zeros(len(positions), 1)
         at = (layout.back >= layout.start[:, None]).long().argmax(-1, keepdim=True)
         begin = positions.gather(1, torch.where(at < length, at, first))
+        if self.state.chart.family.position_table:  # there a position means itself
+            begin = torch.full_like(begin, self.stack.position_start)
         prompt = begin + torch.arange(layout.extra, device=positions.device)
         after = layout.back >= layout.start[:, None]
         text = torch.where(after, positions + layout.lengths[:, None], positions)
@@ -287,7 +343,7 @@ def _texts(layout: PromptLayout, states: Tensor) -> Tensor:
     return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def flat_mask(mask: Any, cache: Any, tokens: int) -> Tensor | None:
+def flat_mask(mask: Any, cache: Any, tokens: int | Tensor) -> Tensor | None:
     """The padding mask `[B, tokens]` behind whatever form of mask the stack was given.
 
     `generate` with a static cache builds masks `[B, 1, T, length of the cache]` beforehand. In the
@@ -307,6 +363,6 @@ def flat_mask(mask: Any, cache: Any, tokens: int) -> Tensor | None:
     first = vars(cache).get(FIRST_MASK)
     if first is None:
         visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        first = visible.any(1).any(1)[:, :tokens].long()
+        first = visible.any(1).any(1)[:, : int(tokens)].long()
         setattr(cache, FIRST_MASK, first)
-    return F.pad(first, (0, tokens - first.shape[1]), value=1)
+    return F.pad(first, (0, int(tokens) - first.shape[1]), value=1)

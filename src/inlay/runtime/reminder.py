@@ -18,6 +18,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -54,7 +55,7 @@ class Reminder:
 
     def training_pass(self) -> None:
         """Check the calls since the last step, at the beginning of a pass with gradients."""
-        if not (self.has_penalty or self.has_schedule):
+        if not (self.has_penalty or self.has_schedule) or torch.compiler.is_compiling():
             return
         if self._hook is None:
             self._hook = _watch(self)

@@ -51,7 +51,12 @@ class Short(TorchFunctionMode):
 
 
 def in_training(*tensors: Tensor) -> bool:
-    """Whether a gradient will go back through an attention of these, in bf16 on a CPU."""
+    """Whether a gradient will go back through an attention of these, in bf16 on a CPU.
+
+    Compiled passes are left to torch.
+    """
+    if torch.compiler.is_compiling():
+        return False
     half = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in tensors)
     return half and any(t.requires_grad for t in tensors)
 

@@ -18,12 +18,20 @@ from typing_extensions import override
 
 from inlay.architectures.chart import Chart
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, SideNetwork
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import by_name, last_state, replace_last_state
+from inlay.runtime.stack_inputs import last_state, replace_last_state
+
+
+class _Pass(PerThread):
+    """The states of the pass under way; None where no side network serves it."""
+
+    __slots__ = ()
+    states: list[Tensor] | None = None
 
 
 @accepts(SideNetwork)
@@ -35,7 +43,7 @@ class SidePort(Port):
     def __init__(self, state: StackState):
         super().__init__(state)
         self.pieces: dict[str, SideNetwork] = {}
-        self._states: list[Tensor] | None = None
+        self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
 
     @classmethod
@@ -73,13 +81,13 @@ class SidePort(Port):
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Begin to keep states, where a side network serves."""
         serves = not self.routing.serving().isdisjoint(self.pieces)
-        self._states = [] if serves else None
+        self._pass.states = [] if serves else None
         return inputs
 
     @override
     def leave(self, output: Any) -> Any:
         """Replace the last state of the rows that a side network serves."""
-        states, self._states = self._states, None
+        states, self._pass.states = self._pass.states, None
         if states is None:
             return output
         last = last_state(output)
@@ -97,11 +105,13 @@ class SidePort(Port):
         return result
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._states is not None and not self._states:
-            hidden = args[0] if args else next(iter(by_name(module, args, kwargs).values()))
-            self._states.append(hidden.detach())
+        states = self._pass.states
+        if states is not None and not states:
+            hidden = args[0] if args else next(iter(kwargs.values()))
+            states.append(hidden.detach())
 
     def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._states is not None and len(self._states) <= len(self.stack.layers):
+        states = self._pass.states
+        if states is not None and len(states) <= len(self.stack.layers):
             hidden = output[0] if isinstance(output, tuple) else output
-            self._states.append(hidden.detach())
+            states.append(hidden.detach())

@@ -20,33 +20,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.core.context import PassContext
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import OncePerPass
 from inlay.errors import DataError
 from inlay.runtime import attention
+from inlay.runtime.cache_length import count_positions, count_text
+from inlay.runtime.checkpointing import is_reentrant, with_gradient
 from inlay.runtime.extra_kv import ExtraKVPort
+from inlay.runtime.pass_checks import check_continuous_batching, check_packed, check_rows
 from inlay.runtime.port import StackState
-from inlay.runtime.prompts import BEFORE, PromptPort, flat_mask
+from inlay.runtime.positions import Positions
+from inlay.runtime.prompts import BEFORE, PromptLayout, PromptPort, flat_mask
 from inlay.runtime.reminder import Reminder
-from inlay.runtime.routing import Routing
+from inlay.runtime.routing import Groups, Routing
 from inlay.runtime.shared_prefix import PrefixRunner
 from inlay.runtime.stack_inputs import (
     arange,
     by_name,
     cache_of,
     cached,
-    last_state,
+    continues,
+    note_length,
+    readable,
+    tensors,
     text_of,
-    with_positions,
 )
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 OWN_ORDER = (ExtraKVPort, PromptPort, VirtualTokenPort)
 """Ports whose part in a pass depends on that of the others, so that it is written out here."""
+
+
+class _Pass(PerThread):
+    """The pass of this thread.
+
+    entered: whether it entered the stack while the hooks were on. reentrant: whether its blocks
+    run under gradient checkpointing of the kind that goes back by itself.
+    """
+
+    __slots__ = ()
+    entered: bool = False
+    reentrant: bool = False
 
 
 class StackHooks:
@@ -74,7 +94,9 @@ class StackHooks:
         self.upstream: StackHooks | None = None
         self.once: dict[str, list[OncePerPass]] = {}
         self.reminders: dict[str, Reminder] = {}
-        self._configs = attention.configs(stack.module)
+        self.positions = Positions(self.state)
+        self._configs = attention.configs(stack.module) or [stack.config]
+        self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
 
     def hook(self) -> None:
@@ -84,15 +106,17 @@ class StackHooks:
             module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             module.register_forward_hook(self._leave, prepend=True),
         ]
+        if self.stack.embed is not None:
+            self._hooks.append(self.stack.embed.register_forward_hook(self._embedded))
         for extra_kv in self.extra_kv.sites.values():
-            setattr(extra_kv.site.host, attention.EXTRA_KV, extra_kv)
+            attention.redirect(extra_kv.site.host, extra_kv)
 
     def unhook(self) -> None:
         """Take the hooks off."""
         for handle in self._hooks:
             handle.remove()
         for extra_kv in self.extra_kv.sites.values():
-            delattr(extra_kv.site.host, attention.EXTRA_KV)
+            attention.restore(extra_kv.site.host)
 
     def remove(self, name: str) -> None:
         """Take out all that belongs to an inlay."""
@@ -114,64 +138,79 @@ class StackHooks:
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        inputs = by_name(module, args, kwargs)
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self.routing.enabled:  # the last inlay was detached while this thread waited
+            return None
+        self._pass.entered = True
+        inputs = by_name(self.stack, args, kwargs)
+        count_positions(cache_of(inputs))
         self._begin_pass(inputs)
         for port in self.state.ports.values():
             if not isinstance(port, OWN_ORDER):
                 inputs = port.enter(inputs)
         inputs = self._insert(inputs)
         self.state.context = self._context(inputs)
-        return (), inputs
+        return (), with_gradient(inputs) if self._pass.reentrant else inputs
 
     def _context(self, inputs: dict[str, Any]) -> PassContext:
         """What pieces may know of a pass with these inputs."""
-        text, before = text_of(inputs), cached(inputs)
+        text, goes_on = text_of(inputs), self.extra_kv.attention_pass.continues
         batch = 0 if text is None else len(text)
-        context = replace(self.state.context, cached=before, cache=cache_of(inputs), batch=batch)
+        context = replace(
+            self.state.context, continues=goes_on, cache=cache_of(inputs), batch=batch
+        )
         if text is None or self.routing.serving().isdisjoint(self.state.relating):
             return context
         mask, cache = inputs.get("attention_mask"), inputs.get("past_key_values")
         source = inputs.get("encoder_attention_mask")
         return replace(
             context,
-            mask=flat_mask(mask, cache, before + text.shape[1]),
+            mask=flat_mask(mask, cache, cached(inputs) + text.shape[1]),
             source_mask=source if isinstance(source, Tensor) and source.dim() == 2 else None,
         )
 
     def _begin_pass(self, inputs: dict[str, Any]) -> None:
         """Bind the rows and drop what the last pass left."""
         self.routing.bind()
+        check_rows(self.routing, inputs)
+        check_continuous_batching(self.state, inputs)
+        check_packed(self.state, inputs)
+        self._pass.reentrant = is_reentrant(self.stack)
         if not self.extra_kv.empty:
             attention.check_implementation(self._configs)
-        attention.enter(self._configs)
         serving = self.routing.serving()
         for name in serving:
             if torch.is_grad_enabled():  # loops may train in evaluation mode
                 self.reminders[name].training_pass()
             for once in self.once.get(name, ()):
-                once.renew()
+                once.forget() if self._pass.reentrant else once.renew()
         draws = not serving.isdisjoint(self.state.drawing)
         self.state.context = PassContext(seed=_seed() if draws else None)
         self.tokens.positions = None
         self.prompts.layout = None
         if self.prefix is not None:
             self.prefix.forget()
-        self.extra_kv.attention_pass.continues = cached(inputs) > 0
+        self.extra_kv.attention_pass.continues = continues(inputs)
+        self.state.measure_rows(inputs)
 
     def _insert(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Insert prompts and virtual tokens, or have them run separately."""
         upstream = self.upstream
         widens = upstream is not None and upstream.prompts.pieces
-        separate = self.prefix is not None and self.prefix.takes(inputs)
+        separate = self.prefix is not None and not self._pass.reentrant
+        separate = separate and self.prefix is not None and self.prefix.takes(inputs)
         adds_keys, prompts = not self.extra_kv.empty, bool(self.prompts.pieces)
         if not (adds_keys or prompts or self.tokens.pieces or widens or separate):
             return inputs
-        if adds_keys or self.tokens.pieces:
-            inputs = with_positions(self.stack, inputs)
+        counts = self._counted_rows(inputs)
+        mixed = counts is not None and not all(counts.names)
+        if mixed:  # rows with nothing before their texts stand where the base alone puts them
+            inputs = self._counted(inputs, counts)
         rest = self.prefix.remove(inputs) if separate and self.prefix is not None else None
+        if rest is None and not mixed:
+            inputs = self._counted(inputs, counts)
         if rest is None and prompts:
-            rest = self.prompts.insert(with_positions(self.stack, inputs))
+            rest = self.prompts.insert(inputs)
         inputs = self.tokens.enter(self._shifted(inputs if rest is None else rest))
         states = inputs.get("encoder_hidden_states")
         if widens and states is not None:
@@ -180,7 +219,26 @@ class StackHooks:
             inputs["encoder_attention_mask"] = mask
         return inputs
 
+    def _counted_rows(self, inputs: dict[str, Any]) -> Groups | None:
+        """The rows by the inlays that put something before the text; None where none does."""
+        text = text_of(inputs)
+        names = self.extra_kv.names | self.prompts.pieces.keys() | self.tokens.pieces.keys()
+        return None if text is None else self.routing.groups(len(text), names)
+
+    def _counted(self, inputs: dict[str, Any], groups: Groups | None) -> dict[str, Any]:
+        """The inputs with positions for the rows that have something before their texts."""
+        return inputs if groups is None else self.positions.counted(inputs, groups)
+
+    def _embedded(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Let checkpointed blocks learn, where these ask whether their input does."""
+        if self._pass.reentrant and torch.is_grad_enabled() and not output.requires_grad:
+            return output.requires_grad_()
+        return None
+
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self._pass.entered:  # the first inlay was attached while this thread was inside
+            return output
+        self._pass.entered = False
         self._keep_on_cache(output)
         output = output if self.prefix is None else self.prefix.restore(output)
         for port in self.state.ports.values():
@@ -188,12 +246,24 @@ class StackHooks:
                 output = port.leave(output)
         output = self.prompts.trim(output) if self.trims else output
         self.prompts.layout = None
-        states = last_state(output)
-        if states.requires_grad:
-            states.register_hook(self._put_back())
-        self.extra_kv.attention_pass.prefix = None
-        self.state.context = replace(self.state.context, cache=None)  # it may be large
+        for states in tensors(output):
+            if states.requires_grad and not torch.compiler.is_compiling():
+                states.register_hook(self._put_back())
+                break
+        self._forget()
         return output
+
+    def _forget(self) -> None:
+        """Drop what is known of a pass that is over: it may be large, and no copy can have it."""
+        self._pass.reentrant = False
+        self.state.context = replace(self.state.context, cache=None)
+        self.tokens.positions = None
+        self.extra_kv.attention_pass.prefix = None
+        if self.prefix is not None:
+            self.prefix.forget()
+        for modules in self.once.values():
+            for once in modules:
+                once.forget()
 
     def _shifted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs with the positions of every row moved back as its extra keys want it."""
@@ -203,28 +273,41 @@ class StackHooks:
         batch, length = text.shape[:2]
         groups = self.routing.groups(batch, self.state.shifts)
         assert groups is not None
-        counts = torch.tensor([shift(names) for names in groups.names], device=text.device)
-        rows = counts if groups.group is None else counts[groups.index(text.device)]
-        positions = inputs.get("position_ids")
+        shifts = [shift(names) for names in groups.names]
+        positions, before = inputs.get("position_ids"), cached(inputs)
         if positions is None:
-            positions = arange(text, cached(inputs)) + self.stack.position_start
-        positions = positions + rows[:, None]
-        last = None if limit is None else limit + self.stack.position_start
-        if last is not None and int(positions.max()) >= last:
+            positions = arange(text, before) + self.stack.position_start
+        positions = positions + groups.by_row(shifts, text.device)[:, None]
+        longest = length + max(shifts) + (before if isinstance(before, int) else 0)
+        if limit is not None and (readable(positions) or longest > limit):
+            self._check_room(positions, length, max(shifts), limit)
+        return {**inputs, "position_ids": positions}
+
+    def _check_room(self, positions: Tensor, length: int, shift: int, limit: int) -> None:
+        """Raise DataError for positions behind the last one of a table; asks their device."""
+        if torch.compiler.is_compiling():
+            return
+        if int(positions.max()) >= limit + self.stack.position_start:
             raise DataError(
-                f"a text of {length} tokens after a prefix of {int(rows.max())} is longer than "
+                f"a text of {length} tokens after a prefix of {shift} is longer than "
                 f"the {limit} positions of this model; shorten the text"
             )
-        return {**inputs, "position_ids": positions}
 
     def _keep_on_cache(self, output: Any) -> None:
         """Keep with a cache what stands before the texts in it."""
         view = None if self.prefix is None else self.prefix.view
         before = self.prompts.layout if view is None else view.prefix
-        parts = output if isinstance(output, tuple) else (output.get("past_key_values"),)
+        named = (output.get("past_key_values"),) if isinstance(output, dict) else ()
+        parts = output if isinstance(output, tuple) else named
         for part in parts:
-            if isinstance(part, Cache) and before is not None:
+            if not isinstance(part, Cache):
+                continue
+            note_length(part)
+            if before is not None:
                 setattr(part, BEFORE, before)
+            kept = vars(part).get(BEFORE)
+            if isinstance(kept, PromptLayout):
+                count_text(part, kept.extra)
 
     def _put_back(self) -> Callable[[Tensor], None]:
         """A hook for the gradient of the output: puts back what this pass was like."""
@@ -239,8 +322,18 @@ class StackHooks:
             attention_pass.prefix, tokens.positions = prefix, positions
             for once, value in values:
                 once.value = value
+            after_backward(forget)
+
+        def forget() -> None:
+            self._forget()
+            routing.restore(routing.requested)
 
         return put_back
+
+
+def after_backward(run: Callable[[], None]) -> None:
+    """Run something when the backward pass under way is over. To be called in one of its hooks."""
+    Variable._execution_engine.queue_callback(run)
 
 
 def _seed() -> int:

@@ -17,11 +17,14 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import PortError, RowsError
+from inlay.runtime.embeds import check_ids, check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
+from inlay.runtime.stack_inputs import readable
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,46 @@ class VirtualPositions:
     by_piece: dict[VirtualTokens, Tensor | None] = field(default_factory=dict)
 
 
+class _Pass(PerThread):
+    __slots__ = ()
+    positions: VirtualPositions | None = None
+
+
 @accepts(VirtualTokens)
 class VirtualTokenPort(Port):
-    """The virtual tokens of all inlays in one stack. positions: those of the pass under way."""
+    """The virtual tokens of all inlays in one stack.
+
+    positions: where they stand in the pass under way in this thread.
+    """
 
     label = "virtual tokens"
 
     def __init__(self, state: StackState):
         super().__init__(state)
         self.pieces: dict[str, list[VirtualTokens]] = {}
-        self.positions: VirtualPositions | None = None
+        self._first_id = 0
+        self._pass = _Pass()
+
+    @property
+    def positions(self) -> VirtualPositions | None:  # noqa: D102
+        return self._pass.positions
+
+    @positions.setter
+    def positions(self, positions: VirtualPositions | None) -> None:
+        self._pass.positions = positions
 
     @classmethod
     @override
     def check(cls, method: str, site: Site, piece: Piece, chart: Chart) -> None:
         check_embed(method, site)
+        check_vectors(method, site, chart)
+        check_ids(method, site, chart)
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
         assert isinstance(piece, VirtualTokens)
+        if not self.pieces:
+            self._first_id = self.first_id
         self.pieces.setdefault(name, []).append(piece)
 
     @override
@@ -70,11 +94,21 @@ class VirtualTokenPort(Port):
 
     @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Embed the ids, where any of them is virtual."""
+        """Embed the ids, where any of them is virtual.
+
+        Raises RowsError where the embedding table has been resized since: ids then mean others.
+        """
+        if self.pieces and self.first_id != self._first_id:
+            raise RowsError(
+                f"the base had {self._first_id} tokens when virtual tokens were attached, and has "
+                f"{self.first_id} now, so that their ids mean other ones; detach them, load or "
+                "attach them again, and encode the texts anew"
+            )
         ids = inputs.get("input_ids")
-        if not self.pieces or ids is None or not bool((ids >= self.first_id).any()):
+        if not self.pieces or ids is None or self._none_in(ids):
             return inputs
-        return {**inputs, "input_ids": None, "inputs_embeds": self.embed(ids)}
+        embeds, beside = self.embed(ids), self.stack.looked_up(ids)
+        return {**inputs, "input_ids": None, "inputs_embeds": embeds, **beside}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Vectors for the ids of a batch `[B, T]`, served by the rows' own inlays: `[B, T, D]`."""
@@ -120,9 +154,8 @@ class VirtualTokenPort(Port):
         starts = [self._start(names, piece) for names in groups.names]
         if all(start is None for start in starts):
             return None
-        by_group = torch.tensor([-1 if start is None else start for start in starts])
-        by_group = by_group.to(numbers.device)
-        start = by_group if groups.group is None else by_group[groups.index(numbers.device)]
+        by_group = [-1 if start is None else start for start in starts]
+        start = groups.by_row(by_group, numbers.device)
         moved = numbers - start[:, None]
         return moved.where((start[:, None] >= 0) & (moved > 0) & (moved <= piece.length), 0)
 
@@ -148,23 +181,29 @@ class VirtualTokenPort(Port):
             return self.stack.embed(ids)
         virtual = ids >= self.first_id
         embeds = self.stack.embed(ids.masked_fill(virtual, 0))
-        if not bool(virtual.any()):
+        if self._none_in(ids):
             return embeds
         tables = [self._table(names, embeds) for names in groups.names]
         counts = [len(table) for table in tables]
-        number = torch.zeros(1, dtype=torch.long, device=ids.device)
-        number = number if groups.group is None else groups.index(ids.device)
         numbers = self._numbers(ids)
-        available = torch.tensor(counts, device=ids.device)[number]
-        if bool((numbers > available[:, None]).any()):
+        missing = numbers > groups.by_row(counts, ids.device)[:, None]
+        if readable(ids) and bool(missing.any()):
             raise RowsError(
                 f"a text names {int(numbers.max())} virtual tokens, and the inlays of its row have "
-                f"{int(available.min())}; attach one with as many as the template, or use rows"
+                f"{min(counts)}; attach one with as many as the template, or use rows"
             )
-        padded = [F.pad(t, (0, 0, 0, max(counts) - len(t))) for t in tables]
-        index = (numbers - 1).clamp(min=0)[..., None].expand(-1, -1, embeds.shape[-1])
+        # On a device an id without a vector is an index outside the table, as it is in the base.
+        most = max(counts)
+        index = torch.where(missing, most + 1, numbers)[..., None]
+        padded = [F.pad(t, (0, 0, 1, most - len(t))) for t in tables]  # row 0: no virtual token
+        number = groups.by_row(range(len(tables)), ids.device)
         vectors = torch.stack(padded)[number].expand(len(ids), -1, -1)
-        return torch.where(virtual[..., None], vectors.gather(1, index), embeds)
+        vectors = vectors.gather(1, index.expand(-1, -1, embeds.shape[-1]))
+        return torch.where(virtual[..., None], vectors, embeds)
+
+    def _none_in(self, ids: Tensor) -> bool:
+        """Whether there is certainly no virtual token among ids; a device is not asked."""
+        return readable(ids) and not bool((ids >= self.first_id).any())
 
     def _table(self, names: Names, embeds: Tensor) -> Tensor:
         """The vectors of these inlays, `[N, D]`, like the embeddings."""

@@ -35,6 +35,7 @@ from inlay.tasks.options import (
 from inlay.tasks.outputs import Outputs
 from inlay.tasks.records import PREDICTION, Column, Mistake, Record
 from inlay.tasks.rows import Row
+from inlay.tasks.text_alone import require_text
 from inlay.tasks.usable import ENCODED_TOGETHER, encode_usable, with_usable
 from inlay.tasks.voting import most_frequent
 
@@ -172,8 +173,7 @@ class Task(ABC, Generic[B, O]):
         Raises TaskError where they cannot do the task.
         """
         chart = resolve(model)
-        if chart.kind == "vision":
-            raise TaskError(f"{self.name} works on text, and {type(model).__name__} reads images")
+        require_text(model, chart, self.name)
         embeddings: Any = model.get_input_embeddings()
         vocabulary = len(embeddings.weight)
         if len(tokenizer) > vocabulary:

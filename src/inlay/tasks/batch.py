@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -28,6 +29,12 @@ class Batch:
             self, **{name: _moved(value, device, non_blocking) for name, value in members.items()}
         )
 
+    def parts(self) -> Iterator[Batch]:
+        """Itself and every batch in it, each as often and in the order in which it stands there."""
+        yield self
+        for field in fields(self):
+            yield from _batches(getattr(self, field.name))
+
     def __len__(self) -> int:
         """How many rows it has."""
         return len(self.inputs["input_ids"])
@@ -41,3 +48,11 @@ def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(part, device, non_blocking) for part in value)
     return value
+
+
+def _batches(value: Any) -> Iterator[Batch]:
+    if isinstance(value, Batch):
+        yield from value.parts()
+    elif isinstance(value, dict | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _batches(part)

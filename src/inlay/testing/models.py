@@ -69,6 +69,100 @@ MODERNBERT: Fields = {
     "local_attention": 8,
     "global_attn_every_n_layers": 2,
 }
+TWO: Fields = {**GQA, "num_hidden_layers": 2}
+EXPERTS: Fields = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LATENT: Fields = {
+    **TWO,
+    **EXPERTS,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+}
+LINEAR: Fields = {
+    **TWO,
+    **EXPERTS,
+    "head_dim": 8,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 4,
+    "shared_expert_intermediate_size": 24,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+MAMBA2: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 8,
+    "head_dim": 8,
+    "state_size": 8,
+    "n_groups": 2,
+    "expand": 2,
+    "vocab_size": 99,
+    "chunk_size": 8,
+    **IDS,
+}
+FALCON: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+    "ffn_hidden_size": 48,
+    "max_position_embeddings": 64,
+    **IDS,
+}
+BLOOM: Fields = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, **IDS}
+PER_LAYER: Fields = {
+    **GEMMA,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "intermediate_size": [48, 48],
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "vocab_size_per_layer_input": 99,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 0,
+    "laurel_rank": 4,
+    "altup_num_inputs": 2,
+}
+CLIP_VISION: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 8,
+    "patch_size": 4,
+}
+WHISPER: Fields = {
+    **{name: size for name, size in SEQ2SEQ.items() if name != "max_position_embeddings"},
+    "num_mel_bins": 8,
+    "max_source_positions": 10,
+    "max_target_positions": 64,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+WAV2VEC2: Fields = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (32, 32),
+    "conv_stride": (10, 8),
+    "conv_kernel": (10, 8),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+    "vocab_size": 20,
+}
+LLAVA: Fields = {"image_token_id": 98, "image_seq_length": 4, "vision_feature_layer": -1}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GQA)),
@@ -109,6 +203,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             patch_size=4,
         )
     ),
+    "clip-vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**CLIP_VISION)),
+    "whisper": lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(**WHISPER)),
     # families without a description in inlay.architectures, read by their structure
     "gptj": lambda: hf.GPTJForCausalLM(
         hf.GPTJConfig(
@@ -117,6 +213,26 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "deberta": lambda: hf.DebertaV2ForMaskedLM(hf.DebertaV2Config(**DIMS, **IDS)),
     "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**GQA)),
+    # one family of each kind that is not a stack of equal blocks of attention and dense layers:
+    # experts, latent attention, linear attention, state space, interleaved queries, keys and
+    # values of one or all heads, embeddings for every layer
+    "mixtral": lambda: hf.MixtralForCausalLM(
+        hf.MixtralConfig(**TWO, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**LATENT)),
+    "qwen3_next": lambda: hf.Qwen3NextForCausalLM(hf.Qwen3NextConfig(**LINEAR)),
+    "mamba2": lambda: hf.Mamba2ForCausalLM(hf.Mamba2Config(**MAMBA2)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
+    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**BLOOM)),
+    "gemma3n": lambda: hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**PER_LAYER)),
+    "llava": lambda: hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(**CLIP_VISION),
+            text_config=hf.LlamaConfig(**GQA),
+            **LLAVA,
+        )
+    ),
+    "wav2vec2": lambda: hf.Wav2Vec2Model(hf.Wav2Vec2Config(**WAV2VEC2)),
 }
 """A new tiny model of every family, by the family's name. Its parameters are those of its class."""
 

@@ -40,7 +40,7 @@ from typing_extensions import override
 
 from inlay.errors import TrainingError
 from inlay.handle import Inlay
-from inlay.runtime.container import CHILD
+from inlay.architectures.paths import CHILD
 
 
 class InlayCallback(TrainerCallback):

@@ -20,7 +20,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,6 +29,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.errors import TrainingError
 from inlay.files.atomic import write_whole
+from inlay.files.ordered import to_bytes
 from inlay.handle import Inlay, attach
 from inlay.handle import rows as inlay_rows
 from inlay.runtime.install import Prepared, sites_of
@@ -203,7 +203,7 @@ def _write(folder: Path, identity: str, prepared: Prepared) -> None:
         for name, tensor in named.items()
     }
     indices = json.dumps([*prepared])
-    data = save(tensors, metadata={"identity": identity, "methods": indices})
+    data = to_bytes(tensors, {"identity": identity, "methods": indices})
     write_whole(folder / FILE, data)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from inlay.errors import TrainingError
 from inlay.files.atomic import write_whole
+from inlay.files.ordered import to_bytes
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2
@@ -69,7 +69,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         for group in GROUPS
         for name, tensor in groups[group].items()
     }
-    write_whole(folder / NAME, save(tensors, metadata={"run": json.dumps(header)}))
+    write_whole(folder / NAME, to_bytes(tensors, {"run": json.dumps(header)}))
 
 
 def read(folder: Path) -> Checkpoint | None:

@@ -23,6 +23,7 @@ from inlay.tasks.records import Record
 from inlay.tasks.usable import encode_usable
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.launch import processes
+from inlay.training.loop.moving import on_device
 from inlay.training.loop.progress import ProgressDisplay
 
 RowPrediction = tuple[int, Any]
@@ -336,8 +337,8 @@ def predict_rows(
     costs = [len(row) for row in rows]
     batches = batches_by_length(costs, rows=batch_size, tokens=tokens)
     for numbers in batches[state.process_index :: state.num_processes]:
-        batch = task.collate([rows[number] for number in numbers]).to(model.device)
-        predictions = task.predict(model, batch)
+        with on_device(model, task.collate([rows[number] for number in numbers])) as batch:
+            predictions = task.predict(model, batch)
         yield list(zip(numbers, predictions, strict=True))
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inlay.architectures.paths import CHILD
 from inlay.core.method import ParameterGroup, Spec
 from inlay.errors import TrainingError
 from inlay.files.atomic import write_folder
 from inlay.handle import Inlay
-from inlay.runtime.container import CHILD
 
 BASE = "base"
 """The folder, in that of a run, of a trained base."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from inlay.errors import TrainingError
 from inlay.tasks import Row, Task
+from inlay.training.loop.moving import on_device
 from inlay.training.loop.objective import batch_loss
 from inlay.training.loop.options import Options
 from inlay.training.loop.trainable import Trainable
@@ -134,8 +135,8 @@ class Stepper:
         """Add up the gradients of this process; returns the summed losses and the count."""
         losses, total = [], 0
         for rows in batches:
-            batch = self.task.collate(rows).to(self.device, non_blocking=True)
-            with self.accelerator.autocast():
+            collated = self.task.collate(rows)
+            with on_device(self.model, collated) as batch, self.accelerator.autocast():
                 loss, count = batch_loss(self.model, self.task, self.trainable.spec, batch)
             if not loss.requires_grad:
                 raise TrainingError(

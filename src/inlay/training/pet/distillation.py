@@ -20,6 +20,7 @@ from inlay.data.dataset import Example
 from inlay.handle import rows as inlay_rows
 from inlay.tasks import Classify
 from inlay.training.loop.batches import batches_by_length
+from inlay.training.loop.moving import on_device
 from inlay.training.loop.progress import ProgressDisplay
 
 
@@ -53,9 +54,10 @@ def score_examples(
         display.counting(f"scoring {what}", len(rows)) as advance,
     ):
         for numbers in batches_by_length(costs, rows=batch_size, tokens=tokens):
-            batch = tasks[0].collate([rows[number] for number in numbers]).to(model.device)
+            collated = tasks[0].collate([rows[number] for number in numbers])
             serving = None if names is None else [names[n // len(data)] for n in numbers]
-            with nullcontext() if serving is None else inlay_rows(model, serving):
+            served = nullcontext() if serving is None else inlay_rows(model, serving)
+            with served, on_device(model, collated) as batch:
                 scores[numbers] = tasks[0].outputs(model, batch).scores.cpu()
             advance(len(numbers))
     return scores.unflatten(0, (len(tasks), len(data)))

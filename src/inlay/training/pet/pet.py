@@ -133,6 +133,7 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     )
     if main:
         _write(result, student, handle, tokenizer)
+    processes().wait_for_everyone()  # whoever is told of the files finds them there
     return result
 
 

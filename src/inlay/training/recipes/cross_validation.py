@@ -83,4 +83,5 @@ def cross_validate(
             "sd": result.sd,
         }
         write_whole(result.path, json.dumps(content, indent=2).encode())
+    processes().wait_for_everyone()  # whoever is told of the file finds it there
     return result

@@ -20,6 +20,7 @@ from inlay.tasks import Prediction, Row, Task
 from inlay.training.loop import rng
 from inlay.training.loop.batches import batches_by_length
 from inlay.training.loop.evaluation import chunks
+from inlay.training.loop.moving import on_device
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def _vote_on_rows(
     names = [handle.name for handle in members]
     costs = [len(row) for row in encoded]
     for numbers in batches_by_length(costs, rows=batch_size, tokens=None):
-        batch = task.collate([encoded[number] for number in numbers for _ in members])
-        with rows(model, names * len(numbers)):
-            batch_votes, batch_winners = task.vote(model, batch.to(model.device), len(members))
+        collated = task.collate([encoded[number] for number in numbers for _ in members])
+        with rows(model, names * len(numbers)), on_device(model, collated) as batch:
+            batch_votes, batch_winners = task.vote(model, batch, len(members))
         for position, number in enumerate(numbers):
             start = position * len(members)
             votes[number] = batch_votes[start : start + len(members)]

@@ -154,6 +154,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     if main:
         usages = [describe_usage(recipe, task, tokenizer, entry) for entry in calibrations]
         write_outcome(out, outcome, members, usages, tokenizer, data)
+    processes().wait_for_everyone()  # whoever is told of the files finds them there
     report_outcome(outcome, data, console)
     return outcome
 

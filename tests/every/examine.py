@@ -1,0 +1,181 @@
+"""One class of transformers under every method: what runs, what is refused, what crashes."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import inlay
+from inlay.architectures.resolve import resolve
+from inlay.core.method import METHODS, Method
+from inlay.errors import InlayError
+from tests.every.inputs import Inputs, floating, working_inputs
+from tests.every.tiny import tiny_configs, tiny_model
+
+Run = tuple[PreTrainedModel, Inputs]
+"""A model, or a part of it, and inputs that it runs on."""
+
+
+@dataclass
+class Findings:
+    """What one class does.
+
+    built: whether a tiny random model can be made. runs: whether inputs for it were found.
+    works: the specs that attach (and run and learn, where there are inputs). refused: spec -> our
+    message. late: spec -> our message where it came after `attach` only. crashed: spec -> the
+    exception that is not ours.
+    """
+
+    name: str
+    kind: str = ""
+    built: bool = False
+    runs: bool = False
+    note: str = ""
+    stacks: dict[str, int] = field(default_factory=dict)
+    works: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
+    crashed: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def examples() -> list[tuple[Method, bool]]:
+    """Every tiny example of every method of the library, and whether it is the method's first."""
+    own = [kind for kind in METHODS.values() if kind.__module__.startswith("inlay.")]
+    return [(example, example is kind.examples[0]) for kind in own for example in kind.examples]
+
+
+def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> Findings:
+    """Attach every method to a tiny random model of a class."""
+    findings = Findings(model_class.__name__)
+    model, inputs = _build(model_class, config_class, findings)
+    if model is None:
+        return findings
+    findings.built, findings.runs = True, inputs is not None
+    try:
+        chart = resolve(model)
+        findings.kind = chart.kind
+        findings.stacks = {stack.name: len(stack.layers) for stack in chart.stacks}
+    except InlayError:
+        pass
+    except Exception as error:
+        findings.note = _where(error)
+    runs = [] if inputs is None else [(model, inputs)]
+    runs += _towers(model)
+    for spec, is_first in examples():  # the others differ in numbers and places
+        _try(model, runs if is_first else [], spec, findings)
+    return findings
+
+
+def _towers(model: PreTrainedModel) -> list[Run]:
+    """The stacks that read images or sound, which a base with text may not run."""
+    try:
+        stacks = resolve(model).stacks[1:]
+    except Exception:
+        return []
+    parts = [s.module for s in stacks if s.reads in ("images", "audio")]
+    models = [part for part in parts if isinstance(part, PreTrainedModel)]
+    runs = ((part, working_inputs(part)) for part in models)
+    return [(part, inputs) for part, inputs in runs if inputs is not None]
+
+
+def _build(
+    model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig], findings: Findings
+) -> tuple[PreTrainedModel | None, Inputs | None]:
+    """The smallest model that inputs are found for; else the smallest that can be made."""
+    first = None
+    try:
+        for config in tiny_configs(config_class):
+            try:
+                model = tiny_model(model_class, config)
+            except Exception as error:
+                findings.note = f"{type(error).__name__}: {error!s:.120}"
+                continue
+            inputs = working_inputs(model)
+            if inputs is not None:
+                findings.note = ""
+                return model, inputs
+            first = first or model
+    except Exception as error:
+        findings.note = f"no config: {type(error).__name__}: {error!s:.120}"
+    return first, None
+
+
+def _try(model: PreTrainedModel, runs: list[Run], spec: Method, findings: Findings) -> None:
+    text, stage = repr(spec), findings.refused
+    try:
+        handle = inlay.attach(model, spec, prepared={0: {}, 1: {}, 2: {}, 3: {}})
+        try:
+            stage = findings.late
+            for module, given in runs:
+                _run(module, handle, given)
+            if len(findings.works) % 20 == 0:  # files hold what is attached, whatever it is
+                _round_trip(model, handle)
+        finally:
+            if handle.attached:
+                handle.detach()
+        findings.works.append(text)
+    except InlayError as error:
+        stage[text] = str(error)
+    except Exception as error:
+        findings.crashed[text] = _where(error)
+    for leftover in inlay.attached(model).values():
+        leftover.detach()
+
+
+def _run(module: PreTrainedModel, handle: inlay.Inlay, inputs: Inputs) -> None:
+    """One forward and backward pass, with the handle's virtual tokens in the text."""
+    ids = inputs.get("input_ids")
+    if ids is not None and handle.virtual_tokens:
+        ids = ids.clone()
+        count = min(handle.virtual_tokens, ids.shape[1])
+        ids[:, :count] = handle.first_virtual_id + torch.arange(count)
+        inputs = {**inputs, "input_ids": ids}
+    outputs = floating(module(**inputs))
+    loss = sum(output.float().sum() for output in outputs if output.requires_grad)
+    if isinstance(loss, torch.Tensor):
+        loss.backward()
+    for parameter in handle.parameters():
+        parameter.grad = None
+
+
+def _round_trip(model: PreTrainedModel, handle: inlay.Inlay) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = handle.save(Path(folder) / "one.safetensors")
+        handle.detach()
+        inlay.load(model, path).detach()
+
+
+def _where(error: Exception) -> str:
+    """An exception with the last place of ours that it came through."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/inlay/" in f.filename]
+    place = ""
+    if frames:
+        file = frames[-1].filename.rpartition("/inlay/")[2]
+        place = f" [{file}:{frames[-1].name}]"
+    return f"{type(error).__name__}: {_short(error)}{place}"
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:160]
+
+
+def message_kind(message: str) -> str:
+    """A message without what differs from base to base."""
+    message = re.sub(r"; use .*", "; use …", message)
+    message = re.sub(r"'[^']*'(,? (or )?'[^']*')*", "'…'", message)
+    message = re.sub(rf"\b({'|'.join(METHODS)})\b", "Method", message)
+    message = re.sub(r"\b\w*(?:Model|For[A-Z]\w+|Attention\w*|PreTrained\w*)\b", "Base", message)
+    message = re.sub(r"(known|has): [\w., ]+", r"\1: …", message)
+    message = re.sub(r"\d+", "N", message)
+    return message[:200]
