@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -51,6 +52,35 @@ def test_a_base_in_16_bits_is_checked_in_fp32() -> None:
     report = inlay.check(model, handle)
     assert report.holds and "on a copy in fp32" in report.subject
     assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("spec", "holds", "note"),
+    [
+        (inlay.LoRA(rank=2) + inlay.Head(labels=("a", "b")), True, ""),
+        (inlay.LoRA(rank=2) + inlay.WARP(), True, ""),
+        (inlay.BitFit() + inlay.Head(labels=("a", "b")), True, ""),
+        (inlay.Head(), None, "it cannot be merged, and is refused: .* trained head alone"),
+        (inlay.Prompt(length=2) + inlay.Head(), None, "it cannot be merged, and is refused"),
+        (inlay.LoRA(rank=2) + inlay.PTuningV2(length=2), None, "it cannot be merged"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("attached", [True, False])
+def test_merging_with_a_trained_head_is_no_broken_law(
+    spec: Any, holds: bool | None, note: str, attached: bool
+) -> None:
+    """A head stays beside what is merged, also one such as WARP that changes the base's outputs."""
+    model = zoo.fresh("bert")
+    handle = inlay.attach(model, spec, name="mine") if attached else None
+    if handle is not None:
+        perturb(handle)
+    report = inlay.check(model, handle or spec, laws=("merge", "no trace"))
+    merge, _ = report.findings
+    assert merge.holds is holds, merge.note
+    assert re.match(note, merge.note)
+    assert report.holds
+    assert handle is None or handle.attached
 
 
 def test_a_law_that_the_base_breaks_itself_is_told_apart() -> None:
