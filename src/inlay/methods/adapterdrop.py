@@ -129,10 +129,7 @@ class AdapterDrop(Method):
         return self.inner.exported()
 
 
-AdapterDrop.examples = (
-    AdapterDrop(inner=Pfeiffer(bottleneck=4)),
-    AdapterDrop(inner=Pfeiffer(bottleneck=3), most=1),
-)
+AdapterDrop.examples = (AdapterDrop(inner=Pfeiffer(bottleneck=4)),)
 
 
 class Dropped(OutputDelta):
