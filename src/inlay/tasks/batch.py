@@ -29,7 +29,7 @@ class Batch:
             self, **{name: _moved(value, device, non_blocking) for name, value in members.items()}
         )
 
-    def parts(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """Itself and every batch in it, each as often and in the order in which it stands there."""
         yield self
         for field in fields(self):
@@ -52,7 +52,7 @@ def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
 
 def _batches(value: Any) -> Iterator[Batch]:
     if isinstance(value, Batch):
-        yield from value.parts()
+        yield from value.batches()
     elif isinstance(value, dict | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _batches(part)

@@ -27,7 +27,7 @@ def on_device(model: PreTrainedModel, batch: B) -> Iterator[B]:
     if model.device.type == "cpu" or not openings:
         yield moved
         return
-    pairs = zip(batch.parts(), moved.parts(), strict=True)
+    pairs = zip(batch.batches(), moved.batches(), strict=True)
     copies = [(host.inputs, device.inputs) for host, device in pairs if "input_ids" in host.inputs]
     with known_openings(openings, copies):
         yield moved
