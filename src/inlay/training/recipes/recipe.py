@@ -28,7 +28,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from transformers import PreTrainedModel
 
+from inlay.budget import fit_budget
 from inlay.core import own_files
 from inlay.core.method import Spec, Sum
 from inlay.core.parse import parse
@@ -175,6 +177,8 @@ class Recipe(BaseModel):
     dtype: of its weights; None keeps that of the files.
     method: what to attach, written as in Python, with `file.py:Name` for one of your own; None for
         nothing, where the base itself is trained (`training.base_lr`).
+    budget: how many parameters the method may have: a number, "300k", "0.1%" of the base's, or the
+        bytes of a file, "2MB". Its rank, bottleneck or length is fitted; None keeps it.
     name: of the inlay.
     start: a trained inlay's file, whose pieces the training goes on from; `method` has to have
         its methods. None for new pieces.
@@ -194,6 +198,7 @@ class Recipe(BaseModel):
     base: str
     dtype: Literal["float32", "bfloat16"] | None = None
     method: str | None = None
+    budget: str | None = None
     name: str = "default"
     start: str | None = None
     task: dict[str, Any]
@@ -284,6 +289,24 @@ class Recipe(BaseModel):
     def dump(self) -> str:
         """The recipe as YAML, with every default; `load` reads it back."""
         return yaml.write(self.model_dump(mode="json"))
+
+    def fitted(self, model: PreTrainedModel) -> Recipe:
+        """The same recipe with the method in the size that its budget allows.
+
+        Raises RecipeError for a budget without exactly one method, and what `fit_budget` raises.
+        """
+        if self.budget is None:
+            return self
+        methods = self.make_spec().methods
+        if len(methods) != 1:
+            raise RecipeError(
+                f"a budget sizes one method, and here are {len(methods)}; give the sizes of a sum "
+                "by hand, or leave the others out"
+            )
+        file, colon, _ = str(self.method).rpartition(".py:")
+        sized = repr(fit_budget(model, methods[0], self.budget))
+        method = f"{file}{colon}{sized}" if colon else sized
+        return self.model_copy(update={"method": method, "budget": None})
 
     def make_spec(self) -> Spec:
         """What to attach; an empty sum for nothing."""

@@ -88,8 +88,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    spec = spec_with_head(recipe.make_spec(), task)
     model, tokenizer = open_base(recipe.base, recipe.dtype, console)
+    recipe = recipe.fitted(model)
+    spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
     if trains_base:
         require_full_precision(model)
