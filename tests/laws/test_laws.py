@@ -19,20 +19,26 @@ AGAIN = "; if that is meant, run `python -m tests.laws.matrix` and commit tests/
 PORTABLE = {"llama", "bert"}
 """Families whose laws are tried with the kernels of other processors too."""
 
-SLOW = ("mixtral", "deepseek_v3", "qwen3_next", "mamba2", "falcon", "bloom", "gemma3n")
-"""Families on which only some specs are tried here; the script tries all of them."""
+ALIKE = (
+    *("mistral", "qwen2", "qwen3", "phi3", "gemma2", "roberta", "electra"),
+    *("t5-gated", "mt5", "marian", "clip-vision", "olmo2"),
+)
+"""Families whose blocks are much like those of another one, on which all specs are tried."""
 
-SHARE = 6
-"""Of so many specs one is tried, another one on each family; those made for them always."""
+SLOW = ("mixtral", "deepseek_v3", "qwen3_next", "mamba2", "falcon", "bloom", "gemma3n")
+"""Families of other kinds, whose passes take long; specs made for them are always tried."""
+
+SHARES = dict.fromkeys(ALIKE, 3) | dict.fromkeys(SLOW, 6)
+"""Of so many specs one is tried here, another one on each family. The script tries all of them."""
 
 
 def cases() -> list[Any]:
     """The specs and families that are tried."""
     tried = []
     for number, spec in enumerate(matrix.specs()):
-        for family in FAMILIES:
-            sampled = family in SLOW and spec not in matrix.ELSEWHERE
-            if sampled and number % SHARE != SLOW.index(family) % SHARE:
+        for place, family in enumerate(FAMILIES):
+            share = SHARES.get(family, 1)
+            if number % share != place % share and spec not in matrix.ELSEWHERE:
                 continue
             marks = pytest.mark.processor if family in PORTABLE else ()
             tried.append(pytest.param(spec, family, marks=marks, id=f"{spec!r}-{family}"))
