@@ -57,8 +57,8 @@ def test_python_and_recipes_use_the_same_words() -> None:
 
 
 def test_too_many_values_and_the_same_one_twice() -> None:
-    with pytest.raises(SpecError, match="LoRA takes 4 values without a name, not 5"):
-        LoRA(1, 2.0, 0.0, "attn.q", 8)
+    with pytest.raises(SpecError, match="DoRA takes 4 values without a name, not 5"):
+        inlay.DoRA(1, 2.0, 0.0, "attn.q", 8)
     with pytest.raises(SpecError, match="LoRA has two values for 'rank'; give one"):
         LoRA(2, rank=4)
     with pytest.raises(TaskError, match="give fields by name, as in Generate\\("):
@@ -69,7 +69,9 @@ def test_objects_are_copied_pickled_and_described_as_before() -> None:
     verbalizer = Verbalizer(words={"no": "bad", "yes": "good"})
     for thing in (LoRA(rank=2), Where("attn.q"), verbalizer, LoRA(rank=2) + inlay.Prefix()):
         assert copy.deepcopy(thing) == pickle.loads(pickle.dumps(thing)) == thing
-    assert list(inspect.signature(LoRA).parameters) == ["rank", "alpha", "dropout", "at"]
+    assert list(inspect.signature(LoRA).parameters) == [
+        *("rank", "alpha", "dropout", "at", "stabilised", "start", "ratio")
+    ]
     assert dataclasses.replace(LoRA(rank=2), rank=3) == LoRA(3)
 
 

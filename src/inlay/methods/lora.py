@@ -35,6 +35,8 @@ class LoRA(Method):
 
     rank:    R, the rank of the update. 8 is enough for most tasks (section 7.2).
     alpha:   α; the update is scaled by α/R, so that R can change and the learning rate stay.
+    dropout: fraction of x that is dropped on the way into A, in training.
+    at:      projections. Queries and values, the paper's choice for a fixed budget (section 7.1).
     stabilised: scale by α/√R instead, so that large ranks learn as fast as small ones (rsLoRA,
              Kalajdzievski, 2023).
     start:   "zero", as in the paper: B is zero and A random. "orthogonal": both are random, and
@@ -44,17 +46,15 @@ class LoRA(Method):
              subtracted, and the file is a LoRA of rank 2R.
     ratio:   how much larger the learning rate of B is than that of A (LoRA+, Hayou et al., ICML
              2024, whose advice is 16).
-    dropout: fraction of x that is dropped on the way into A, in training.
-    at:      projections. Queries and values, the paper's choice for a fixed budget (section 7.1).
     """
 
     rank: int = 8
     alpha: float = 16.0
+    dropout: float = 0.0
+    at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
     stabilised: bool = False
     start: Literal["zero", "orthogonal", "principal"] = "zero"
     ratio: float = 1.0
-    dropout: float = 0.0
-    at: Where = Where(("attn.q", "attn.v", "cross.q?", "cross.v?"))
 
     identity: ClassVar[bool] = True
     size: ClassVar[str] = "rank"
