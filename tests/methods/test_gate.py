@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import inlay
+from inlay.blocks.gates import InputGate
 from inlay.core.method import ParameterGroup
 from inlay.core.parse import from_json, parse, to_json
 from inlay.core.piece import Piece
 from inlay.errors import MergeError, PortError, SpecError, TrainingError
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error
-from inlay.methods.gate import InputGate
 from tests import zoo
 from tests.methods import exact
 
