@@ -13,6 +13,8 @@ from transformers.utils.generic import ModelOutput
 from inlay.architectures.chart import Chart, Stack
 from inlay.errors import NamingError, RowsError, nearest
 from inlay.handle import Inlay, attached, rows
+from inlay.runtime.container import stack_hooks
+from inlay.runtime.stack import StackHooks
 
 LAST = frozenset({"norm.final", "final", "final.target", "head"})
 """Roles outside the blocks that come after them."""
@@ -47,8 +49,9 @@ def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[
     requested = [name for name in names for _ in range(count)]
     with ExitStack() as context:
         context.enter_context(rows(model, requested))
+        hooks = {entry.stack: entry for entry in stack_hooks(model)}
         for stack, layers in _shared_layers(chart, handles):
-            context.enter_context(_run_once(stack.layers, layers, count, times))
+            context.enter_context(_run_once(hooks[stack], layers, count, times))
         output = model(**repeated, use_cache=False, return_dict=True)
     return {
         name: type(output)(
@@ -83,10 +86,14 @@ def _shared_layers(chart: Chart, handles: Sequence[Inlay]) -> Iterator[tuple[Sta
 
 
 @contextmanager
-def _run_once(layers: Sequence[nn.Module], shared: int, count: int, times: int) -> Iterator[None]:
+def _run_once(stack: StackHooks, shared: int, count: int, times: int) -> Iterator[None]:
     """Let the first blocks of a stack read the first `count` rows, and the others all of them."""
+    layers, axis = stack.stack.layers, stack.state.row_axis
 
     def narrow(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        if axis.under_way:  # rows of its own, on which it is measured where rows are
+            return args, kwargs
+
         def first(value: Tensor) -> Tensor:
             return value[:count] if len(value) == count * times else value
 
@@ -94,6 +101,8 @@ def _run_once(layers: Sequence[nn.Module], shared: int, count: int, times: int) 
 
     def widen(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         """Repeat what the shared blocks have handed on, such as the bias of positions in T5."""
+        if axis.under_way:
+            return args, kwargs
 
         def every(value: Tensor) -> Tensor:
             return _repeated(value, count, times)
@@ -109,6 +118,8 @@ def _run_once(layers: Sequence[nn.Module], shared: int, count: int, times: int) 
     if shared == len(layers):
 
         def spread(module: nn.Module, args: tuple, output: Any) -> Any:
+            if axis.under_way:
+                return output
             return _mapped(output, lambda value: _repeated(value, count, times))
 
         hooks.append(layers[-1].register_forward_hook(spread))

@@ -48,13 +48,20 @@ def fingerprint(chart: Chart, brought: Collection[str] = ()) -> dict[str, Any]:
     brought: sites of which the file holds the weights itself, so that those of the base may differ.
     """
     sites = [site for site in _sampled_sites(chart) if site.name not in brought]
+    replaced = {
+        id(tensor)
+        for site in chart.sites
+        if site.name in brought
+        for tensor in site.host.parameters(recurse=False)
+    }
+    tensors = {name: t for name, t in _tensors(chart).items() if id(t) not in replaced}
     return {
         "family": chart.base.config.model_type,
         "depth": [len(stack.layers) for stack in chart.stacks],
         "vocabulary": chart.vocabulary,
         "shape": {site.name: [site.d_in, site.d_out] for site in sites},
         "samples": {site.name: _sample(site) for site in sites},
-        "tensors": _entries(_tensors(chart), _tables(chart)),
+        "tensors": _entries(tensors, _tables(chart)),
     }
 
 

@@ -69,7 +69,8 @@ def first_virtual_id(model: PreTrainedModel) -> int:
 
 def without_unserved_virtual_tokens(model: PreTrainedModel, inputs: Inputs) -> Inputs:
     """The inputs with ordinary tokens instead of virtual ones, in rows whose inlays have none."""
-    ids = inputs.get("input_ids")
+    key = "input_ids" if "input_ids" in inputs else "decoder_input_ids"
+    ids = inputs.get(key)
     if ids is None:
         return inputs
     first = first_virtual_id(model)
@@ -79,9 +80,10 @@ def without_unserved_virtual_tokens(model: PreTrainedModel, inputs: Inputs) -> I
     container = container_of(model)
     if container is not None:
         container.routing.bind()
-        groups = container.routing.groups(len(ids), container.stacks[0].tokens.pieces)
+        pieces = {name for stack in container.stacks for name in stack.tokens.pieces}
+        groups = container.routing.groups(len(ids), pieces)
         if groups is not None:
             by_group = torch.tensor([bool(names) for names in groups.names], device=ids.device)
             index = 0 if groups.group is None else groups.index(ids.device)
             served[:, 0] = by_group[index]
-    return {**inputs, "input_ids": torch.where((ids < first) | served, ids, ids - first + 1)}
+    return {**inputs, key: torch.where((ids < first) | served, ids, ids - first + 1)}

@@ -214,16 +214,22 @@ class Case:
         if not self.chart.reads_text:
             row = media_row(self.chart, generator)
             if self.chart.decoder is not None:
-                row["decoder_input_ids"] = torch.randint(lowest, first, (1, 4), generator=generator)
+                target = torch.randint(lowest, first, (1, 4), generator=generator)
+                row["decoder_input_ids"] = self._with_virtual_tokens(target)
             return {name: tensor.to(device) for name, tensor in row.items()}
         ids = torch.randint(lowest, first, (1, length), generator=generator)
-        for number in range(min(self.virtual_tokens, length // 2)):
-            ids[0, 2 * number] = first + number
+        ids = self._with_virtual_tokens(ids)
         row = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
         if self.chart.kind == "encoder-decoder":
             target = torch.randint(lowest, first, (1, 4), generator=generator)
             row["decoder_input_ids"] = target.to(device)
         return with_picture(self.chart, row, generator)
+
+    def _with_virtual_tokens(self, ids: Tensor) -> Tensor:
+        """The ids `[1, T]` with a virtual token at every second position, as far as there are."""
+        for number in range(min(self.virtual_tokens, ids.shape[1] // 2)):
+            ids[0, 2 * number] = self.chart.vocabulary + number
+        return ids
 
     def _attach(self, name: str) -> Inlay:
         """The spec attached; methods that prepare get nothing, as when a file is read."""

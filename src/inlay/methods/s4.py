@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from inlay.core.method import Method, Preset, Spec, sum_of
 from inlay.core.site import Site, Where
-from inlay.errors import SpecError
+from inlay.errors import SiteError, SpecError
 from inlay.methods.bitfit import BitFit
 from inlay.methods.houlsby import Houlsby
 from inlay.methods.lora import LoRA
@@ -89,6 +89,12 @@ def _group(
     """The methods of one group, in sizes that fill the share of a layer from below."""
     here = [s for s in sites if s.stack == stack and s.layer == layers[0]]
     present = {site.role: site for site in here}
+    for role in ("mlp", "attn.kv", "attn.q", "attn.v"):
+        if role not in present:
+            raise SiteError(
+                f"S4 puts adapters, prefixes and LoRA into every layer, and layer {layers[0]} of "
+                f"the {stack} has no {role!r}; give methods one by one, each with at="
+            )
 
     def where(*roles: str) -> Where:
         return Where(tuple(role for role in roles if role in present), layers, (stack,))

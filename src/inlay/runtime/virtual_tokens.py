@@ -119,7 +119,12 @@ class VirtualTokenPort(Port):
 
     def embed_for(self, names: Names, ids: Tensor) -> Tensor:
         """Vectors for ids `[T]` that these inlays serve: `[T, D]`."""
-        return self._embed(ids[None], Groups((self._with_tokens(names),), None))[0]
+        bound = self.routing.bound
+        try:
+            self.routing.bound = (names,)  # pieces at the embeddings read one row here
+            return self._embed(ids[None], Groups((self._with_tokens(names),), None))[0]
+        finally:
+            self.routing.bound = bound
 
     def begin_prefix(self, names: Sequence[Names], ids: Tensor, before: Sequence[int]) -> None:
         """Note the positions of a pass of one row a group: `before` other positions, then `ids`.
