@@ -165,8 +165,12 @@ def test_an_opening_of_virtual_tokens_runs_once() -> None:
     opening = [50, 51, 52, -1, -2, 53, -3, -4, 54, 55]
     whole = batch(model, *([*opening, *TEXT[n:]] for n in range(4)))
     prefix = model.inlays.stacks[0].prefix
+    openings = []
+    model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: openings.append(prefix.view and prefix.view.prefix.opening)
+    )
     once = model(**whole).logits
-    assert prefix.view is not None and prefix.view.prefix.opening == len(opening)
+    assert openings == [None, len(opening)]  # the prefix itself, then the rows with it
     prefix.enabled = False
     mask = whole["attention_mask"][..., None]
     assert relative_error(once * mask, model(**whole).logits * mask) < 1e-5

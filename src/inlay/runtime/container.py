@@ -53,7 +53,7 @@ class Container(nn.Module):
         inputs = [] if head is None else [ContiguousHeadInput(head)]
         self.gate = Gate()
         entrances = [
-            GateHooks(module, self.gate, outermost=module is chart.base)
+            GateHooks(module, self.gate, module is chart.base, self.routing.bind)
             for module in dict.fromkeys((chart.base, *(stack.module for stack in chart.stacks)))
         ]
         self.hooks: list[StackHooks | ContiguousHeadInput | GateHooks] = [

@@ -15,7 +15,7 @@ compiled pass does not count: a graph cannot hold a lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread, current_thread
 from typing import Any
@@ -96,12 +96,14 @@ class GateHooks:
     """The hooks of one module at which threads enter and leave a base.
 
     outermost: whether that module is the base itself, which is not inside any other.
+    begin: called when a thread enters the base: some bases embed tokens before any stack.
     """
 
-    def __init__(self, module: nn.Module, gate: Gate, outermost: bool):
+    def __init__(self, module: nn.Module, gate: Gate, outermost: bool, begin: Callable[[], None]):
         self.module = module
         self.gate = gate
         self.outermost = outermost
+        self.begin = begin
         self._hooks: list[RemovableHandle] = []
 
     def hook(self) -> None:
@@ -119,6 +121,8 @@ class GateHooks:
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not torch.compiler.is_compiling():
             self.gate.enter(self.outermost)
+        if self.outermost:
+            self.begin()
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
