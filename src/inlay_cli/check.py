@@ -31,6 +31,7 @@ def register(app: typer.Typer, panel: str) -> None:
             ("inlay check smollm2 legal.safetensors", "a trained inlay"),
             ('inlay check ./my-model --method "LoRA(rank=8)"', "a method, before you train it"),
             ("inlay check smollm2 --method diagonal.py:Diagonal", "a method of your own"),
+            ("inlay check smollm2 --method LoRA --law compiled", "whether torch.compile takes it"),
         ),
     )(check)
 
@@ -46,6 +47,15 @@ def check(
             show_default=False,
         ),
     ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this law; may be given several times. The law 'compiled', which takes long, "
+            "is checked only where it is named.",
+            autocompletion=names.laws,
+            show_default=False,
+        ),
+    ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -57,8 +67,14 @@ def check(
     if (file is None) == (method is None):
         raise typer.BadParameter("give either a FILE or --method")
     from inlay.core.parse import parse
-    from inlay.laws import LAWS
+    from inlay.errors import nearest
+    from inlay.laws import LAWS, SLOW_LAWS
     from inlay.laws.check import check as check_laws
+
+    order = law or list(LAWS)
+    for name in order:
+        if name not in LAWS | SLOW_LAWS:
+            raise typer.BadParameter(f"no law is called {name!r}{nearest(name, LAWS | SLOW_LAWS)}")
 
     subject: Inlay | Spec
     if method is not None:
@@ -67,13 +83,12 @@ def check(
     if file is not None:
         with busy(f"reading {file}"):
             subject = open_inlay(model, tokenizer, file)
-    order = list(LAWS)
 
     def report(step: str) -> None:
-        show(f"law {order.index(step) + 1} of {len(order)}: {step}" if step in LAWS else step)
+        show(f"law {order.index(step) + 1} of {len(order)}: {step}" if step in order else step)
 
     with busy("checking") as show:
-        findings = check_laws(model, subject, report=report)
+        findings = check_laws(model, subject, laws=order, report=report)
     out().print(findings)
     if not findings.holds:
         broken = [finding.law for finding in findings.findings if finding.holds is False]

@@ -41,6 +41,18 @@ def tasks(incomplete: str, kinds: Iterable[str]) -> list[str]:
     return [*kinds, *_in_files(incomplete, TASK_ROOTS, _library() / "tasks")]
 
 
+def laws() -> list[str]:
+    """The laws by name, in their order; those last that are checked only by name."""
+    file = _library() / "laws" / "__init__.py"
+    return [
+        key.value
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    ]
+
+
 def bases(incomplete: str) -> list[str]:
     """What may be written for a base: a bundled name, or a folder."""
     return [*model_names(), *paths(incomplete, ())]

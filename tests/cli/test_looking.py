@@ -1,7 +1,7 @@
 """methods and sites, which read without changing anything, and the names for tab completion."""
 
 import pytest
-from transformers import FalconConfig, FalconForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM
 
 import inlay as library
 from inlay.hub.models import MODELS
@@ -71,13 +71,13 @@ def test_sites_lists_every_place(inlay, base):
 
 
 def test_sites_warns_about_a_family_without_description(inlay, tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = FalconForCausalLM(FalconConfig(**sizes, vocab_size=99))
-    model.save_pretrained(tmp_path / "falcon")
-    tiny.tokenizer("decoder").save_pretrained(tmp_path / "falcon")
-    run = inlay("sites", tmp_path / "falcon")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
+    model = GPTJForCausalLM(GPTJConfig(**sizes, vocab_size=99))
+    model.save_pretrained(tmp_path / "gptj")
+    tiny.tokenizer("decoder").save_pretrained(tmp_path / "gptj")
+    run = inlay("sites", tmp_path / "gptj")
     assert run.code == 0
-    assert "The family 'falcon' has no description" in run.out
+    assert "The family 'gptj' has no description" in run.out
 
 
 def test_sites_leaves_meanings_out_where_they_do_not_fit(inlay, base, monkeypatch):

@@ -13,6 +13,7 @@ from inlay import laws
 from inlay.errors import FetchError
 from inlay.hub import load_base
 from inlay.laws import Broken
+from inlay_cli import names
 from tests import zoo
 from tests.tasks import tiny
 
@@ -118,7 +119,8 @@ def test_a_file_of_another_base_is_refused(inlay, encoder, trained):
 @pytest.fixture
 def two_laws(monkeypatch):
     few = {name: laws.LAWS[name] for name in ("identity", "no trace")}
-    for module in (sys.modules["inlay.laws.check"], laws):
+    for name in ("inlay.laws.check", "inlay.laws.examination", "inlay.laws"):
+        module = sys.modules[name]
         monkeypatch.setattr(module, "LAWS", few)
     return few
 
@@ -133,6 +135,16 @@ def test_check_of_a_file(inlay, base, trained, two_laws):
 def test_check_of_a_method(inlay, base, two_laws):
     run = inlay("check", base, "--method", "LoRA(rank=2) + Prompt(length=3)")
     assert run.code == 0, run.err
+
+
+def test_check_of_one_law(inlay, base):
+    assert names.laws() == [*laws.LAWS, *laws.SLOW_LAWS]
+    run = inlay("check", base, "--method", "LoRA(rank=2)", "--law", "identity")
+    assert run.code == 0 and "law 1 of 1: identity" in run.err
+    assert (
+        "did you mean 'merge'?"
+        in inlay("check", base, "--method", "LoRA(rank=2)", "--law", "merg").error
+    )
 
 
 def test_check_exits_with_1_if_a_law_does_not_hold(inlay, base, two_laws):

@@ -79,6 +79,11 @@ def spindle(depth: int) -> tuple[int, int, int, int]:
     return outer // 2, middle, middle, outer - outer // 2
 
 
+def lora(rank: int, at: Where) -> LoRA:
+    """LoRA whose update has the same scale for every rank."""
+    return LoRA(rank=rank, alpha=2.0 * rank, at=at)
+
+
 def _group(
     names: Sequence[str],
     layers: tuple[int, ...],
@@ -128,6 +133,8 @@ def _group(
         methods.append(sized(lambda p: Prefix(length=p, mlp=None, at=attended), unit, 0, part))
     if "lora" in sizeable:
         projected = where("attn.q", "attn.v", "cross.q", "cross.v")
-        unit = sum(present[r].d_in + present[r].d_out for r in projected.roles)
-        methods.append(sized(lambda r: LoRA(rank=r, alpha=2.0 * r, at=projected), unit, 0, part))
+        matrices = [present[role] for role in projected.roles]
+        unit = sum(site.d_in + site.d_out for site in matrices)
+        largest = min(min(site.d_in, site.d_out) for site in matrices)
+        methods.append(sized(lambda r: lora(min(r, largest), projected), unit, 0, part))
     return methods
