@@ -131,6 +131,8 @@ D, L, FF = 768, 12, 3072
         ("bert-base", inlay.Fusion(), L * (3 * D**2 + 2 * D)),
         # card 27: r(d_in + d_out + 1) a matrix
         ("bert-base", inlay.AdaLoRA(rank=12, at="attn.q"), L * 12 * (2 * D + 1)),
+        # a row of d for each token
+        ("bert-base", inlay.Rows(tokens=(1, 2, 3)), 3 * D),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
         (
             "bert-base",
