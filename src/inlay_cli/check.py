@@ -88,7 +88,7 @@ def check(
         show(f"law {order.index(step) + 1} of {len(order)}: {step}" if step in order else step)
 
     with busy("checking") as show:
-        findings = check_laws(model, subject, laws=order, report=report)
+        findings = check_laws(model, subject, laws=tuple(order), report=report)
     out().print(findings)
     if not findings.holds:
         broken = [finding.law for finding in findings.findings if finding.holds is False]
