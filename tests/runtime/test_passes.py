@@ -321,3 +321,14 @@ class TestBackward:
             recomputed = gradients()
         for a, b in zip(recomputed, plain, strict=True):
             assert relative_error(a, b) < 1e-5
+
+
+def test_a_place_that_computes_another_layout_is_refused_in_our_words() -> None:
+    """Some bases lay out images by channel, `[B, C, H, W]`; nothing can be added along the width."""
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.Houlsby(bottleneck=2, at="mlp"))
+    host = handle.placed[0].site.host
+    host.forward = lambda x: torch.nn.functional.linear(x, host.weight).mT
+    ids = torch.arange(8, 15)[None]
+    with pytest.raises(PortError, match=r"computes \[1, 32, 7\], and not vectors of 32 in the last"):
+        model(input_ids=ids)

@@ -222,6 +222,7 @@ class SiteHooks:
         y = whole if part is None else part.take(whole)
         if groups is not None:
             assert x is not None
+            self._check_width(y)
             y = groups.apply(self._add_deltas, (x, y), self._context(y))
         for piece, number in at_tokens:
             y = y + piece(y, number)
@@ -242,6 +243,15 @@ class SiteHooks:
         pieces = [piece for pieces in self.tokens.values() for piece in pieces]
         numbers = [(piece, port.numbers(piece.tokens)) for piece in pieces]
         return [(piece, number) for piece, number in numbers if number is not None]
+
+    def _check_width(self, y: Tensor) -> None:
+        """Raise PortError where the last dimension is not that of the place: images by channel."""
+        if y.shape[-1] != self.site.d_out:
+            raise PortError(
+                f"{self.site.name} of {type(self.state.stack.module).__name__} computes "
+                f"{list(y.shape)}, and not vectors of {self.site.d_out} in the last dimension; use "
+                "other places by at=, such as its projections"
+            )
 
     def _check_rows(self, y: Tensor) -> None:
         if self.site.role == "head" and y.dim() < 3 and len(self.state.routing.bound) > 1:
