@@ -330,5 +330,5 @@ def test_a_place_that_computes_another_layout_is_refused_in_our_words() -> None:
     host = handle.placed[0].site.host
     host.forward = lambda x: torch.nn.functional.linear(x, host.weight).mT
     ids = torch.arange(8, 15)[None]
-    with pytest.raises(PortError, match=r"computes \[1, 32, 7\], and not vectors of 32 in the last"):
+    with pytest.raises(PortError, match=r"computes \[1, 32, 7\], and not vectors of 32; use"):
         model(input_ids=ids)

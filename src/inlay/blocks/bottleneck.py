@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inlay.errors import SpecError
+from inlay.errors import PortError, SpecError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -42,5 +42,10 @@ class Bottleneck(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x `[..., D]` -> `[..., D]`."""
+        """x `[..., D]` -> `[..., D]`. Raises PortError where the base has another width here."""
+        if x.shape[-1] != self.down.shape[1]:
+            raise PortError(
+                f"an adapter for vectors of {self.down.shape[1]} is given {list(x.shape)}: this "
+                "sub-layer changes the width; choose other places by at="
+            )
         return linear(self.act(linear(x, self.down, self.down_bias)), self.up, self.up_bias)

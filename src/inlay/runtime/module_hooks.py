@@ -221,10 +221,13 @@ class SiteHooks:
         part = self.site.part
         y = whole if part is None else part.take(whole)
         if groups is not None:
-            assert x is not None
-            self._check_width(y)
+            x = self._checked(x, y)
             y = groups.apply(self._add_deltas, (x, y), self._context(y))
         for piece, number in at_tokens:
+            if number.shape != y.shape[:2]:
+                raise self._other_layout(
+                    f"computes {list(y.shape)} for {list(number.shape)} tokens"
+                )
             y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)
         return (y, *output[1:]) if isinstance(output, tuple) else y
@@ -244,14 +247,20 @@ class SiteHooks:
         numbers = [(piece, port.numbers(piece.tokens)) for piece in pieces]
         return [(piece, number) for piece, number in numbers if number is not None]
 
-    def _check_width(self, y: Tensor) -> None:
-        """Raise PortError where the last dimension is not that of the place: images by channel."""
-        if y.shape[-1] != self.site.d_out:
-            raise PortError(
-                f"{self.site.name} of {type(self.state.stack.module).__name__} computes "
-                f"{list(y.shape)}, and not vectors of {self.site.d_out} in the last dimension; use "
-                "other places by at=, such as its projections"
-            )
+    def _checked(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """x. Raises PortError where x and y are not the vectors that the place is known for."""
+        if x is None:
+            raise self._other_layout("ends in a pass that did not enter it")
+        width = self.site.d_out
+        if y.shape[-1] != width:
+            raise self._other_layout(f"computes {list(y.shape)}, and not vectors of {width}")
+        return x
+
+    def _other_layout(self, what: str) -> PortError:
+        return PortError(
+            f"{self.site.name} of {type(self.state.stack.module).__name__} {what}; use other "
+            "places by at=, such as its projections"
+        )
 
     def _check_rows(self, y: Tensor) -> None:
         if self.site.role == "head" and y.dim() < 3 and len(self.state.routing.bound) > 1:
