@@ -11,6 +11,7 @@ from inlay.blocks.init import normal
 from inlay.core.context import PassContext
 from inlay.core.piece import Piece
 from inlay.core.site import Site
+from inlay.errors import PortError
 
 STD = 0.02
 """Standard deviation of the weights of a gate at the start, as in the authors' code."""
@@ -51,6 +52,11 @@ class InputGate(nn.Module):
         """
         if self.weight is None:
             return self.bias.sigmoid()
+        if x.dim() != 3:
+            raise PortError(
+                f"a gate that reads its input takes the mean over the positions of rows, and is "
+                f'given {list(x.shape)}; use reads="nothing", or other places by at='
+            )
         scores = linear(x, self.weight[None], self.bias).sigmoid()  # [B, T, 1]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # for sums
         length = x.shape[1]
@@ -58,7 +64,7 @@ class InputGate(nn.Module):
             kept, _ = context.append_to_cache(owner, scores[:, None], scores[:, None, :, :0])
             scores = kept[:, 0]
         text = torch.ones_like(scores)
-        if context.mask is not None:
+        if context.mask is not None and context.mask.shape[1] >= scores.shape[1]:
             text = context.mask[:, -scores.shape[1] :, None].to(scores.dtype)
         if self.over == "text":
             return (scores * text).sum(1, keepdim=True) / text.sum(1, keepdim=True).clamp(min=1)
