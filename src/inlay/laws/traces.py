@@ -22,9 +22,9 @@ def detach_leaves_no_trace(case: Case) -> float:
     """After detach, everything about the base is what it was, bit for bit."""
     inputs = pad_batch(case.inputs(2))
     with case.isolated():
-        before = snapshot(case.model)
-        with torch.no_grad():
+        with torch.no_grad():  # in its first pass transformers itself puts hooks on some bases
             base = model_output(case.model, inputs)
+        before = snapshot(case.model)
         with case.inlay():
             if case.changes_outputs:
                 model_output(case.model, inputs).square().mean().backward()
