@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOTS = {"Method", "Preset"}
+ROOTS = {"Method", "Preset", "Wrapper"}
 """The classes of the library whose subclasses a recipe can name."""
 
 TASK_ROOTS = {"Task"}

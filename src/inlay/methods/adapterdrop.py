@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 from typing_extensions import override
 
 from inlay.core.context import PassContext
-from inlay.core.method import Loss, Method, ParameterGroup, Shared
+from inlay.core.method import Method, Shared
 from inlay.core.piece import Foldable, OutputDelta, Piece
 from inlay.core.site import Site
+from inlay.core.wrapper import Wrapper
 from inlay.errors import PortError, SpecError
 from inlay.methods.pfeiffer import Pfeiffer
 
 
 @dataclass(frozen=True, repr=False)
-class AdapterDrop(Method):
+class AdapterDrop(Wrapper):
     """Trains another method so that its lowest layers can be left out later (the robust variant).
 
     In training each batch draws k and leaves out the pieces of the layers below it, which makes
@@ -69,61 +68,6 @@ class AdapterDrop(Method):
         return kind(piece, site.layer, most)
 
     @override
-    def with_size(self, steps: int) -> AdapterDrop:
-        return dataclasses.replace(self, inner=self.inner.with_size(steps))
-
-    @override
-    def learning_rate(self) -> float:
-        return self.inner.learning_rate()
-
-    @property
-    @override
-    def needs_preparation(self) -> bool:
-        return self.inner.needs_preparation
-
-    @property
-    @override
-    def has_penalty(self) -> bool:
-        return self.inner.has_penalty
-
-    @property
-    @override
-    def has_schedule(self) -> bool:
-        return self.inner.has_schedule
-
-    @override
-    def prepare(
-        self, base: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Loss]
-    ) -> Mapping[str, Tensor]:
-        return self.inner.prepare(base, sites, batches)
-
-    @override
-    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
-        self.inner.finish(_inner(pieces), shared)
-
-    @override
-    def penalty(
-        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]
-    ) -> Tensor | None:
-        return self.inner.penalty(_inner(pieces), shared)
-
-    @override
-    def consistency(self, divergence: Tensor) -> Tensor:
-        return self.inner.consistency(divergence)
-
-    @override
-    def after_step(
-        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
-    ) -> None:
-        self.inner.after_step(_inner(pieces), shared, progress)
-
-    @override
-    def parameter_groups(
-        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
-    ) -> Sequence[ParameterGroup]:
-        return self.inner.parameter_groups(_inner(pieces), shared, learning_rate)
-
-    @override
     def exported(self) -> Method:
         """The inner method: nothing is drawn when it is used."""
         return self.inner.exported()
@@ -158,12 +102,6 @@ class Dropped(OutputDelta):
     def export(self) -> dict[str, Tensor]:
         return self.inner.export()
 
-    @override
-    def resize(self, shapes: Mapping[str, torch.Size]) -> None:
-        self.inner.resize(
-            {n.removeprefix("inner."): s for n, s in shapes.items() if n.startswith("inner.")}
-        )
-
 
 class FoldableDropped(Foldable, Dropped):
     """A piece that can be merged, with all layers."""
@@ -172,8 +110,3 @@ class FoldableDropped(Foldable, Dropped):
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert isinstance(self.inner, Foldable)
         return self.inner.fold(w, b)
-
-
-def _inner(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """The pieces of the inner method."""
-    return {name: piece.inner for name, piece in pieces.items() if isinstance(piece, Dropped)}

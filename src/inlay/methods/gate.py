@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.blocks.gates import InputGate, ScalarGate
 from inlay.core.context import PassContext
-from inlay.core.method import Loss, Method, ParameterGroup, Shared, Spec, sum_of
+from inlay.core.method import Method, ParameterGroup, Shared, Spec, sum_of
 from inlay.core.piece import ExtraKV, Foldable, InputMap, OutputDelta, Piece
 from inlay.core.site import Site
+from inlay.core.wrapper import Wrapper
 from inlay.errors import PortError, SpecError
 from inlay.methods.lora import LoRA
 from inlay.methods.prefix import Prefix
 
 
 @dataclass(frozen=True, repr=False)
-class Gate(Method):
+class Gate(Wrapper):
     """A learned factor a place on what another method changes there: 0 is the base, 1 the method.
 
     reads="nothing": the factor is one number, and what is gated can be merged wherever the inner
@@ -83,60 +83,11 @@ class Gate(Method):
         return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate)
 
     @override
-    def with_size(self, steps: int) -> Self:
-        return dataclasses.replace(self, inner=self.inner.with_size(steps))
-
-    @override
-    def learning_rate(self) -> float:
-        return self.inner.learning_rate()
-
-    @property
-    @override
-    def needs_preparation(self) -> bool:
-        return self.inner.needs_preparation
-
-    @property
-    @override
-    def has_penalty(self) -> bool:
-        return self.inner.has_penalty
-
-    @property
-    @override
-    def has_schedule(self) -> bool:
-        return self.inner.has_schedule
-
-    @override
-    def prepare(
-        self, base: PreTrainedModel, sites: Sequence[Site], batches: Iterable[Loss]
-    ) -> Mapping[str, Tensor]:
-        return self.inner.prepare(base, sites, batches)
-
-    @override
-    def finish(self, pieces: Mapping[str, Piece], shared: Shared) -> None:
-        self.inner.finish(_inner(pieces), shared)
-
-    @override
-    def penalty(
-        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]
-    ) -> Tensor | None:
-        return self.inner.penalty(_inner(pieces), shared)
-
-    @override
-    def consistency(self, divergence: Tensor) -> Tensor:
-        return self.inner.consistency(divergence)
-
-    @override
-    def after_step(
-        self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
-    ) -> None:
-        self.inner.after_step(_inner(pieces), shared, progress)
-
-    @override
     def parameter_groups(
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
     ) -> Sequence[ParameterGroup]:
         """The inner method's groups, and the gates, which do not decay."""
-        groups = self.inner.parameter_groups(_inner(pieces), shared, learning_rate)
+        groups = super().parameter_groups(pieces, shared, learning_rate)
         gated = [piece for piece in pieces.values() if isinstance(piece, Gated)]
         gates = tuple(parameter for piece in gated for parameter in piece.gate.parameters())
         return [*groups, ParameterGroup(gates, learning_rate, weight_decay=0.0)]
@@ -253,8 +204,3 @@ KINDS: dict[type[Piece], Kind] = {
     InputMap: Kind(GatedInput, FoldableGatedInput, InputGatedInput),
     ExtraKV: Kind(GatedKV, GatedKV, InputGatedKV),
 }
-
-
-def _inner(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
-    """The pieces of the inner method."""
-    return {name: piece.inner for name, piece in pieces.items() if isinstance(piece, Gated)}
