@@ -69,13 +69,25 @@ def tiny_configs(config_class: type[PreTrainedConfig]) -> Iterator[PreTrainedCon
 
 
 def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A random model of a class. Raises MemoryError where it would not be tiny."""
+    """A random model of a class. Raises MemoryError where it would not be tiny.
+
+    config: its own, or that of a larger model which it is a part of.
+    """
+    config = _own_config(model_class, config)
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > MOST_PARAMETERS:
         raise MemoryError(f"{size:,} parameters")
     torch.manual_seed(0)
     return model_class(config).float().eval()
+
+
+def _own_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config, or the one in it that the class is made from."""
+    kind = model_class.config_class
+    if kind is None or isinstance(config, kind):
+        return config
+    return next((part for part in vars(config).values() if isinstance(part, kind)), config)
 
 
 def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> Fields:
