@@ -24,6 +24,8 @@ TEXT = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 
@@ -83,7 +85,7 @@ def test_a_prefix_starts_from_the_words_alone(
     expected = list(projected(stack, WORDS).values())
     assert [len(keys) for keys in expected] == [4, 4, 4]
     handle = inlay.attach(model, inlay.Prefix(length=3, mlp=mlp, start=WORDS))
-    pieces = [piece for _, site, piece in zoo.pieces(handle) if site.stack == "encoder"]
+    pieces = [piece for _, _, piece in zoo.pieces(handle)]
     assert len(pieces) == 3
     for piece, keys in zip(pieces, expected, strict=True):
         own = piece.export()["k"].transpose(0, 1).flatten(1)
@@ -103,7 +105,7 @@ def test_keys_of_more_than_one_word_are_none_of_a_word() -> None:
     model, _ = every_second()
     assert keys_and_values(resolve(model), WORDS) == {}
     with pytest.raises(
-        SpecError, match=r"encoder\.0\.attn\.kv does not see each word .* start=None"
+        SpecError, match=r"decoder\.0\.attn\.kv does not see each word .* start=None"
     ):
         inlay.attach(model, inlay.Prefix(length=3, mlp=None, start=WORDS))
     inlay.attach(model, inlay.Prefix(length=3, mlp=None))  # common words: random values instead
