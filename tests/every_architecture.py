@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +33,10 @@ STATE = Path(__file__).with_suffix(".jsonl")
 """What was found so far, a class a line; a later line counts."""
 
 SECONDS, BYTES = 240, 6 * 2**30
-"""What one class may take."""
+"""What one class may take: seconds of a processor, however many share it, and memory."""
+
+WAIT = 10 * SECONDS
+"""How long a class is waited for, which may do nothing at all."""
 
 HEADS = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -64,12 +68,14 @@ def examined(config_name: str, class_name: str) -> dict[str, Any]:
     process = context.Process(target=_child, args=(there, config_name, class_name), daemon=True)
     process.start()
     there.close()
-    findings = {"name": class_name, "built": False, "note": f"no answer in {SECONDS} s"}
+    findings = {"name": class_name, "built": False, "note": f"no answer in {WAIT} s"}
     try:
-        if here.poll(SECONDS):
+        if here.poll(WAIT):
             findings = here.recv()
     except EOFError:
-        findings["note"] = "the process was killed"
+        process.join()
+        late = process.exitcode == -signal.SIGXCPU
+        findings["note"] = f"no answer in {SECONDS} s" if late else "the process was killed"
     process.kill()
     process.join()
     here.close()
@@ -82,6 +88,7 @@ def _child(pipe: Any, config_name: str, class_name: str) -> None:
     from tests.every.examine import Findings, examine, short
 
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     warnings.simplefilter("ignore")
     hf.logging.set_verbosity_error()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -28,6 +28,14 @@ CUTS = (
 )
 """What widths are divided by, whether depths are cut, whether positions are."""
 
+POSITIONS = {
+    "max_position_embeddings": 512,
+    "max_source_positions": 100,
+    "chunk_size": 8,
+    "mamba_chunk_size": 8,
+}
+"""How many positions a tiny model has; what sound is made of is long where there are many."""
+
 VOCABULARY = 300
 MOST_PARAMETERS = 150_000_000
 DEPTH = re.compile(
@@ -148,8 +156,8 @@ def _tiny_number(name: str, value: int, factor: int, depth: int, cut_positions: 
         return min(value, 2)
     if name in ("n_group", "topk_group"):
         return 1
-    if name == "max_position_embeddings":
-        return min(value, 512) if cut_positions else value
+    if name in POSITIONS:
+        return min(value, POSITIONS[name]) if cut_positions else value
     if WIDTH.search(name) and not NOT_WIDTH.search(name) and value >= 32 and value % factor == 0:
         return max(value // factor, 4)
     return value
