@@ -21,6 +21,7 @@ import os
 import random
 import resource
 import signal
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def _child(pipe: Any, config_name: str, class_name: str) -> None:
         findings = examine(_named(class_name), _named(config_name))
     except Exception as error:
         findings = Findings(class_name, note=short(error))
-    pipe.send(findings.as_dict())
+    pipe.send({**findings.as_dict(), "seconds": round(time.process_time(), 1)})
 
 
 def _named(name: str) -> Any:
@@ -228,7 +229,8 @@ def _line(findings: dict[str, Any]) -> str:
     if not findings["built"]:
         return f"{findings['name']}: not built: {findings['note']}"
     fields = ("works", "refused", "late", "base_fails", "crashed")
-    return f"{findings['name']}: {', '.join(f'{len(findings[f])} {f}' for f in fields)}"
+    counted = ", ".join(f"{len(findings[f])} {f}" for f in fields)
+    return f"{findings['name']}: {counted} in {findings['seconds']} s"
 
 
 if __name__ == "__main__":

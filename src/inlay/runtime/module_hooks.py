@@ -235,7 +235,10 @@ class SiteHooks:
     def _add_deltas(self, names: Names, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         for name in names:
             for piece in self.output[name]:
-                y = y + piece(x, y, context)
+                delta = piece(x, y, context)
+                if not _fits(delta, y):
+                    raise self._other_layout(f"computes {list(y.shape)} from {list(x.shape)}")
+                y = y + delta
         return y
 
     def _at_tokens(self) -> list[tuple[VirtualTokenDelta, Tensor]]:
@@ -248,13 +251,17 @@ class SiteHooks:
         return [(piece, number) for piece, number in numbers if number is not None]
 
     def _checked(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """x. Raises PortError where x and y are not the vectors that the place is known for."""
+        """x, laid out as y is: some sub-layers flatten the positions of all rows, `[B · T, D]`.
+
+        Raises PortError where x and y are not the vectors that the place is known for.
+        """
         if x is None:
             raise self._other_layout("ends in a pass that did not enter it")
         width = self.site.d_out
         if y.shape[-1] != width:
             raise self._other_layout(f"computes {list(y.shape)}, and not vectors of {width}")
-        return x
+        flat = x.dim() > 2 == y.dim() and x.shape[:-1].numel() == len(y)
+        return x.flatten(0, -2) if flat else x
 
     def _other_layout(self, what: str) -> PortError:
         return PortError(
@@ -268,6 +275,12 @@ class SiteHooks:
                 "a head that reads selected positions cannot tell their rows apart; "
                 "give every row the same inlay, or pass the head whole rows"
             )
+
+
+def _fits(delta: Tensor, y: Tensor) -> bool:
+    """Whether the sum of both has the shape of y."""
+    pairs = zip(reversed(delta.shape), reversed(y.shape), strict=False)
+    return delta.dim() <= y.dim() and all(size in (1, width) for size, width in pairs)
 
 
 class _Opened(PerThread):
