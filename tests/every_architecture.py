@@ -6,10 +6,10 @@
 
 Builds every class that `AutoModel` and the automatic classes with heads know, tiny and random, in
 a process of its own, attaches every example of every method, and with each method's first example
-runs and learns where inputs for it can be made, saves and loads. `tests/every_architecture.json`
-holds what came out: how many specs run on each class, how often which message refuses one, and what
-ends in an exception that is not ours. A run that was stopped goes on where it was; `--anew` forgets
-what a run before this one found.
+runs and learns where inputs for it can be made, and on a third of the classes saves and loads.
+`tests/every_architecture.json` holds what came out: how many specs run on each class, how often
+which message refuses one, and what ends in an exception that is not ours. A run that was stopped
+goes on where it was; `--anew` forgets what a run before this one found.
 """
 
 from __future__ import annotations

@@ -117,10 +117,8 @@ def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> 
             tiny[name] = _tiny_number(name, value, factor, depth, cut_positions)
         else:
             tiny[name] = value
-    if "image_size" in tiny and isinstance(tiny["image_size"], int) and "window_size" not in tiny:
-        patch = tiny.get("patch_size")
-        patch = patch if isinstance(patch, int) else 4
-        tiny["image_size"] = 64 if 64 % patch == 0 else 4 * patch
+    if isinstance(tiny.get("image_size"), int):
+        tiny["image_size"] = _image_size(tiny)
     for width in ("hidden_size", "embed_dim", "d_model", "dim"):
         for heads in ("num_attention_heads", "num_heads", "attention_heads", "n_heads"):
             wide, count = tiny.get(width), tiny.get(heads)
@@ -132,6 +130,16 @@ def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> 
     if "mrope_section" in tiny:
         tiny["mrope_section"] = [2, 1, 1]
     return tiny
+
+
+def _image_size(fields: Fields) -> int:
+    """The side of a small image, in pixels: some patches, or one window of them."""
+    patch, window, size = fields.get("patch_size"), fields.get("window_size"), fields["image_size"]
+    patch = patch if isinstance(patch, int) else 4
+    if "window_size" not in fields:
+        return 64 if 64 % patch == 0 else 4 * patch
+    stages = "depths" in fields or not isinstance(window, int)  # they shrink it, by their windows
+    return size if stages else min(size, patch * max(window, 1))
 
 
 def _depth(fields: Fields) -> int:
