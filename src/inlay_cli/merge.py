@@ -134,7 +134,7 @@ def _merged(opened: Opened, dequantize: bool) -> _Merged:
     from dataclasses import replace
 
     from inlay.classifier import as_classifier
-    from inlay.core.quantised import quantised_modules
+    from inlay.core.quantised import memory_of, quantised_modules
     from inlay.handle import attached
     from inlay.methods.head import Classifier
     from inlay.runtime.trained_heads import head_of
@@ -147,12 +147,12 @@ def _merged(opened: Opened, dequantize: bool) -> _Merged:
     remarks: list[str] = []
     classifier = None
     alone = all(method.has_head for method in handle.spec.methods)
-    before = model.get_memory_footprint()
+    before = memory_of(model)
     quantised = len(quantised_modules(model))
     if not alone:
         handle.merge(dequantise=dequantize)
     if quantised and not alone:
-        after = model.get_memory_footprint()
+        after = memory_of(model)
         remarks.append(
             f"{quantised} matrices were dequantised: the base takes {after / 2**20:,.0f} MiB "
             f"instead of {before / 2**20:,.0f}"

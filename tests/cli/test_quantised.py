@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from inlay.core.quantised import quantisation, quantised_modules
+from inlay.core.quantised import memory_of, quantisation, quantised_modules
 from inlay.errors import FetchError
 from inlay.hub import load_base
 from tests.tasks import tiny
@@ -40,8 +40,10 @@ def test_load_base(wide, kind):
     assert len(kinds) == 1 and None not in kinds
     assert f"quantised to {kind}" in lines[-1]
     plain, _ = load_base(wide)
-    if kind != "torchao-int4":  # which keeps its 4 bits in 8
-        assert model.get_memory_footprint() < plain.get_memory_footprint()
+    bits = {"int8": 8, "nf4": 4, "torchao-int8": 8, "torchao-int4": 8}[kind]  # the last in bytes
+    numbers = sum(m.in_features * m.out_features for m in quantised_modules(model).values())
+    saved = memory_of(plain) - memory_of(model)
+    assert saved == pytest.approx(numbers * (32 - bits) / 8, rel=0.05)
 
 
 def test_what_cannot_be_quantised_is_refused(base, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from inlay.errors import SpecError
 
@@ -66,6 +67,19 @@ def quantised_modules(model: nn.Module) -> dict[str, nn.Linear]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and quantisation(module) is not None
     }
+
+
+def memory_of(model: nn.Module) -> int:
+    """How many bytes the parameters and buffers of a model take, of packed ones their parts."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(_bytes(tensor) for tensor in tensors.values())
+
+
+def _bytes(tensor: Tensor) -> int:
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.nbytes
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_bytes(getattr(tensor, name)) for name in names)
 
 
 def as_linear(host: nn.Linear, dtype: torch.dtype) -> nn.Linear:

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from inlay.core.quantised import keep_layout, quantised_modules
+from inlay.core.quantised import keep_layout, memory_of, quantised_modules
 from inlay.errors import FetchError, nearest
 from inlay.hub.convert import quiet
 from inlay.hub.models import MODELS, announce, fetch_model
@@ -119,7 +119,7 @@ def _load_quantised(
     model, tokenizer = _load(name, computes, level, **options)
     _check_quantised(name, model, quantize)
     keep_layout(model)
-    report(f"{name} is quantised to {quantize}: {model.get_memory_footprint() / 2**20:,.0f} MiB")
+    report(f"{name} is quantised to {quantize}: {memory_of(model) / 2**20:,.0f} MiB")
     return model, tokenizer
 
 
