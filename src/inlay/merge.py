@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -41,7 +42,8 @@ def replace_quantised(model: PreTrainedModel, linears: Linears) -> None:
         if module in linears:
             model.set_submodule(path, linears[module])
     if linears:
-        model.hf_quantizer.remove_quantization_config(model)
+        quantizer: Any = model.hf_quantizer
+        quantizer.remove_quantization_config(model)
 
 
 def plan(

@@ -8,6 +8,7 @@ Neither library is imported: a module can only be one of its own where a program
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ def memory_of(model: nn.Module) -> int:
     return sum(_bytes(tensor) for tensor in tensors.values())
 
 
-def _bytes(tensor: Tensor) -> int:
+def _bytes(tensor: Any) -> int:
     if not is_traceable_wrapper_subclass(tensor):
-        return tensor.nbytes
+        return int(tensor.nbytes)
     names, _ = tensor.__tensor_flatten__()
     return sum(_bytes(getattr(tensor, name)) for name in names)
 
@@ -108,7 +109,10 @@ def passes_gradients(host: nn.Linear, dtype: torch.dtype) -> bool:
         y = host.forward(x)
         if not y.requires_grad:
             return False
-        (gradient,) = torch.autograd.grad(y.float().sum(), x, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            y.float().sum(), x, allow_unused=True
+        )
+    gradient = gradients[0]
     if gradient is None:
         return False
     expected = matrix.sum(0)

@@ -105,11 +105,12 @@ def _load_quantised(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base with quantised matrices, which have to be made where they will stay."""
     quantisation_config(quantize, torch.float32)  # refuse before anything is read
+    problem = None if Path(name).exists() else _hub_problem(name)
     try:
-        stored = AutoConfig.from_pretrained(name, local_files_only=Path(name).exists()).dtype
+        stored = AutoConfig.from_pretrained(name, local_files_only=problem is not None).dtype
     except (OSError, ValueError, KeyError) as error:
-        raise FetchError(_load_message(name, _first_line(error))) from error
-    computes = (stored or torch.float32) if dtype in (None, "stored") else dtype
+        raise FetchError(_load_message(name, problem or _first_line(error))) from error
+    computes = dtype if isinstance(dtype, torch.dtype) else stored or torch.float32
     if dtype is None and stays and is_emulated(computes):
         _report_emulated(computes, report)
         computes = torch.float32

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
-from transformers.utils import is_bitsandbytes_available, is_torchao_available
+from transformers.utils.import_utils import is_bitsandbytes_available, is_torchao_available
 
 from inlay.errors import FetchError, nearest
 
@@ -37,7 +37,8 @@ def _torchao_int8(dtype: torch.dtype) -> Any:
 def _torchao_int4(dtype: torch.dtype) -> Any:
     from torchao.quantization import IntxWeightOnlyConfig
 
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4))
+    int4: Any = vars(torch)["int4"]  # torch's annotations leave it out
+    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=int4))
 
 
 QUANTISATIONS: dict[str, Callable[[torch.dtype], Any]] = {
