@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers as hf
+from transformers.utils.import_utils import is_torchao_available
 
 from inlay.core.quantised import memory_of, quantisation, quantised_modules
 from inlay.errors import FetchError
@@ -14,7 +15,9 @@ from inlay.hub import load_base
 from tests.tasks import tiny
 
 pytest.importorskip("bitsandbytes")
-pytest.importorskip("torchao")
+without_torchao = pytest.mark.skipif(
+    not is_torchao_available(), reason="torchao is not installed: make test-torchao"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,15 @@ def wide(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4", "torchao-int8", "torchao-int4"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "int8",
+        "nf4",
+        pytest.param("torchao-int8", marks=without_torchao),
+        pytest.param("torchao-int4", marks=without_torchao),
+    ],
+)
 def test_load_base(wide, kind):
     lines = []
     model, _ = load_base(wide, quantize=kind, report=lines.append)
@@ -46,11 +57,21 @@ def test_load_base(wide, kind):
     assert saved == pytest.approx(numbers * (32 - bits) / 8, rel=0.05)
 
 
+@pytest.mark.skipif(is_torchao_available(), reason="torchao is installed")
+def test_a_library_that_is_not_installed_is_named(wide):
+    with pytest.raises(FetchError, match=r"pip install 'inlay\[torchao\]'"):
+        load_base(wide, quantize="torchao-int8")
+
+
 def test_what_cannot_be_quantised_is_refused(base, tmp_path):
     with pytest.raises(FetchError, match="multiples of 64"):
         load_base(base, quantize="nf4")
     with pytest.raises(FetchError, match="did you mean 'nf4'"):
         load_base(base, quantize="nf")
+
+
+@without_torchao
+def test_a_base_of_which_nothing_is_quantised_is_refused(tmp_path):
     folder = tmp_path / "gpt2"
     hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=90)).save_pretrained(
         folder

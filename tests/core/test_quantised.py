@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers.utils.import_utils import is_torchao_available
 
 import inlay
 from inlay.core.quantised import dequantised, keep_layout, quantisation, quantised_modules
@@ -19,10 +20,16 @@ from inlay.laws.case import perturb
 from tests.methods import exact
 
 pytest.importorskip("bitsandbytes")
-pytest.importorskip("torchao")
+without_torchao = pytest.mark.skipif(
+    not is_torchao_available(), reason="torchao is not installed: make test-torchao"
+)
 
 KINDS = {"int8": "int8", "nf4": "nf4", "torchao-int8": "torchao-Int8Tensor"}
 KINDS["torchao-int4"] = "torchao-IntxUnpackedToInt8Tensor"
+
+every_kind = pytest.mark.parametrize(
+    "kind", ["int8", "nf4", *(pytest.param(k, marks=without_torchao) for k in list(KINDS)[2:])]
+)
 
 SPECS = (
     inlay.LoRA(rank=2),
@@ -86,7 +93,7 @@ def numbers_of(model) -> list[torch.Tensor]:
     return [dequantised(module) for module in quantised_modules(model).values()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bart"])
 def test_the_numbers_of_a_quantised_matrix(folders, family, kind):
     plain, model = fresh(family), quantised(folders[family], kind)
@@ -107,7 +114,7 @@ def test_the_numbers_of_a_quantised_matrix(folders, family, kind):
         torch.testing.assert_close(module(x), expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_methods_learn_and_leave_the_base_alone(folders, spec, kind, tmp_path):
     model = quantised(folders["llama"], kind)
@@ -134,7 +141,7 @@ def test_methods_learn_and_leave_the_base_alone(folders, spec, kind, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_gradients_are_those_of_the_numbers(folders, kind):
     """As in a base of ordinary matrices with the same numbers."""
     model = quantised(folders["llama"], kind)
@@ -173,6 +180,7 @@ def test_a_packed_layout_without_gradients_is_undone(folders):
     assert now == [m.support_avx512bf16_for_cpu for m in quantised_modules(fresh).values()]
 
 
+@without_torchao
 def test_a_base_that_loses_gradients_is_refused(folders):
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
@@ -183,7 +191,7 @@ def test_a_base_that_loses_gradients_is_refused(folders):
     assert not inlay.attached(model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_files_of_one_base_are_told_from_those_of_the_other(folders, kind, tmp_path):
     model, plain = quantised(folders["llama"], kind), fresh("llama")
     of_quantised = inlay.attach(model, inlay.LoRA(rank=2)).save(tmp_path / "q.safetensors")
@@ -199,7 +207,7 @@ def test_files_of_one_base_are_told_from_those_of_the_other(folders, kind, tmp_p
         inlay.load(other, of_quantised)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_kind
 def test_merging_is_refused_or_dequantises(folders, kind, tmp_path):
     model = quantised(folders["llama"], kind)
     handle = inlay.attach(model, inlay.LoRA(rank=2, at=("attn.q", "mlp.down")))

@@ -11,9 +11,6 @@ from transformers.utils.import_utils import is_bitsandbytes_available, is_torcha
 
 from inlay.errors import FetchError, nearest
 
-EXTRA = "quantised"
-"""The extra of this package that brings both libraries."""
-
 
 def _int8(dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)
@@ -67,9 +64,9 @@ def quantisation_config(name: str, dtype: torch.dtype) -> Any:
     torchao = name.startswith("torchao")
     available = is_torchao_available() if torchao else is_bitsandbytes_available()
     if not available:
-        library = "torchao" if torchao else "bitsandbytes"
+        library, extra = ("torchao",) * 2 if torchao else ("bitsandbytes", "quantised")
         raise FetchError(
             f"quantising to {name} needs {library}, which is not installed; "
-            f"pip install 'inlay[{EXTRA}]'"
+            f"pip install 'inlay[{extra}]'"
         )
     return QUANTISATIONS[name](dtype)
