@@ -9,7 +9,8 @@ a process of its own, attaches every example of every method, and with each meth
 runs and learns where inputs for it can be made, and on a third of the classes saves and loads.
 `tests/every_architecture.json` holds what came out: how many specs run on each class, how often
 which message refuses one, and what ends in an exception that is not ours. A run that was stopped
-goes on where it was; `--anew` forgets what a run before this one found.
+goes on where it was, and a method that is new since is examined on every class; `--anew` forgets
+what runs before this one found.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import os
 import random
 import resource
 import signal
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -62,14 +62,25 @@ def classes() -> Iterator[tuple[str, str, str]]:
             yield model_type, config_name, name if isinstance(name, str) else name[0]
 
 
-def examined(config_name: str, class_name: str) -> dict[str, Any]:
-    """The findings of one class, from a process of its own."""
+def examined(
+    config_name: str, class_name: str, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The findings of one class, from a process of its own.
+
+    known: earlier ones, to which those of further specs are added.
+    """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, config_name, class_name), daemon=True)
+    process = context.Process(
+        target=_child, args=(there, config_name, class_name, known), daemon=True
+    )
     process.start()
     there.close()
-    findings = {"name": class_name, "built": False, "note": f"no answer in {WAIT} s"}
+    findings: dict[str, Any] = {
+        "name": class_name,
+        "built": False,
+        "note": f"no answer in {WAIT} s",
+    }
     try:
         if here.poll(WAIT):
             findings = here.recv()
@@ -83,7 +94,7 @@ def examined(config_name: str, class_name: str) -> dict[str, Any]:
     return findings
 
 
-def _child(pipe: Any, config_name: str, class_name: str) -> None:
+def _child(pipe: Any, config_name: str, class_name: str, known: dict[str, Any] | None) -> None:
     import transformers as hf
 
     from tests.every.examine import Findings, examine, short
@@ -94,10 +105,11 @@ def _child(pipe: Any, config_name: str, class_name: str) -> None:
     hf.logging.set_verbosity_error()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
-        findings = examine(_named(class_name), _named(config_name))
+        earlier = None if known is None else Findings(**known)
+        findings = examine(_named(class_name), _named(config_name), earlier)
     except Exception as error:
         findings = Findings(class_name, note=short(error))
-    pipe.send({**findings.as_dict(), "seconds": round(time.process_time(), 1)})
+    pipe.send(findings.as_dict())
 
 
 def _named(name: str) -> Any:
@@ -181,7 +193,7 @@ def main() -> None:
     if arguments.again and not STATE.exists():
         parser.error("no run has found anything here yet; run all classes first")
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is anybody's model
-    import tests.every.examine  # noqa: F401  # before the processes are forked
+    import tests.every.examine  # before the processes are forked
 
     stores = arguments.again or not arguments.names
     if arguments.anew:
@@ -194,7 +206,10 @@ def main() -> None:
     todo = list(dict.fromkeys(todo))
     random.Random(0).shuffle(todo)  # neighbours are alike: a stopped run has seen some of each kind
     known = _known() if stores else {}
-    rest = [pair for pair in todo if arguments.names or pair[1] not in known]
+    rest = [(*pair, None) for pair in todo if arguments.names or pair[1] not in known]
+    if not arguments.names:
+        specs = {repr(spec) for spec, _ in tests.every.examine.examples()}
+        rest += [(*pair, known[pair[1]]) for pair in todo if _lacks(known.get(pair[1]), specs)]
     for number, findings in enumerate(_all_examined(rest, arguments.workers), 1):
         known[findings["name"]] = findings
         print(f"{number}/{len(rest)} {_line(findings)}", flush=True)
@@ -209,28 +224,40 @@ def main() -> None:
     print(counts(result))
 
 
-def _all_examined(pairs: list[tuple[str, str]], workers: int) -> Iterator[dict[str, Any]]:
+def _lacks(findings: dict[str, Any] | None, specs: set[str]) -> bool:
+    """Whether a class was built, and not examined under all of these specs."""
+    from tests.every.examine import Findings
+
+    return findings is not None and findings["built"] and not specs <= Findings(**findings).specs
+
+
+def _all_examined(
+    todo: list[tuple[str, str, dict[str, Any] | None]], workers: int
+) -> Iterator[dict[str, Any]]:
     """The findings of many classes, as they come."""
     pool = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([pool.submit(examined, *pair) for pair in pairs]):
+        for future in as_completed([pool.submit(examined, *arguments) for arguments in todo]):
             yield future.result()
     finally:  # whoever stops the run does not wait for all the rest
         pool.shutdown(cancel_futures=True)
 
 
 def _known() -> dict[str, dict[str, Any]]:
-    """What earlier runs found, by class."""
+    """What earlier runs found of today's specs, by class."""
+    from tests.every.examine import Findings, examples
+
+    specs = {repr(spec) for spec, _ in examples()}
     lines = STATE.read_text().splitlines() if STATE.exists() else []
-    return {findings["name"]: findings for findings in map(json.loads, lines)}
+    found = (Findings(**json.loads(line)).of(specs) for line in lines)
+    return {findings.name: findings.as_dict() for findings in found}
 
 
 def _line(findings: dict[str, Any]) -> str:
     if not findings["built"]:
         return f"{findings['name']}: not built: {findings['note']}"
     fields = ("works", "refused", "late", "base_fails", "crashed")
-    counted = ", ".join(f"{len(findings[f])} {f}" for f in fields)
-    return f"{findings['name']}: {counted} in {findings['seconds']} s"
+    return f"{findings['name']}: {', '.join(f'{len(findings[f])} {f}' for f in fields)}"
 
 
 if __name__ == "__main__":

@@ -65,6 +65,15 @@ def test_messages_are_stored_without_paths() -> None:
     assert short(error) == "OSError: no file … at a/b or 1 / 2, for </s>"
 
 
+def test_a_class_is_examined_further_under_new_specs() -> None:
+    known = Findings("GPT2LMHeadModel", built=True, works=["LoRA(rank=2)", "Gone()"])
+    specs = {repr(spec) for spec, _ in examples()}
+    findings = examined("GPT2Config", "GPT2LMHeadModel", known.of(specs).as_dict())
+    assert Findings(**findings).specs == specs
+    assert findings["works"][0] == "LoRA(rank=2)"
+    assert findings["stacks"] == {"decoder": 2}
+
+
 class _Breaks(torch.nn.Module):
     """Stands for a part that fails by itself, or where anything is attached."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 import traceback
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ class Findings:
         """As JSON."""
         return asdict(self)
 
+    def of(self, specs: Collection[str]) -> Findings:
+        """The same, with what was found of these specs alone."""
+        messages = {
+            name: {spec: text for spec, text in vars(self)[name].items() if spec in specs}
+            for name in ("refused", "late", "crashed", "base_fails")
+        }
+        works = [spec for spec in self.works if spec in specs]
+        return replace(self, works=works, **messages)
+
+    @property
+    def specs(self) -> set[str]:
+        """The specs that it says something of."""
+        return {*self.works, *self.refused, *self.late, *self.crashed, *self.base_fails}
+
 
 def examples() -> list[tuple[Method, bool]]:
     """Every tiny example of every method of the library, and whether it is the method's first."""
@@ -64,13 +79,19 @@ def examples() -> list[tuple[Method, bool]]:
     return [(example, example is kind.examples[0]) for kind in own for example in kind.examples]
 
 
-def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> Findings:
+def examine(
+    model_class: type[PreTrainedModel],
+    config_class: type[PreTrainedConfig],
+    known: Findings | None = None,
+) -> Findings:
     """Attach every method to a tiny random model of a class.
 
     Every example is attached; a method's first one runs and learns too (the others differ from it
     in numbers and places), and on a third of the classes it is saved and loaded.
+
+    known: what was found before; what it says of a spec stays.
     """
-    findings = Findings(model_class.__name__)
+    findings = known or Findings(model_class.__name__)
     model, inputs = _build(model_class, config_class, findings)
     if model is None:
         return findings
@@ -86,7 +107,8 @@ def examine(model_class: type[PreTrainedModel], config_class: type[PreTrainedCon
     runs = [] if inputs is None else [(model, inputs)]
     runs += _towers(model)
     turn = crc32(findings.name.encode())
-    for number, (spec, is_first) in enumerate(examples()):
+    todo = [(spec, first) for spec, first in examples() if repr(spec) not in findings.specs]
+    for number, (spec, is_first) in enumerate(todo):
         saves = is_first and (number + turn) % SAVED == 0
         try_spec(model, spec, findings, runs if is_first else [], saves=saves)
     return findings
