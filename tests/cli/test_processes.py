@@ -1,5 +1,6 @@
 """Commands in processes of their own: several that train together, and one whose hashes differ."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,27 @@ def test_two_processes_train_and_report_as_one(recipe, tmp_path):
     assert process.returncode == 0, err
     assert out.count("saved in") == out.count("3 steps") == 1
     assert (tmp_path / "two" / "run" / "default.safetensors").exists()
+
+
+def test_two_processes_score_and_predict_as_one(trained, rows, tmp_path):
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    commands = {
+        "eval": ("--data", rows, "--json", "--predictions", "each.jsonl"),
+        "predict": (rows, "--out", "answers.jsonl"),
+    }
+    for command, words in commands.items():
+        process = started(
+            tmp_path / command, *launch, "-m", "inlay_cli.app", command, trained, *words
+        )
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        folder = tmp_path / command
+        if command == "eval":
+            assert json.loads(out)["rows"] == 12  # one report
+            assert len((folder / "each.jsonl").read_text().splitlines()) == 12
+        else:
+            assert err.count("wrote 12 rows") == 1
+            assert len((folder / "answers.jsonl").read_text().splitlines()) == 12
 
 
 def test_the_same_run_writes_the_same_bytes_whatever_python_hashes(recipe, tmp_path, inlay):
