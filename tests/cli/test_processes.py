@@ -51,8 +51,8 @@ def test_two_processes_score_and_predict_as_one(trained, rows, tmp_path):
         assert process.returncode == 0, err
         folder = tmp_path / command
         if command == "eval":
-            assert json.loads(out)["rows"] == 12  # one report
-            assert len((folder / "each.jsonl").read_text().splitlines()) == 12
+            assert json.loads(out)["rows"] == 4  # one report, of the rows of dev
+            assert len((folder / "each.jsonl").read_text().splitlines()) == 4
         else:
             assert err.count("wrote 12 rows") == 1
             assert len((folder / "answers.jsonl").read_text().splitlines()) == 12

@@ -134,9 +134,12 @@ def test_a_pass_with_gradients_waits_for_nothing(family: str, method: str) -> No
         assert not waits(model, lambda: train(model, inputs), rows) - bare, rows
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+DECODED = [(family, method) for family in ("llama", "gpt2") for method in SPECS]
+DECODED += [("olmo2", "Prompt"), ("olmo2", "sum"), ("gemma3", "Prompt")]  # prompts in their rows
+
+
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("method", SPECS)
+@pytest.mark.parametrize(("family", "method"), DECODED)
 def test_decoding_waits_for_nothing(family: str, method: str, kind: Any) -> None:
     model, bare, inputs = dressed(family, SPECS[method]), zoo.model(family), batch(family)
 
