@@ -18,9 +18,7 @@ def test_each_group_is_multiplied_with_its_own_matrix_and_learns() -> None:
     assert torch.autograd.gradcheck(lambda a, b: grouped_product(a, b, ends), (x, weight))
     frozen = weight.detach()
     grouped_product(x, frozen, ends).sum().backward()
-    torch.testing.assert_close(
-        x.grad, frozen.sum(-1).repeat_interleave(torch.tensor(sizes), dim=0)
-    )
+    torch.testing.assert_close(x.grad, frozen.sum(-1).repeat_interleave(torch.tensor(sizes), dim=0))
 
 
 def test_torch_takes_it_for_an_operation_of_its_own() -> None:

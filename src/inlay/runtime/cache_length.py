@@ -11,7 +11,6 @@ text it holds, and inside a pass, where the base asks, how many positions:
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -35,9 +34,9 @@ class TextLength:
 
     def __call__(self, layer_idx: int = 0) -> int | Tensor:
         """The length of a layer."""
-        positions: Any = type(self.view).get_seq_length(self.view, layer_idx)
+        positions: int | Tensor = type(self.view).get_seq_length(self.view, layer_idx)
         if self.inside:
-            return positions  # type: ignore[no-any-return]
+            return positions
         if isinstance(positions, Tensor):  # of a static cache, on its device
             return (positions - self.extra).clamp(min=0)
         return max(positions - self.extra, 0)

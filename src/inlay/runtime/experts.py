@@ -235,8 +235,8 @@ class ExpertHooks:
         ]
         for number, pieces in sites:
             for name, here in pairs.served(number):
-                for piece in pieces.input.get(name, ()):
-                    x = torch.where(here, piece(x, context), x)
+                for input_map in pieces.input.get(name, ()):
+                    x = torch.where(here, input_map(x, context), x)
         weight = getattr(module, parameter)
         ends = (pairs.experts <= torch.arange(len(weight), device=x.device)[:, None]).sum(1)
         matrices = weight if module.is_transposed else weight.transpose(1, 2)

@@ -206,35 +206,42 @@ class PromptPort(Port):
 
     def _continue(self, inputs: dict[str, Any], groups: Groups, text: Tensor) -> dict[str, Any]:
         """A later step of generation: the prompt is in the cache already."""
-        batch, length = text.shape[:2]
-        cache, given = inputs["past_key_values"], inputs.get("attention_mask")
-        before = vars(cache).get(BEFORE)
+        before = vars(inputs["past_key_values"]).get(BEFORE)
         if not isinstance(before, PromptLayout):
             raise RowsError(OTHER_ROWS)
-        positions = cached(inputs)
-        shown = isinstance(given, Tensor) and given.dim() == 2
-        if isinstance(positions, Tensor) and not shown:
-            mask = _whole_mask(before, cache)
-            columns = arange(text, positions).expand(batch, -1)
-        else:
-            if isinstance(positions, Tensor):
-                tokens = given.shape[1]
-            else:
-                tokens = positions - max(self._lengths(groups)) + length
-            flat = flat_mask(given, cache, tokens)
-            if flat is not None and flat.shape[1] != tokens:
-                raise RowsError(OTHER_ROWS)
-            mask = self.plan(groups, batch, tokens, flat, text.device).mask
-            columns = arange(text, mask.shape[1] - length).expand(batch, -1)
+        mask, columns = self._mask_so_far(inputs, groups, text, before)
         inputs_with_prompt = {**inputs, "attention_mask": mask}
         if self.stack.takes("position_ids"):
             of_text = inputs.get("position_ids")
             if of_text is None:
-                counted = mask.long().cumsum(-1).gather(1, columns) - 1
+                counted = mask.long().cumsum(-1).gather(1, columns.expand(len(text), -1)) - 1
                 inputs_with_prompt["position_ids"] = counted + self.stack.position_start
             else:
                 inputs_with_prompt["position_ids"] = of_text + before.lengths[:, None]
         return inputs_with_prompt
+
+    def _mask_so_far(
+        self, inputs: dict[str, Any], groups: Groups, text: Tensor, before: PromptLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The mask over cache and text with the prompts, and the columns of the text, `[1, T]`.
+
+        The length of a static cache is a number on its device, which is not asked for: the mask
+        that the caller gave says how many tokens there are, and else it covers all that the cache
+        has room for.
+        """
+        batch, length = text.shape[:2]
+        given, positions = inputs.get("attention_mask"), cached(inputs)
+        if not isinstance(positions, Tensor):
+            tokens = positions - max(self._lengths(groups)) + length
+            flat = flat_mask(given, inputs["past_key_values"], tokens)
+            if flat is not None and flat.shape[1] != tokens:
+                raise RowsError(OTHER_ROWS)
+        elif isinstance(given, Tensor) and given.dim() == 2:
+            tokens, flat = given.shape[1], given
+        else:
+            return _whole_mask(before, inputs["past_key_values"]), arange(text, positions)
+        mask = self.plan(groups, batch, tokens, flat, text.device).mask
+        return mask, arange(text, mask.shape[1] - length)
 
     def trim(self, output: Any) -> Any:
         """Cut the prompts' positions off the stack's output."""
