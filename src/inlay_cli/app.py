@@ -22,6 +22,7 @@ from inlay_cli import (
     export,
     generate,
     inspect,
+    intrinsic_dimension,
     merge,
     methods,
     names,
@@ -41,7 +42,7 @@ DEBUG, IMPORT = "--debug", "--import"
 """Options of every command, which may stand anywhere."""
 
 
-TOGETHER = {"train", "pet", "eval"}
+TOGETHER = {"train", "pet", "eval", "intrinsic-dimension"}
 """The commands that share their work where a launcher started several processes."""
 
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -92,7 +93,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet),
+    "Train": (train, pet, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

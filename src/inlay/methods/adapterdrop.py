@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -89,10 +89,18 @@ class Dropped(OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self._unless_dropped(lambda: self.inner.delta(x, y, context), y, context)
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self._unless_dropped(lambda: self.inner.scaled(factor, x, y, context), y, context)
+
+    def _unless_dropped(
+        self, compute: Callable[[], Tensor], y: Tensor, context: PassContext
+    ) -> Tensor:
         if not self.training or self.layer is None:
-            return self.inner.delta(x, y, context)
-        dropped = self.drawn(context) > self.layer
-        return unless(dropped, lambda: self.inner.delta(x, y, context), y)
+            return compute()
+        return unless(self.drawn(context) > self.layer, compute, y)
 
     def drawn(self, context: PassContext) -> Tensor:
         """k, the same for all layers of a stack and for all rows of a batch: `[]`."""

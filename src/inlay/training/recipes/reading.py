@@ -27,7 +27,7 @@ Drafts = Callable[[Mapping[str, Dataset]], Sequence[Task]]
 
 
 def open_base(
-    base: str, dtype: str | None, console: Console
+    base: str, dtype: str | None, console: Console, quantize: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base of a recipe and its tokenizer, with progress."""
     with ProgressDisplay(console) as display, display.counting(f"loading {base}"):
@@ -35,6 +35,7 @@ def open_base(
             base,
             dtype=None if dtype is None else DTYPES[dtype],
             device=processes().device,
+            quantize=quantize,
             report=lambda line: print_line(console, line),
         )
 

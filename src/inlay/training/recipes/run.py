@@ -90,7 +90,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    model, tokenizer = open_base(recipe.base, recipe.dtype, console)
+    model, tokenizer = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     recipe = recipe.fitted(model)
     spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
@@ -269,7 +269,7 @@ def _draft(recipe: Recipe, task: Task, data: Mapping[str, Dataset], console: Con
         return []
     draft = deepcopy(task)
     draft.prepare(data["train"])
-    draft.bind(*open_base(recipe.base, recipe.dtype, console))
+    draft.bind(*open_base(recipe.base, recipe.dtype, console, recipe.quantize))
     return [draft]
 
 
