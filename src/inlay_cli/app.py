@@ -20,6 +20,7 @@ from inlay_cli import (
     demo,
     evaluate,
     export,
+    fuse,
     generate,
     inspect,
     merge,
@@ -72,7 +73,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet),
+    "Train": (train, pet, fuse),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

@@ -74,6 +74,9 @@ ROLES: dict[str, str] = {
 }
 """Every role there is, with what it means."""
 
+AFTER_BLOCKS = frozenset({"norm.final", "final", "final.target", "head", "base_head"})
+"""The roles of places after the last block."""
+
 STACKS = ("encoder", "decoder", "vision", "audio")
 """What stacks of blocks are called: the first two read text, or the states of another part."""
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from inlay.core.modes import evaluating
 from inlay.errors import PortError
-from inlay.handle import Inlay, rows
+from inlay.handle import Inlay
+from inlay.inspect.passes import served_alone, whole_rows
 from inlay.inspect.recorder import AttentionRecorder, AttentionShare
 from inlay.runtime.attention import eagerly
 from inlay.runtime.container import stack_hooks
@@ -44,7 +45,8 @@ def attention_shares(
     recorder = AttentionRecorder(handle)
     with (
         evaluating(handle.model),
-        _served_alone(handle),
+        served_alone(handle),
+        whole_rows(handle.model),
         eagerly(handle.model),
         _recorded(handle, recorder),
     ):
@@ -55,32 +57,13 @@ def attention_shares(
 
 
 @contextmanager
-def _served_alone(handle: Inlay) -> Iterator[None]:
-    """Inside, every row is served by this inlay, enabled or not, and by no other."""
-    enabled = handle.enabled
-    handle.enabled = True
-    try:
-        with rows(handle.model, [handle.name]):
-            yield
-    finally:
-        handle.enabled = enabled
-
-
-@contextmanager
 def _recorded(handle: Inlay, recorder: AttentionRecorder) -> Iterator[None]:
-    """Inside, the recorder gets all attention weights, and every prompt runs as part of its row."""
+    """Inside, the recorder gets all attention weights."""
     stacks = stack_hooks(handle.model)
-    prefixes = [
-        (hooks.prefix, hooks.prefix.enabled) for hooks in stacks if hooks.prefix is not None
-    ]
     try:
         for hooks in stacks:
             hooks.extra_kv.attention_pass.observer = recorder.add
-        for prefix, _ in prefixes:
-            prefix.enabled = False
         yield
     finally:
         for hooks in stacks:
             hooks.extra_kv.attention_pass.observer = None
-        for prefix, enabled in prefixes:
-            prefix.enabled = enabled

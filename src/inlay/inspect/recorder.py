@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from inlay.architectures.chart import Chart
 from inlay.core.site import Site
 from inlay.handle import Inlay
+from inlay.inspect.passes import Positions, positions_of
 from inlay.runtime.container import stack_hooks
 
 
@@ -64,39 +65,21 @@ class AttentionRecorder:
     """
 
     def __init__(self, handle: Inlay):
-        self.name = handle.name
-        self.chart = handle.chart
+        self.handle = handle
         self.stacks = stack_hooks(handle.model)
         self.sites: dict[str, Site] = {}
         self.prefix_lengths: dict[str, int] = {}
         for hooks in self.stacks:
             for name, extra_kv in hooks.extra_kv.sites.items():
-                pieces = extra_kv.pieces.get(self.name, ())
+                pieces = extra_kv.pieces.get(handle.name, ())
                 self.sites[name] = extra_kv.site
                 self.prefix_lengths[name] = sum(piece.length for piece in pieces)
-        self.text_positions: dict[str, Tensor] = {}
-        self.prompt_positions: dict[str, Tensor | None] = {}
+        self.positions: dict[str, Positions] = {}
         self.totals: dict[tuple[str, str], _Total] = {}
 
     def begin(self, batch: Mapping[str, Tensor]) -> None:
-        """Note which positions of the next batch's rows are text, and which are prompt.
-
-        The masks are `[B, P + T]`, one for each stack, with prompts where the stack puts them.
-        """
-        stacks = self.stacks[: 1 if self.chart.decoder is None else 2]
-        for hooks, side in zip(stacks, ("", "decoder_"), strict=False):
-            ids, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
-            mask = torch.ones_like(ids) if mask is None else mask
-            prompt = torch.zeros_like(ids, dtype=torch.bool)
-            if self.name in hooks.tokens.pieces:
-                prompt = ids >= hooks.tokens.first_id
-            groups = hooks.routing.groups(len(ids), hooks.prompts.pieces)
-            if groups is not None:
-                layout = hooks.prompts.plan(groups, len(ids), ids.shape[1], mask, ids.device)
-                prompt = F.pad(prompt, (0, layout.extra), value=True).gather(1, layout.source)
-                mask = layout.mask
-            self.text_positions[hooks.stack.name] = mask.bool() & ~prompt
-            self.prompt_positions[hooks.stack.name] = prompt if bool(prompt.any()) else None
+        """Note which positions of the next batch's rows are text, and which are prompt."""
+        self.positions = positions_of(self.handle, batch)
 
     def add(self, name: str, weights: Tensor, mask: Tensor | None) -> None:
         """Add the weights of one attention.
@@ -106,7 +89,7 @@ class AttentionRecorder:
         """
         site, prefix_length = self.sites[name], self.prefix_lengths[name]
         keys_stack = self.stacks[0].stack.name if site.role.startswith("cross") else site.stack
-        prompt = self.prompt_positions[keys_stack]
+        prompt = self.positions[keys_stack].prompt
         in_prefix = torch.arange(weights.shape[-1], device=weights.device) < prefix_length
         columns = {"prefix": in_prefix.expand(len(weights), -1)} if prefix_length else {}
         if prompt is not None:
@@ -114,7 +97,7 @@ class AttentionRecorder:
         visible = torch.ones_like(weights[:, :1], dtype=torch.bool)
         if mask is not None:
             visible = (mask > torch.finfo(mask.dtype).min / 2)[:, :1].expand_as(visible)
-        text = self.text_positions[site.stack][:, None]
+        text = self.positions[site.stack].text[:, None]
         for kind, in_piece in columns.items():
             in_piece = in_piece[:, None, None]
             shares = (weights.float() * in_piece).sum(-1).clamp(max=1)  # bf16 rounds above 1
