@@ -63,7 +63,7 @@ def evaluate(
             metavar="[BASE] [FILE]…",
             help="Trained inlays, which know their base and task; or a base, alone or with the "
             "inlays to score on it.",
-            autocompletion=names.bases,
+            autocompletion=names.bases_or_inlays,
             show_default=False,
         ),
     ],

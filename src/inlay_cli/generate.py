@@ -47,7 +47,7 @@ def generate(
             metavar="[BASE] [FILE] PROMPT",
             help="A base or a trained inlay, which knows its base, or both; and the text. - reads "
             "the text from a pipe.",
-            autocompletion=names.bases,
+            autocompletion=names.bases_or_inlays,
             show_default=False,
         ),
     ],

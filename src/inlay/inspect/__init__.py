@@ -29,10 +29,16 @@ from inlay.inspect.nearest import (
     neighbours,
     word_forms,
 )
-from inlay.inspect.readings import PlaceReading, readable_parts, readings
+from inlay.inspect.readings import (
+    PlaceReading,
+    readable_parts,
+    readings,
+    recording,
+    require_inspectable,
+)
 from inlay.inspect.recorder import AttentionShare
 from inlay.inspect.texts import TEXTS, max_tokens, text_batches, token_batches
-from inlay.inspect.vectors import prefix_keys, prompt_vectors
+from inlay.inspect.vectors import has_vectors, prefix_keys, prompt_vectors
 
 __all__ = [
     "TEXTS",
@@ -47,6 +53,7 @@ __all__ = [
     "attention_shares",
     "compare_prefixes",
     "compare_prompts",
+    "has_vectors",
     "match_positions",
     "max_tokens",
     "neighbours",
@@ -54,6 +61,8 @@ __all__ = [
     "prompt_vectors",
     "readable_parts",
     "readings",
+    "recording",
+    "require_inspectable",
     "share_correlation",
     "text_batches",
     "token_batches",

@@ -14,8 +14,10 @@ from torch import Tensor
 from inlay.core.method import Placed
 from inlay.core.modes import evaluating
 from inlay.core.readings import Readable, Reading
+from inlay.errors import SpecError
 from inlay.handle import Inlay
 from inlay.inspect.passes import Positions, positions_of, served_alone, whole_rows
+from inlay.inspect.vectors import has_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,15 @@ def readable_parts(handle: Inlay) -> list[tuple[Placed, Reading]]:
         if isinstance(part, Readable)
         for reading in part.readings()
     ]
+
+
+def require_inspectable(handle: Inlay) -> None:
+    """Raise SpecError where an inlay has neither vectors to look into nor anything to read out."""
+    if not (has_vectors(handle) or readable_parts(handle)):
+        raise SpecError(
+            f"{handle.spec!r} has no prompt or prefix to inspect, and nothing to read out; give an "
+            "inlay of a method such as Prompt, Prefix, Gate or Fusion"
+        )
 
 
 def readings(handle: Inlay, batches: Iterable[Mapping[str, Tensor]]) -> list[PlaceReading]:

@@ -12,6 +12,12 @@ from inlay.handle import Inlay
 from inlay.runtime.container import stack_hooks
 
 
+def has_vectors(handle: Inlay) -> bool:
+    """Whether an inlay has a prompt, virtual tokens or a prefix to look into."""
+    kinds = (PromptVectors, VirtualTokens, ExtraKV)
+    return any(isinstance(placed.piece, kinds) for placed in handle.placed)
+
+
 def prompt_vectors(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
     """(name, site, vectors `[P, D]` in fp32) of every prompt and of all virtual tokens.
 
