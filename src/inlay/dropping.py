@@ -28,6 +28,18 @@ def drop_layers(handle: Inlay, layers: int, *, name: str | None = None) -> Inlay
     return copy
 
 
+def in_place_of(handle: Inlay, layers: int) -> Inlay:
+    """Put the copy of `drop_layers` in the place of an inlay, which is detached.
+
+    With 0 layers it stays as it is. Raises what `drop_layers` raises; then it is still attached.
+    """
+    if not layers:
+        return handle
+    copy = drop_layers(handle, layers)
+    handle.detach()
+    return copy
+
+
 def _without_lowest(handle: Inlay, index: int, method: Method, layers: int) -> Method:
     """The method in the other layers alone; as it is where it acts after all of them."""
     kind = type(method).__name__

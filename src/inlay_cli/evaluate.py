@@ -16,6 +16,7 @@ from inlay_cli.flags import flags, with_flags
 from inlay_cli.scoring import Scored, make_plan, score
 from inlay_cli.shared import (
     DeviceOption,
+    DropOption,
     Dtype,
     DtypeOption,
     Opened,
@@ -51,6 +52,10 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
             ("inlay eval runs/*/default.safetensors --data new.csv", "several side by side"),
             ("inlay eval smollm2 --data new.csv --task generate", "the base alone"),
+            (
+                "inlay eval runs/reviews/default.safetensors --drop-layers 4",
+                "without the pieces of the four lowest layers",
+            ),
         ),
     )(with_flags(evaluate, flags("eval")))
 
@@ -90,6 +95,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    drop_layers: DropOption = 0,
     skip_bad_rows: SkipOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
@@ -101,6 +107,8 @@ def evaluate(
     base, files = base_and_files(words)
     if predictions is not None and len(files) > 1:
         raise typer.BadParameter("--predictions is for one FILE")
+    if drop_layers and not files:
+        raise typer.BadParameter("--drop-layers leaves layers of an inlay out; give its FILE")
     with busy("starting"):
         from inlay.data.dataset import describe_skipped
 
@@ -109,7 +117,7 @@ def evaluate(
     options: dict[str, Any] = {
         "batch_size": batch_size, "errors": errors, "predictions": predictions,
     }  # fmt: skip
-    scored = _score_all(base, files, fields, recipe, dtype, device, options)
+    scored = _score_all(base, files, fields, recipe, dtype, device, drop_layers, options)
     if as_json and len(scored) == 1:
         sys.stdout.write(json.dumps(scored[0].to_json(errors > 0)) + "\n")
     elif as_json:
@@ -129,6 +137,7 @@ def _score_all(
     recipe: Path | None,
     dtype: Dtype | None,
     device: str,
+    drop_layers: int,
     options: Mapping[str, Any],
 ) -> list[Scored]:
     """The scores of every file, or of the base alone; a base that several share is loaded once."""
@@ -154,7 +163,7 @@ def _score_all(
             loaded = {place: open_base(place, dtype, device)}
         with busy(f"reading {file}"):
             model, tokenizer = loaded[place]
-            opened = attach_file(model, tokenizer, file, usage)
+            opened = attach_file(model, tokenizer, file, usage, drop_layers)
         scored.append(score(names_of[file], plan, opened, **options))
         assert opened.handle is not None
         opened.handle.detach()
