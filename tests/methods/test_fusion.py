@@ -242,7 +242,7 @@ def test_each_layer_can_keep_its_own(tmp_path: Path) -> None:
 
 
 def test_pruned_a_second_time_a_place_without_adapters_is_left_out(tmp_path: Path) -> None:
-    model, handle = fusion_of_three(tmp_path)
+    _, handle = fusion_of_three(tmp_path)
     names = ("t1", "t2", "t2")
     weights = {p.site.name: {"t1": 0.0, "t2": 0.0, "t3": 0.1} for p in handle.placed}
     for placed in handle.placed:
