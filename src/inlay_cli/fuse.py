@@ -129,8 +129,8 @@ def _show(result: FuseResult) -> None:
     for path in (outcome.path, None if pruned is None else pruned.path):
         if path is not None:
             write(f"saved in {path} ({path.stat().st_size / 1024:,.0f} kB)")
-    base, path = quote(str(result.recipe.base)), quote(str(outcome.path))
-    write(f"next: inlay eval {base} {path} --data …")
+    file = quote(str(outcome.path))
+    write(f"next: inlay inspect {file} shows what it listens to; inlay eval {file} --data …")
 
 
 def _adapter_table(result: FuseResult) -> Table:
@@ -143,9 +143,13 @@ def _adapter_table(result: FuseResult) -> Table:
     for name in ("own task", "dev", "test", "listens"):
         rows.add_column(name, justify="right")
     for adapter in result.adapters:
-        scores = (_of_metric(part, adapter.metric) for part in (adapter.dev, adapter.test))
+        scores = adapter.scores
+        cells = ["", "", ""]
+        if scores is not None:
+            parts = (_of_metric(part, scores.metric) for part in (scores.dev, scores.test))
+            cells = [scores.metric, *parts]
         share = f"{100 * result.means[adapter.name]:.1f}%"
-        rows.add_row(adapter.name, Text(str(adapter.path)), adapter.metric or "", *scores, share)
+        rows.add_row(adapter.name, Text(str(adapter.path)), *cells, share)
     return rows
 
 
@@ -160,5 +164,5 @@ def _score_table(metric: str, lines: dict[str, tuple[Scores, Scores]]) -> Table:
     return rows
 
 
-def _of_metric(scores: Scores, metric: str | None) -> str:
-    return "" if scores is None or metric is None else f"{scores[metric]:.4f}"
+def _of_metric(scores: Scores, metric: str) -> str:
+    return "" if scores is None else f"{scores[metric]:.4f}"

@@ -39,7 +39,7 @@ def test_both_stages_and_a_second_start(inlay, plan, encoder, tmp_path):
     assert "reading the fusion out on dev" in run.err or "untouched" in run.err
     for part in ("listens", "untrained", "pruned to 1", "saved in run/default-keep1.safetensors"):
         assert part in run.out, run.out
-    assert f"next: inlay eval {encoder} run/default.safetensors" in run.out
+    assert "next: inlay inspect run/default.safetensors shows" in run.out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["pruned"]["path"] == "run/default-keep1.safetensors"
     again = inlay("fuse", plan, "--out", "run")

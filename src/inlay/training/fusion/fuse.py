@@ -10,13 +10,12 @@ untrained fusion: it can be run again by `inlay train`, and resumes like any oth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from inlay.architectures.resolve import resolve
-from inlay.core.method import Spec
+from inlay.core.method import Method, Spec
 from inlay.core.parse import parse
 from inlay.errors import InlayError, RecipeError, together
 from inlay.files.atomic import write_whole
@@ -26,7 +25,7 @@ from inlay.handle import attach, attached
 from inlay.methods.fusion import Fusion
 from inlay.training.fusion.pruning import measure, prune
 from inlay.training.fusion.recipe import START, FuseRecipe
-from inlay.training.fusion.results import AdapterResult, FuseResult
+from inlay.training.fusion.results import AdapterResult, AdapterScores, FuseResult
 from inlay.training.fusion.stages import Stage
 from inlay.training.loop import rng
 from inlay.training.loop.launch import processes
@@ -69,12 +68,11 @@ def fuse(recipe: FuseRecipe, console: Console | None = None, *, resume: bool = T
         title = f"adapter {number} of {len(recipe.adapters)}, {name}"
         if stage is None or known is not None:
             print_line(console, f"{title}: trained before, in {path}")
-            results.append(AdapterResult(name, path, trained=False, **(known or {})))
-            continue
-        print_line(console, title)
-        results.append(
-            AdapterResult(name, path, trained=True, **_train(stage, opened, console, resume))
-        )
+            results.append(AdapterResult(name, path, False, known))
+        else:
+            print_line(console, title)
+            trained = _train(stage, opened, console, resume)
+            results.append(AdapterResult(name, path, True, trained))
     print_line(console, f"the fusion of {', '.join(recipe.adapters)}")
     if main:
         _write_start(recipe, opened)
@@ -100,7 +98,8 @@ def _fusion(recipe: FuseRecipe, opened: LoadedBase) -> Spec:
     """
     model = opened[0]
     chart = resolve(model)
-    adapters, faults = [], []
+    adapters: list[Method] = []
+    faults: list[str] = []
     for name, part in recipe.adapters.items():
         try:
             if part.file is None:
@@ -132,16 +131,15 @@ def _check_rows(
         raise RecipeError(together(faults, "the recipe"))
 
 
-def _train(
-    stage: Stage, opened: LoadedBase, console: Console, resume: bool
-) -> Mapping[str, object]:
+def _train(stage: Stage, opened: LoadedBase, console: Console, resume: bool) -> AdapterScores:
     """Train an adapter, and leave the base without it; returns its scores."""
     outcome = run(stage.recipe, console, resume=resume, opened=opened)
     for handle in attached(opened[0]).values():
         handle.detach()
+    scores = AdapterScores(outcome.metric, outcome.dev, outcome.test)
     if processes().is_main_process:
-        stage.finish(outcome)
-    return {"metric": outcome.metric, "dev": outcome.dev, "test": outcome.test}
+        stage.finish(scores)
+    return scores
 
 
 def _write_start(recipe: FuseRecipe, opened: LoadedBase) -> Path:

@@ -171,12 +171,13 @@ class FuseRecipe(BaseModel):
                 f"prune keeps fewer adapters than the {len(self.adapters)} there are, not "
                 f"{self.prune}"
             )
-        parts = {f"adapters.{name}.": part for name, part in self.trained().items()}
-        for path, part in {"": self, **parts}.items():
-            assert part.data is not None
-            for option in ("eval_every", "patience"):
-                given = part.training is not None and getattr(part.training, option) is not None
-                if given and part.data.dev is None:
+        parts: dict[str, FuseRecipe | Adapter] = {"": self}
+        parts |= {f"adapters.{name}.": part for name, part in self.trained().items()}
+        for path, part in parts.items():
+            data, training = part.data, part.training or Training()
+            options = {"eval_every": training.eval_every, "patience": training.patience}
+            for option, value in options.items():
+                if value is not None and data is not None and data.dev is None:
                     yield (
                         f"{path}training.{option} needs rows to evaluate on; give {path}data.dev, "
                         "or leave it out"

@@ -15,22 +15,28 @@ Scores = dict[str, float] | None
 
 
 @dataclass(frozen=True)
+class AdapterScores:
+    """What an adapter scored on its own task, after its training; metric: the primary one."""
+
+    metric: str
+    dev: Scores
+    test: Scores
+
+
+@dataclass(frozen=True)
 class AdapterResult:
     """One adapter of a fusion.
 
     name: what it is called.
     path: its file.
-    trained: whether this run trained it; False for one that was there.
-    metric: of its task; None for one that came as a file.
-    dev, test: its scores after its training.
+    trained: whether this start of the run trained it.
+    scores: None for one that came as a file.
     """
 
     name: str
     path: Path
     trained: bool
-    metric: str | None = None
-    dev: Scores = None
-    test: Scores = None
+    scores: AdapterScores | None
 
 
 @dataclass(frozen=True)

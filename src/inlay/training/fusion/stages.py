@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inlay.errors import TrainingError
 from inlay.files.atomic import write_whole
-from inlay.training.recipes.outcome import Outcome
+from inlay.training.fusion.results import AdapterScores
 from inlay.training.recipes.recipe import Recipe
 
 RECORD = "stage.json"
@@ -40,7 +40,7 @@ class Stage:
         """The file of the adapter."""
         return self.folder / f"{self.recipe.name}.safetensors"
 
-    def scores(self) -> dict[str, Any] | None:
+    def scores(self) -> AdapterScores | None:
         """The scores of an earlier start that trained it to its end; None where none did.
 
         Raises TrainingError where that one trained something else.
@@ -50,7 +50,7 @@ class Stage:
             return None
         try:
             stored = json.loads(record.read_text("utf-8"))
-            before, scores = dict(stored["run"]), dict(stored["scores"])
+            before, scores = dict(stored["run"]), AdapterScores(**stored["scores"])
         except (ValueError, TypeError, KeyError):
             return None  # it says nothing, so it is trained again from its checkpoint
         now = self._facts()
@@ -63,12 +63,10 @@ class Stage:
                 )
         return scores
 
-    def finish(self, outcome: Outcome) -> dict[str, Any]:
-        """Note that it is done; returns its scores."""
-        scores = {"metric": outcome.metric, "dev": outcome.dev, "test": outcome.test}
-        record = {"run": self._facts(), "scores": scores}
+    def finish(self, scores: AdapterScores) -> None:
+        """Note that it is done, and its scores."""
+        record = {"run": self._facts(), "scores": asdict(scores)}
         write_whole(self.folder / RECORD, json.dumps(record, indent=2).encode())
-        return scores
 
     def _facts(self) -> dict[str, Any]:
         """Everything that its numbers depend on, by dotted names, as JSON has it."""
@@ -77,7 +75,7 @@ class Stage:
             if Path(source.source).is_file():
                 rows = Path(source.source).read_bytes()
                 facts[f"data.{part} (its rows)"] = hashlib.sha256(rows).hexdigest()[:16]
-        return json.loads(json.dumps(facts))
+        return facts
 
 
 def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
