@@ -1,10 +1,13 @@
 """`inlay fuse`: both stages from a recipe, and what `inlay inspect` reads out of their file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from inlay.training import FuseRecipe
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fuse" / "recipe.yaml"
 
 TEXT = """
 base: {base}
@@ -82,6 +85,11 @@ def test_the_recipe_of_the_help_page_is_one():
     assert FuseRecipe.model_validate(yaml.read(text, "the docstring")).trained().keys() == {
         "questions"
     }
+
+
+def test_the_example_is_a_recipe():
+    recipe = FuseRecipe.load(EXAMPLE)
+    assert list(recipe.trained()) == ["questions", "reviews", "pairs"] and recipe.prune == 2
 
 
 # ------------------------------------------------------------------- what is read out of it

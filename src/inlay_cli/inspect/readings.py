@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,14 +46,24 @@ class ReadingMap:
 
 
 def maps(readings: Sequence[PlaceReading]) -> list[ReadingMap]:
-    """Readings of one kind in one stack, put together."""
-    groups: dict[tuple[str, str], list[PlaceReading]] = {}
+    """Readings of one kind in one stack, put together.
+
+    Those of single numbers stand side by side, whatever their places; of several numbers each role
+    of places has a map of its own.
+    """
+    groups: dict[tuple[str, str, str], list[PlaceReading]] = {}
     for reading in readings:
-        groups.setdefault((reading.what, reading.placed.site.stack), []).append(reading)
-    return [_map(what, stack, group) for (what, stack), group in groups.items()]
+        site = reading.placed.site
+        role = site.role if len(reading.names) > 1 else ""
+        groups.setdefault((reading.what, site.stack, role), []).append(reading)
+    counts = Counter((what, stack) for what, stack, _ in groups)
+    return [
+        _map(f"{what}{f' at {role}' if counts[what, stack] > 1 else ''}, in the {stack}", group)
+        for (what, stack, role), group in groups.items()
+    ]
 
 
-def _map(what: str, stack: str, group: Sequence[PlaceReading]) -> ReadingMap:
+def _map(title: str, group: Sequence[PlaceReading]) -> ReadingMap:
     import torch
 
     layers = list(dict.fromkeys(reading.placed.site.layer for reading in group))
@@ -70,7 +81,7 @@ def _map(what: str, stack: str, group: Sequence[PlaceReading]) -> ReadingMap:
         values[line, place] = torch.stack([by_text for by_text, _ in pairs]).mean(0)
         mean[line, place] = torch.stack([whole for _, whole in pairs]).mean()
     return ReadingMap(
-        f"{what[:1].upper()}{what[1:]}, in the {stack}",
+        f"{title[:1].upper()}{title[1:]}",
         group[0].axis,
         tuple("–" if layer is None else str(layer) for layer in layers),
         _labels(columns),
