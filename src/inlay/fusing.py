@@ -150,7 +150,7 @@ def prune_fusion(
         layers = sorted({p.site.layer for p in places.values() if p.site.layer is not None})
         of_layer = {
             layer: _most_used(
-                [weights[name] for name, placed in places.items() if placed.site.layer == layer],
+                [weights[n] for n, p in places.items() if p.site.layer == layer and n in weights],
                 keep,
             )
             for layer in layers

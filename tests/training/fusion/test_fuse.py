@@ -214,7 +214,7 @@ def test_adapters_are_frozen_in_the_second_stage(trained, places):
                 site, _, part = name.partition("/0/pfeiffer/inner.")
                 copy = f"{site}/0/fusion/adapter.inner.bottlenecks.{number}.{part}"
                 assert torch.equal(fused[copy], tensor)
-    start = tensors(out / "start.safetensors")
+    start = tensors(trained.recipe.start_path)
     queries = [name for name in start if name.endswith("attention.query")]
     assert queries and all(not torch.equal(start[name], fused[name]) for name in queries)
 

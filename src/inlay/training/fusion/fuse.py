@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from inlay.architectures.resolve import resolve
-from inlay.core.method import Method, Spec
+from inlay.core.method import Method, Spec, sum_of
 from inlay.core.parse import parse
 from inlay.errors import InlayError, RecipeError, together
 from inlay.files.atomic import write_whole
@@ -24,7 +24,7 @@ from inlay.fusing import read_adapter
 from inlay.handle import attach, attached
 from inlay.methods.fusion import Fusion
 from inlay.training.fusion.pruning import measure, prune
-from inlay.training.fusion.recipe import START, FuseRecipe
+from inlay.training.fusion.recipe import FuseRecipe
 from inlay.training.fusion.results import AdapterResult, AdapterScores, FuseResult
 from inlay.training.fusion.stages import Stage
 from inlay.training.loop import rng
@@ -112,7 +112,8 @@ def _fusion(recipe: FuseRecipe, opened: LoadedBase) -> Spec:
         raise RecipeError(together(faults, "the recipe"))
     fusion: Spec = Fusion(adapters=tuple(adapters), names=tuple(recipe.adapters), **recipe.fusion)
     spec = fusion if recipe.plus is None else fusion + parse(recipe.plus)
-    attach(model, spec, name="fits").detach()
+    fitting = [method for method in spec.methods if not method.needs_preparation]
+    attach(model, sum_of(fitting), name="fits").detach()
     return spec
 
 
@@ -150,6 +151,6 @@ def _write_start(recipe: FuseRecipe, opened: LoadedBase) -> Path:
         rng.seed(recipe.seed)
         handle = attach_fusion(model, files, name="start", **recipe.fusion)
     try:
-        return handle.save(Path(recipe.out) / START, tokenizer=tokenizer)
+        return handle.save(recipe.start_path, tokenizer=tokenizer)
     finally:
         handle.detach()

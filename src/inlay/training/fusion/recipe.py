@@ -56,7 +56,7 @@ ADAPTERS = "adapters"
 """The folder, in that of the run, in which adapters are trained."""
 
 START = "start.safetensors"
-"""The fusion before its training, in the folder of the run."""
+"""The fusion before its training, in the same folder."""
 
 
 class Adapter(BaseModel):
@@ -220,6 +220,11 @@ class FuseRecipe(BaseModel):
         file = self.adapters[name].file
         return self._folder(name) / f"{name}.safetensors" if file is None else Path(file)
 
+    @property
+    def start_path(self) -> Path:
+        """The file of the fusion before its training."""
+        return Path(self.out) / ADAPTERS / START
+
     def stage_one(self, name: str) -> Recipe:
         """The recipe that trains an adapter."""
         part = self.adapters[name]
@@ -238,14 +243,14 @@ class FuseRecipe(BaseModel):
         )
 
     def stage_two(self, spec: Spec) -> Recipe:
-        """The recipe that trains the fusion; it starts from the file `START`."""
+        """The recipe that trains the fusion; it starts from the file `start_path`."""
         return Recipe.model_validate(
             {
                 "base": self.base,
                 "dtype": self.dtype,
                 "method": repr(spec),
                 "name": self.name,
-                "start": str(Path(self.out) / START),
+                "start": str(self.start_path),
                 "task": self.task,
                 "data": self.data,
                 "training": self.training,
