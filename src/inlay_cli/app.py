@@ -23,6 +23,7 @@ from inlay_cli import (
     fuse,
     generate,
     inspect,
+    intrinsic_dimension,
     merge,
     methods,
     names,
@@ -73,7 +74,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet, fuse),
+    "Train": (train, pet, fuse, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

@@ -77,6 +77,41 @@ ROLES: dict[str, str] = {
 AFTER_BLOCKS = frozenset({"norm.final", "final", "final.target", "head", "base_head"})
 """The roles of places after the last block."""
 
+BLOCK_ROLES = (
+    "attn.q?",
+    "attn.k?",
+    "attn.v?",
+    "attn.o?",
+    "attn.qkv?",
+    "attn.q_a?",
+    "attn.q_b?",
+    "attn.kv_a?",
+    "attn.kv_b?",
+    "mixer.in?",
+    "mixer.qkvz?",
+    "mixer.qkv?",
+    "mixer.z?",
+    "mixer.ba?",
+    "mixer.b?",
+    "mixer.a?",
+    "mixer.x?",
+    "mixer.out?",
+    "cross.q?",
+    "cross.k?",
+    "cross.v?",
+    "cross.o?",
+    "mlp.gate?",
+    "mlp.up?",
+    "mlp.down?",
+    "mlp.router?",
+    "norm.attn?",
+    "norm.mixer?",
+    "norm.cross?",
+    "norm.mlp?",
+    "norm.final?",
+)
+"""Every projection and norm of a block that has a place of its own, and the norm after the last."""
+
 STACKS = ("encoder", "decoder", "vision", "audio")
 """What stacks of blocks are called: the first two read text, or the states of another part."""
 

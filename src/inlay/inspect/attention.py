@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from inlay.core.modes import evaluating
 from inlay.errors import PortError
 from inlay.handle import Inlay
-from inlay.inspect.passes import served_alone, whole_rows
+from inlay.inspect.passes import served_alone
 from inlay.inspect.recorder import AttentionRecorder, AttentionShare
 from inlay.runtime.attention import eagerly
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.observation import observed
 
 
 def attention_shares(
@@ -46,24 +45,10 @@ def attention_shares(
     with (
         evaluating(handle.model),
         served_alone(handle),
-        whole_rows(handle.model),
         eagerly(handle.model),
-        _recorded(handle, recorder),
+        observed(handle.model, recorder.add),
     ):
         for batch in batches:
             recorder.begin(batch)
             chart.last_hidden_state(handle.model, **batch)
     return recorder.shares(chart)
-
-
-@contextmanager
-def _recorded(handle: Inlay, recorder: AttentionRecorder) -> Iterator[None]:
-    """Inside, the recorder gets all attention weights."""
-    stacks = stack_hooks(handle.model)
-    try:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = recorder.add
-        yield
-    finally:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = None

@@ -16,8 +16,9 @@ from inlay.core.modes import evaluating
 from inlay.core.readings import Readable, Reading
 from inlay.errors import SpecError
 from inlay.handle import Inlay
-from inlay.inspect.passes import Positions, positions_of, served_alone, whole_rows
+from inlay.inspect.passes import served_alone
 from inlay.inspect.vectors import has_vectors
+from inlay.runtime.observation import text_and_prompt, whole_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +109,12 @@ class Recording:
 
     def begin(self, batch: Mapping[str, Tensor]) -> None:
         """The next pass reads this batch."""
-        positions = positions_of(self.handle, batch)
+        masks = text_and_prompt(self.handle.model, self.handle.name, batch)
+        texts = {stack: text for stack, (text, _) in masks.items()}
         count = len(next(iter(batch.values())))
         for recorder in self.recorders:
             recorder.end()
-            recorder.begin(count, positions)
+            recorder.begin(count, texts)
 
     def readings(self) -> list[PlaceReading]:
         """What all passes gave; nothing of parts that did not run."""
@@ -134,13 +136,12 @@ class _Recorder:
         self.values: list[Tensor] = []
         self.counts: list[Tensor] = []
 
-    def begin(self, count: int, positions: Mapping[str, Positions]) -> None:
-        """A pass of so many rows follows."""
+    def begin(self, count: int, texts: Mapping[str, Tensor]) -> None:
+        """A pass of so many rows follows. texts: which positions are text, by stack."""
         site = self.placed.site
         # the keys and values of cross-attention are made of what the encoder has read
         reads_source = site.role in ("cross.k", "cross.v")
-        read = next(iter(positions.values()), None) if reads_source else positions.get(site.stack)
-        self.text = None if read is None else read.text
+        self.text = next(iter(texts.values()), None) if reads_source else texts.get(site.stack)
         self.count = count
 
     def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:

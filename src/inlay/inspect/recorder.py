@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inlay.architectures.chart import Chart
+from inlay.core.piece import ExtraKV
 from inlay.core.site import Site
 from inlay.handle import Inlay
-from inlay.inspect.passes import Positions, positions_of
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.observation import text_and_prompt
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,24 @@ class AttentionRecorder:
 
     def __init__(self, handle: Inlay):
         self.handle = handle
-        self.stacks = stack_hooks(handle.model)
-        self.sites: dict[str, Site] = {}
-        self.prefix_lengths: dict[str, int] = {}
-        for hooks in self.stacks:
-            for name, extra_kv in hooks.extra_kv.sites.items():
-                pieces = extra_kv.pieces.get(handle.name, ())
-                self.sites[name] = extra_kv.site
-                self.prefix_lengths[name] = sum(piece.length for piece in pieces)
-        self.positions: dict[str, Positions] = {}
+        self.sites = {site.name: site for site in handle.chart.sites}
+        self.prefix_lengths: Counter[str] = Counter()
+        for placed in handle.placed:
+            if isinstance(placed.piece, ExtraKV):
+                self.prefix_lengths[placed.site.name] += placed.piece.length
+        self.text_positions: dict[str, Tensor] = {}
+        self.prompt_positions: dict[str, Tensor | None] = {}
         self.totals: dict[tuple[str, str], _Total] = {}
 
     def begin(self, batch: Mapping[str, Tensor]) -> None:
-        """Note which positions of the next batch's rows are text, and which are prompt."""
-        self.positions = positions_of(self.handle, batch)
+        """Note which positions of the next batch's rows are text, and which are prompt.
+
+        The masks are `[B, P + T]`, one for each stack, with prompts where the stack puts them.
+        """
+        masks = text_and_prompt(self.handle.model, self.handle.name, batch)
+        for stack, (text, prompt) in masks.items():
+            self.text_positions[stack] = text
+            self.prompt_positions[stack] = prompt if bool(prompt.any()) else None
 
     def add(self, name: str, weights: Tensor, mask: Tensor | None) -> None:
         """Add the weights of one attention.
@@ -88,8 +93,10 @@ class AttentionRecorder:
         was added to the scores before the softmax, or None.
         """
         site, prefix_length = self.sites[name], self.prefix_lengths[name]
-        keys_stack = self.stacks[0].stack.name if site.role.startswith("cross") else site.stack
-        prompt = self.positions[keys_stack].prompt
+        keys_stack = (
+            self.handle.chart.stacks[0].name if site.role.startswith("cross") else site.stack
+        )
+        prompt = self.prompt_positions[keys_stack]
         in_prefix = torch.arange(weights.shape[-1], device=weights.device) < prefix_length
         columns = {"prefix": in_prefix.expand(len(weights), -1)} if prefix_length else {}
         if prompt is not None:
@@ -97,7 +104,7 @@ class AttentionRecorder:
         visible = torch.ones_like(weights[:, :1], dtype=torch.bool)
         if mask is not None:
             visible = (mask > torch.finfo(mask.dtype).min / 2)[:, :1].expand_as(visible)
-        text = self.positions[site.stack].text[:, None]
+        text = self.text_positions[site.stack][:, None]
         for kind, in_piece in columns.items():
             in_piece = in_piece[:, None, None]
             shares = (weights.float() * in_piece).sum(-1).clamp(max=1)  # bf16 rounds above 1

@@ -237,10 +237,6 @@ class Fused(Readable, OutputDelta):
         inner.attention.load_state_dict(source.attention.state_dict())
         for bottleneck, name in zip(inner.bottlenecks, self.names, strict=True):
             bottleneck.load_state_dict(source.bottlenecks[other.names.index(name)].state_dict())
-        rest = {n: p for n, p in other.adapter.named_parameters() if not n.startswith("inner.")}
-        for name, parameter in self.adapter.named_parameters():
-            if name in rest:
-                parameter.detach().copy_(rest[name])
 
     @override
     def readings(self) -> Sequence[Reading]:
@@ -260,3 +256,7 @@ class Fused(Readable, OutputDelta):
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         return self.adapter.delta(x, y, context)
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.adapter.scaled(factor, x, y, context)
