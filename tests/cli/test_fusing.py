@@ -114,7 +114,13 @@ def test_inspect_shows_what_each_layer_listens_to(inlay, fused, tmp_path):
     }
     assert set("012") <= by_layer.keys()
     assert all(sum(by_layer[layer]) == pytest.approx(1, abs=2e-3) for layer in "012")
+    by_text = [list(map(float, line[1:3])) for line in lines if line[3:4] in (["the"], ["a"])]
     report = json.loads((tmp_path / "a.json").read_text())
+    values = [entry["values"] for entry in report["readings"]]
+    for number, pair in enumerate(by_text):
+        expected = [sum(place[number][n] for place in values) / 3 for n in range(2)]
+        assert pair == pytest.approx(expected, abs=6e-4)
+    assert len(by_text) == 2
     assert [entry["layer"] for entry in report["readings"]] == [0, 1, 2]
     for entry in report["readings"]:
         assert entry["names"] == ["films", "others"] and len(entry["values"]) == 2

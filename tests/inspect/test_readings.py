@@ -227,3 +227,23 @@ def test_a_piece_of_ones_own_inside_others(wrap) -> None:
 def test_nothing_to_read() -> None:
     handle = moved("llama", LoRA(rank=2))
     assert readings(handle, [batch(handle.model, 4)]) == []
+
+
+def test_a_piece_that_did_not_run_says_nothing() -> None:
+    """Neither of a text, nor, where it never ran, at all."""
+    handle = inlay.attach(zoo.fresh("llama"), Switched())
+    first = handle.placed[0].piece
+    texts = batch(handle.model, 6)
+    with recording(handle) as recorded, torch.no_grad():
+        recorded.begin(texts)
+        handle.model(**texts)
+        recorded.begin(texts)
+        first.choice(torch.ones(1, 6, 32))
+    values = [reading.values for reading in recorded.readings()]
+    assert values[0][1].tolist() == [1, 0] and not values[0].isnan().any()
+    for later in recorded.readings()[1:]:
+        assert later.values[1].isnan().all() and later.positions.tolist() == [6, 0]
+        torch.testing.assert_close(later.mean, later.values[0])
+    with recording(handle) as recorded:
+        recorded.begin(texts)
+    assert recorded.readings() == []

@@ -29,7 +29,8 @@ class PlaceReading:
     what:      in words, such as "gate".
     axis:      what the numbers belong to, such as "method".
     names:     of the numbers.
-    values:    `[B, N]`, the mean over the text of each row, in the order of the batches.
+    values:    `[B, N]`, the mean over the text of each row, in the order of the batches; nan where
+               the piece did not run.
     positions: `[B]`, over how many positions: 1 for what is decided once a row.
     """
 
@@ -44,7 +45,7 @@ class PlaceReading:
     def mean(self) -> Tensor:
         """`[N]`, over the positions of all texts."""
         weights = self.positions[:, None]
-        return (self.values * weights).sum(0) / weights.sum().clamp(min=1)
+        return (self.values.nan_to_num() * weights).sum(0) / weights.sum().clamp(min=1)
 
 
 def readable_parts(handle: Inlay) -> list[tuple[Placed, Reading]]:
@@ -120,7 +121,7 @@ class Recording:
         """What all passes gave; nothing of parts that did not run."""
         for recorder in self.recorders:
             recorder.end()
-        return [recorder.result() for recorder in self.recorders if recorder.values]
+        return [recorder.result() for recorder in self.recorders if recorder.ran]
 
 
 class _Recorder:
@@ -159,13 +160,21 @@ class _Recorder:
         self.sums.append(((numbers * weights).sum(1), weights.sum(1)))
 
     def end(self) -> None:
-        """The pass is over; one in which the part did not run says nothing."""
+        """The pass is over, if one was begun."""
         if self.sums:
             total = torch.stack([values for values, _ in self.sums]).sum(0)
             count = torch.stack([positions for _, positions in self.sums]).sum(0)
             self.values.append((total / count.clamp(min=1)).cpu())
             self.counts.append((count[:, 0] / len(self.sums)).cpu())
-            self.sums = []
+        elif self.count:
+            self.values.append(torch.full((self.count, len(self.reading.names)), torch.nan))
+            self.counts.append(torch.zeros(self.count))
+        self.count, self.sums = 0, []
+
+    @property
+    def ran(self) -> bool:
+        """Whether the part ran in any pass."""
+        return any(bool(counts.any()) for counts in self.counts)
 
     def result(self) -> PlaceReading:
         """Of all rows together."""

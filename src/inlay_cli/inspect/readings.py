@@ -41,8 +41,7 @@ class ReadingMap:
     @property
     def depends(self) -> bool:
         """Whether any number is another for another text."""
-        spread = self.values.nan_to_num().amax(-1) - self.values.nan_to_num().amin(-1)
-        return bool((spread > 1e-6).any())
+        return bool(((self.values - self.values.nanmean(-1, keepdim=True)).abs() > 1e-6).any())
 
 
 def maps(readings: Sequence[PlaceReading]) -> list[ReadingMap]:
@@ -78,7 +77,7 @@ def _map(title: str, group: Sequence[PlaceReading]) -> ReadingMap:
             pair = (reading.values[:, number], reading.mean[number])
             cells.setdefault((line, columns.index(column)), []).append(pair)
     for (line, place), pairs in cells.items():  # several where a layer has many such places
-        values[line, place] = torch.stack([by_text for by_text, _ in pairs]).mean(0)
+        values[line, place] = torch.stack([by_text for by_text, _ in pairs]).nanmean(0)
         mean[line, place] = torch.stack([whole for _, whole in pairs]).mean()
     return ReadingMap(
         f"{title[:1].upper()}{title[1:]}",
@@ -114,7 +113,7 @@ def as_entry(reading: PlaceReading) -> dict[str, Any]:
         "layer": site.layer,
         "role": site.role,
         "names": list(reading.names),
-        "values": reading.values.tolist(),
+        "values": [[None if v != v else v for v in row] for row in reading.values.tolist()],
         "mean": reading.mean.tolist(),
     }
 
