@@ -85,7 +85,7 @@ def fuse(
     every layer and at every position, which of them to listen to. Its file needs no other.
     """
     with busy("starting"):
-        from inlay.training.fusion.fuse import fuse as run
+        from inlay.training.fusion.run import train_fusion
         from inlay.training.loop.launch import processes
     options = {"out": target, "prune": prune, "prune_per": prune_per}
     changes = {name: str(value) for name, value in options.items() if value is not None}
@@ -94,7 +94,7 @@ def fuse(
         sys.stdout.write(plan.dump())
         return
     silence()
-    result = run(plan, err(), resume=not fresh)
+    result = train_fusion(plan, err(), resume=not fresh)
     if processes().is_main_process:  # one report, however many processes train
         _show(result)
 

@@ -2,9 +2,9 @@
 
 from inlay.training.callback import InlayCallback
 from inlay.training.fit import fit, tune
-from inlay.training.fusion.fuse import fuse
 from inlay.training.fusion.recipe import FuseRecipe
 from inlay.training.fusion.results import FuseResult
+from inlay.training.fusion.run import train_fusion
 from inlay.training.ipt_decoder import fit_decoder
 from inlay.training.loop.evaluation import evaluate, predict
 from inlay.training.loop.options import Options
@@ -41,11 +41,11 @@ __all__ = [
     "fit",
     "fit_decoder",
     "fit_multitask",
-    "fuse",
     "pet",
     "predict",
     "prepare",
     "run",
+    "train_fusion",
     "tune",
     "vote",
 ]

@@ -36,9 +36,10 @@ def heat_map(
     top = TOP + (max(map(len, columns)) * LETTER if turned else 0)
     left = LEFT + max(0, max(map(len, lines), default=0) - 3) * LETTER
     bottom, right = top + len(lines) * CELL, left + len(columns) * CELL
-    width, height = right + (RIGHT if means else 8), bottom + BOTTOM
     line_axis, column_axis = axes
-    middle = max(left + len(columns) * CELL / 2, len(column_axis) * LETTER / 2 + 4)
+    middle = left + len(columns) * CELL / 2
+    width = max(right + (RIGHT if means else 8), middle + len(column_axis) * LETTER / 2 + 8)
+    height = bottom + BOTTOM
     shapes = [
         _text(middle, 14, column_axis, "middle", "axis"),
         _text(14, top + len(lines) * CELL / 2, line_axis, "middle", "axis", turned=True),
@@ -65,8 +66,8 @@ def heat_map(
         f'height="{len(lines) * CELL + 1}"/>'
     )
     return (
-        f'<svg role="img" aria-label="{escape(label)}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">{frame}{"".join(shapes)}</svg>'
+        f'<svg role="img" aria-label="{escape(label)}" width="{width:g}" height="{height}" '
+        f'viewBox="0 0 {width:g} {height}">{frame}{"".join(shapes)}</svg>'
     )
 
 

@@ -1,4 +1,4 @@
-"""fuse: train adapters where they are not there yet, then the attention over them.
+"""train_fusion: train adapters where they are not there yet, then the attention over them.
 
     1. every adapter is trained on its own task, or comes as a file
     2. base and adapters are frozen; attention over the adapters is trained on the target's task
@@ -19,8 +19,7 @@ from inlay.core.method import Method, Spec, sum_of
 from inlay.core.parse import parse
 from inlay.errors import InlayError, RecipeError, together
 from inlay.files.atomic import write_whole
-from inlay.fusing import fuse as attach_fusion
-from inlay.fusing import read_adapter
+from inlay.fusing import fuse, read_adapter
 from inlay.handle import attach, attached
 from inlay.methods.fusion import Fusion
 from inlay.training.fusion.pruning import measure, prune
@@ -34,7 +33,9 @@ from inlay.training.recipes.recipe import output_folder
 from inlay.training.recipes.run import LoadedBase, check_data, open_base, run
 
 
-def fuse(recipe: FuseRecipe, console: Console | None = None, *, resume: bool = True) -> FuseResult:
+def train_fusion(
+    recipe: FuseRecipe, console: Console | None = None, *, resume: bool = True
+) -> FuseResult:
     """Run a recipe of a fusion.
 
     Writes into the folder `out` what `run` writes for the second stage, with the adapters and what
@@ -149,7 +150,7 @@ def _write_start(recipe: FuseRecipe, opened: LoadedBase) -> Path:
     files = {name: recipe.adapter_path(name) for name in recipe.adapters}
     with rng.preserved():
         rng.seed(recipe.seed)
-        handle = attach_fusion(model, files, name="start", **recipe.fusion)
+        handle = fuse(model, files, name="start", **recipe.fusion)
     try:
         return handle.save(recipe.start_path, tokenizer=tokenizer)
     finally:

@@ -11,8 +11,8 @@ from inlay.errors import InlayError, RecipeError, TrainingError
 from inlay.files.format import read
 from inlay.hub import load_base
 from inlay.inspect import token_batches
-from inlay.training import FuseRecipe, fuse
-from inlay.training.fusion import fuse as fuse_module
+from inlay.training import FuseRecipe, train_fusion
+from inlay.training.fusion import run as run_module
 from tests import zoo
 from tests.tasks import tiny
 
@@ -156,18 +156,20 @@ def test_what_cannot_be_fused_is_named_before_anything_is_trained(recipe, tmp_pa
     lora = tmp_path / "lora.safetensors"
     inlay.attach(load_base(places["base"])[0], inlay.LoRA(rank=2) + inlay.IA3()).save(lora)
     with pytest.raises(RecipeError) as error:
-        fuse(recipe(adapters__sizes=str(lora), adapters__more="none.safetensors"))
+        train_fusion(recipe(adapters__sizes=str(lora), adapters__more="none.safetensors"))
     assert "adapters.sizes: " in str(error.value) and "holds 2 methods" in str(error.value)
     assert "adapters.more: cannot read none.safetensors" in str(error.value)
     with pytest.raises(RecipeError) as error:
-        fuse(recipe(adapters__films__data__train__source="no.jsonl", data__dev__source="none.csv"))
+        train_fusion(
+            recipe(adapters__films__data__train__source="no.jsonl", data__dev__source="none.csv")
+        )
     assert "adapters.films: " in str(error.value) and "the target: " in str(error.value)
     one = tmp_path / "one.safetensors"
     inlay.attach(load_base(places["base"])[0], inlay.LoRA(rank=2)).save(one)
     method = {f"adapters__{name}__method": "LoRA(rank=2)" for name in ("films", "colours")}
     plan = recipe(adapters__sizes=str(one), **method)
     with pytest.raises(InlayError, match="Fusion attends over bottlenecks, and LoRA"):
-        fuse(plan)
+        train_fusion(plan)
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +182,7 @@ def trained(places, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     path = folder / "recipe.yaml"
     path.write_text(TEXT.format(**places, out=folder / "out"))
-    return fuse(FuseRecipe.load(path, {"prune": "2"}))
+    return train_fusion(FuseRecipe.load(path, {"prune": "2"}))
 
 
 def test_both_stages_leave_their_files(trained, places):
@@ -236,7 +238,7 @@ def test_the_second_stage_is_a_recipe_of_its_own(trained):
 
 def test_a_killed_run_goes_on_where_it_was(recipe, trained, monkeypatch):
     steps = []
-    run = fuse_module.run
+    run = run_module.run
 
     def killed(plan, *arguments, **options):
         steps.append(plan.name)
@@ -244,10 +246,10 @@ def test_a_killed_run_goes_on_where_it_was(recipe, trained, monkeypatch):
             raise KeyboardInterrupt
         return run(plan, *arguments, **options)
 
-    monkeypatch.setattr(fuse_module, "run", killed)
+    monkeypatch.setattr(run_module, "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        fuse(recipe())
-    result = fuse(recipe())
+        train_fusion(recipe())
+    result = train_fusion(recipe())
     assert steps == ["films", "colours", "default", "default"]
     assert [adapter.trained for adapter in result.adapters] == [False, False, False]
     assert result.adapters[0].scores == trained.adapters[0].scores
@@ -258,20 +260,22 @@ def test_a_killed_run_goes_on_where_it_was(recipe, trained, monkeypatch):
 
 def test_a_stage_of_another_run_is_refused_unless_all_is_trained_anew(recipe, places, tmp_path):
     plan = recipe()
-    fuse(plan)
+    train_fusion(plan)
     with pytest.raises(TrainingError, match=r"films.safetensors is of another run: training.steps"):
-        fuse(recipe(adapters__films__training__steps="2"))
-    assert fuse(recipe(adapters__films__training__steps="2"), resume=False).adapters[0].trained
+        train_fusion(recipe(adapters__films__training__steps="2"))
+    assert (
+        train_fusion(recipe(adapters__films__training__steps="2"), resume=False).adapters[0].trained
+    )
     copy = shutil.copy(places["colours"], tmp_path / "colours.jsonl")
     other = recipe("other", adapters__colours__data__train__source=str(copy))
-    fuse(other)
+    train_fusion(other)
     rows(tmp_path / "colours.jsonl", {"red": "warm", "blue": "cold", "old": "cold"})
     with pytest.raises(TrainingError, match=r"data.train \(its rows\) was"):
-        fuse(other)
+        train_fusion(other)
 
 
 def test_methods_beside_the_fusion_are_trained_too(recipe):
-    result = fuse(recipe(plus="BitFit() + Prefix(length=2, mlp=4)"))
+    result = train_fusion(recipe(plus="BitFit() + Prefix(length=2, mlp=4)"))
     kinds = [type(m).__name__ for m in read(result.fusion.path).spec.methods]
     assert kinds == ["Fusion", "BitFit", "Prefix", "Head"]
 
@@ -291,7 +295,7 @@ def test_a_second_file_keeps_the_most_used(trained, places):
 
 
 def test_each_layer_can_keep_its_own(recipe, places):
-    result = fuse(recipe(prune="1", prune_per="layer"))
+    result = train_fusion(recipe(prune="1", prune_per="layer"))
     weights = {name.split(".")[1]: place for name, place in result.weights.items()}
     expected = {layer: [max(place, key=place.get)] for layer, place in weights.items()}
     assert result.pruned.adapters == expected
@@ -300,3 +304,21 @@ def test_each_layer_can_keep_its_own(recipe, places):
     texts = list(token_batches(handle, [[7, 8, 9, 10]]))
     read_out = inlay.adapter_weights(handle, texts)
     assert {n.split(".")[1]: list(place) for n, place in read_out.items()} == expected
+
+
+def test_files_alone_need_no_first_stage(trained, places, tmp_path):
+    out = trained.fusion.path.parent
+    text = TEXT.format(**places, out=tmp_path / "out").replace(
+        "method: Pfeiffer(bottleneck=3, std=0.3)\n", "", 1
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    files = {
+        name: str(out / f"adapters/{name}/{name}.safetensors") for name in ("films", "colours")
+    }
+    plan = FuseRecipe.load(path, {f"adapters.{name}": file for name, file in files.items()})
+    result = train_fusion(plan)
+    assert [adapter.scores for adapter in result.adapters] == [None, None, None]
+    assert [p.name for p in (tmp_path / "out" / "adapters").iterdir()] == ["start.safetensors"]
+    first, second = tensors(trained.fusion.path), tensors(result.fusion.path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
