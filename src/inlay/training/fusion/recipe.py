@@ -112,7 +112,7 @@ class Adapter(BaseModel):
 
 
 class FuseRecipe(BaseModel):
-    """What `train_fusion` does. Paths are relative to the current folder; the rest is as in `Recipe`.
+    """What `train_fusion` does. Fields without a line here are as in `Recipe`, and so are paths.
 
     method: the adapter to train where `adapters` names no file; `Pfeiffer()` by default.
     adapters: what each adapter is called -> its file, or how to train it.
