@@ -20,6 +20,7 @@ from inlay_cli.shared import (
     Dtype,
     DtypeOption,
     Opened,
+    QuantizeOption,
     SkipOption,
     attach_file,
     base_and_files,
@@ -99,6 +100,7 @@ def evaluate(
     skip_bad_rows: SkipOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Score a base or inlays on rows that have answers.
 
@@ -117,7 +119,7 @@ def evaluate(
     options: dict[str, Any] = {
         "batch_size": batch_size, "errors": errors, "predictions": predictions,
     }  # fmt: skip
-    scored = _score_all(base, files, fields, recipe, dtype, device, drop_layers, options)
+    scored = _score_all(base, files, fields, recipe, dtype, device, quantize, drop_layers, options)
     if as_json and len(scored) == 1:
         sys.stdout.write(json.dumps(scored[0].to_json(errors > 0)) + "\n")
     elif as_json:
@@ -137,6 +139,7 @@ def _score_all(
     recipe: Path | None,
     dtype: Dtype | None,
     device: str,
+    quantize: str | None,
     drop_layers: int,
     options: Mapping[str, Any],
 ) -> list[Scored]:
@@ -144,7 +147,7 @@ def _score_all(
     if not files:
         assert base is not None
         plan = make_plan(base, fields, None, recipe)
-        model, tokenizer = open_base(base, dtype, device)
+        model, tokenizer = open_base(base, dtype, device, quantize)
         return [score("the base alone", plan, Opened(model, tokenizer, None, None), **options)]
     usages = [usage_of(file, base) for file in files]
     places = [
@@ -156,13 +159,14 @@ def _score_all(
         for place, file, usage in zip(places, files, usages, strict=True)
     ]
     scored: list[Scored] = []
-    loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
+    loaded: dict[tuple[str, str | None], tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
     names_of = _names(files)
     for place, file, usage, plan in zip(places, files, usages, plans, strict=True):
-        if place not in loaded:
-            loaded = {place: open_base(place, dtype, device)}
+        quantized = quantize or (None if usage is None else usage.quantize)
+        if (place, quantized) not in loaded:
+            loaded = {(place, quantized): open_base(place, dtype, device, quantized)}
         with busy(f"reading {file}"):
-            model, tokenizer = loaded[place]
+            model, tokenizer = loaded[place, quantized]
             opened = attach_file(model, tokenizer, file, usage, drop_layers)
         scored.append(score(names_of[file], plan, opened, **options))
         assert opened.handle is not None

@@ -16,6 +16,7 @@ from inlay_cli.shared import (
     DeviceOption,
     DropOption,
     DtypeOption,
+    QuantizeOption,
     base_and_files,
     examples,
     open_base,
@@ -96,6 +97,7 @@ def generate(
     drop_layers: DropOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Continue a prompt, with or without an inlay."""
     base, file = _places(words)
@@ -122,9 +124,9 @@ def generate(
     example = _example(task, prompt)
     if file is None:
         assert base is not None
-        model, tokenizer = open_base(base, dtype, device)
+        model, tokenizer = open_base(base, dtype, device, quantize)
     else:
-        opened = open_model(file, base, dtype, device, drop_layers)
+        opened = open_model(file, base, dtype, device, quantize, drop_layers)
         model, tokenizer = opened.model, opened.tokenizer
     with busy("generating"):
         task.bind(model, tokenizer)

@@ -19,6 +19,7 @@ from inlay_cli.shared import (
     DropOption,
     DtypeOption,
     FileArgument,
+    QuantizeOption,
     examples,
     open_predictor,
 )
@@ -101,6 +102,7 @@ def predict(
     base: BaseOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Predict new rows with a trained inlay; its file knows the base and the task.
 
@@ -117,7 +119,7 @@ def predict(
     elif overwrite:
         raise typer.BadParameter("--overwrite is for the file of --out")
     mapping = dict(pairs(columns, "--column", "text=review"))
-    predictor = open_predictor(file, base, dtype, device, drop_layers)
+    predictor = open_predictor(file, base, dtype, device, quantize, drop_layers)
     reading: dict[str, Any] = {
         "split": split,
         "columns": mapping,

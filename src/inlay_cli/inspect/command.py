@@ -17,6 +17,7 @@ from inlay_cli.inspect.terminal import show
 from inlay_cli.shared import (
     DeviceOption,
     DtypeOption,
+    QuantizeOption,
     base_and_files,
     examples,
     open_base,
@@ -97,6 +98,7 @@ def inspect(
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Look inside an inlay: tokens near a prompt, attention on a prefix, what pieces decide.
 
@@ -108,9 +110,9 @@ def inspect(
         raise typer.BadParameter("give either --text or --data")
     from inlay_cli.inspect.inputs import Probe, rows_of, task_of, template_of, words_of
 
-    base, file, other = _places(places)
+    base, file, other, trained_with = _places(places)
     rows = rows_of(text, data, limit)
-    model, tokenizer = open_base(base, dtype, device)
+    model, tokenizer = open_base(base, dtype, device, quantize or trained_with)
     with busy(f"inspecting {file}"):
         from inlay.handle import load
         from inlay.inspect import word_forms
@@ -146,15 +148,16 @@ def inspect(
     show(report)
 
 
-def _places(words: list[str]) -> tuple[str, Path, Path | None]:
-    """The base, the inlay's file and, if there is one, that of a second."""
+def _places(words: list[str]) -> tuple[str, Path, Path | None, str | None]:
+    """The base, the inlay's file, that of a second if there is one, and how the base was kept."""
     base, files = base_and_files(words)
     if not 1 <= len(files) <= 2:
         raise typer.BadParameter("give a FILE, or two to compare: inlay inspect FILE [OTHER]")
     usage = usage_of(files[0], base)
     place = usage.base_path(files[0]) if base is None and usage is not None else base
     assert place is not None
-    return place, files[0], files[1] if len(files) == 2 else None
+    quantize = None if usage is None else usage.quantize
+    return place, files[0], files[1] if len(files) == 2 else None, quantize
 
 
 def _compare(report: Report, first: Inlay, second: Inlay, file: Path, probe: Probe) -> Comparison:

@@ -143,6 +143,8 @@ def test_what_does_not_fit_together_is_in_one_message(recipe):
         ({"fusion__names": "[1]"}, "names follow from the recipe's adapters"),
         ({"fusion__dropuot": "0.1"}, "did you mean 'dropout'"),
         ({"adapters__films__method": "LoRA() + BitFit()"}, r"adapters.films: a fusion is made of"),
+        ({"training__base_lr": "0.1"}, "training.base_lr would train the base, which all"),
+        ({"adapters__films__training__base_lr": "0.1"}, "adapters.films.training.base_lr would"),
         ({"adapters__a b": "x"}, "a name is letters, digits, '_' and '-', not 'a b'"),
         ({"adapters__films": "3"}, "write the file of a trained adapter, or how to train one"),
         ({"adapters": "{}"}, "adapters: "),

@@ -42,6 +42,7 @@ from inlay.training.recipes.recipe import (
     Data,
     MethodText,
     Name,
+    Quantize,
     Recipe,
     TaskFields,
     check_name,
@@ -128,6 +129,7 @@ class FuseRecipe(BaseModel):
 
     base: str
     dtype: Literal["float32", "bfloat16"] | None = None
+    quantize: Quantize | None = None
     method: MethodText | None = None
     adapters: Annotated[dict[str, Adapter], Field(min_length=1)]
     fusion: dict[str, Any] = Field(default_factory=dict)
@@ -175,6 +177,11 @@ class FuseRecipe(BaseModel):
         parts |= {f"adapters.{name}.": part for name, part in self.trained().items()}
         for path, part in parts.items():
             data, training = part.data, part.training or Training()
+            if training.base_lr is not None:
+                yield (
+                    f"{path}training.base_lr would train the base, which all adapters have in "
+                    "common; leave it out"
+                )
             options = {"eval_every": training.eval_every, "patience": training.patience}
             for option, value in options.items():
                 if value is not None and data is not None and data.dev is None:
@@ -232,6 +239,7 @@ class FuseRecipe(BaseModel):
             {
                 "base": self.base,
                 "dtype": self.dtype,
+                "quantize": self.quantize,
                 "method": part.method or self.method or DEFAULT_METHOD,
                 "name": name,
                 "task": part.task,
@@ -248,6 +256,7 @@ class FuseRecipe(BaseModel):
             {
                 "base": self.base,
                 "dtype": self.dtype,
+                "quantize": self.quantize,
                 "method": repr(spec),
                 "name": self.name,
                 "start": str(self.start_path),

@@ -58,7 +58,7 @@ def train_fusion(
     out = output_folder(recipe.out)
     stages = {name: Stage(recipe.stage_one(name)) for name in recipe.trained()}
     scores = {name: stage.scores() if resume else None for name, stage in stages.items()}
-    opened = open_base(recipe.base, recipe.dtype, console)
+    opened = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     spec = _fusion(recipe, opened)
     _check_rows(recipe, spec, [s for n, s in stages.items() if scores[n] is None], opened, console)
     if main:
