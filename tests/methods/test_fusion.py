@@ -12,6 +12,7 @@ from inlay.core.parse import from_json, parse, to_json
 from inlay.errors import PortError, SpecError
 from inlay.files import format as file_format
 from inlay.laws.case import perturb
+from inlay.testing import laws_hold
 from tests import zoo
 from tests.methods import exact
 
@@ -299,3 +300,16 @@ def test_a_fusion_in_a_sum_is_read_out_and_pruned(tmp_path: Path) -> None:
     old, new = handle.named_tensors(), copy.named_tensors()
     others = [name for name in old if "/0/" not in name]
     assert others and all(torch.equal(old[name], new[name]) for name in others)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_laws_hold_for_adapters_in_different_layers(family: str) -> None:
+    """Two of three in each layer: where there is one, there is nothing to learn."""
+    adapters = tuple(
+        inlay.Pfeiffer(bottleneck=size, std=0.3, at=inlay.Where("block", layers))
+        for size, layers in ((3, (0, 1)), (4, (0, 2)), (5, (1, 2)))
+    )
+    spec = inlay.Fusion(adapters=adapters, names=("a", "b", "c"))
+    verdict = laws_hold(spec, family)
+    assert verdict.refusal is None
+    assert {"save → load", "rows do not meet", "only pieces learn"} <= set(verdict.spoke)
