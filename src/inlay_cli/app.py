@@ -20,6 +20,7 @@ from inlay_cli import (
     demo,
     evaluate,
     export,
+    fuse,
     generate,
     inspect,
     intrinsic_dimension,
@@ -42,7 +43,7 @@ DEBUG, IMPORT = "--debug", "--import"
 """Options of every command, which may stand anywhere."""
 
 
-TOGETHER = {"train", "pet", "eval", "intrinsic-dimension"}
+TOGETHER = {"train", "pet", "fuse", "eval", "intrinsic-dimension"}
 """The commands that share their work where a launcher started several processes."""
 
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -93,7 +94,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet, intrinsic_dimension),
+    "Train": (train, pet, fuse, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

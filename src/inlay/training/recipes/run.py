@@ -47,8 +47,17 @@ from inlay.training.recipes.reading import open_base, read_data, usable
 from inlay.training.recipes.recipe import Recipe, output_folder
 from inlay.training.recipes.start import adopt_labels, read_start, start_from
 
+LoadedBase = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A base that is loaded, and its tokenizer."""
 
-def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) -> Outcome:
+
+def run(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = True,
+    opened: LoadedBase | None = None,
+) -> Outcome:
     """Do what a recipe says.
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
@@ -66,6 +75,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         recipe: the run.
         console: where progress is shown; None for the error stream.
         resume: resume from the folder's checkpoint, where there is one.
+        opened: the recipe's base, where it is loaded already. The trained inlay stays attached.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError; and RecipeError for folds without a fold.
@@ -79,18 +89,13 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     start = read_start(recipe.start)
     if start is not None:
         adopt_labels(task, start)
-    data = read_data(
-        recipe.data.parts(),
-        lambda part, source: source.load(task),
-        lambda rows: _draft(recipe, task, rows, console),
-        console,
-    )
+    data = _read_data(recipe, task, opened, console)
     if recipe.folds is not None and recipe.fold is not None:
         _set_all_labels(task, recipe, data["train"])
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    model, tokenizer = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+    model, tokenizer = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     recipe = recipe.fitted(model)
     spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
@@ -255,6 +260,19 @@ class _RunContext:
         return vote(self.model, members, self.task, data, batch_size=batch_size)
 
 
+def check_data(recipe: Recipe, opened: LoadedBase, console: Console) -> None:
+    """Read and encode all rows of a recipe, as `run` will; nothing is trained.
+
+    Raises DataError and TaskError where `run` would.
+    """
+    task = recipe.make_task()
+    data = _read_data(recipe, task, opened, console)
+    task.prepare(data["train"])
+    task.bind(*opened)
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    usable([task], data, skipping, console)
+
+
 def spec_with_head(spec: Spec, task: Task) -> Spec:
     """The spec, with the trained head that the task reads added where it has none."""
     if any(method.has_head for method in spec.methods):
@@ -263,14 +281,22 @@ def spec_with_head(spec: Spec, task: Task) -> Spec:
     return spec if head is None else spec + head
 
 
-def _draft(recipe: Recipe, task: Task, data: Mapping[str, Dataset], console: Console) -> list[Task]:
-    """A copy of the task, bound to the recipe's base; none where there is no row to learn from."""
-    if "train" not in data:
-        return []
-    draft = deepcopy(task)
-    draft.prepare(data["train"])
-    draft.bind(*open_base(recipe.base, recipe.dtype, console, recipe.quantize))
-    return [draft]
+def _read_data(
+    recipe: Recipe, task: Task, opened: LoadedBase | None, console: Console
+) -> dict[str, Dataset]:
+    """The rows of every part. opened: the base, where it is loaded already."""
+
+    def drafts(data: Mapping[str, Dataset]) -> list[Task]:
+        if "train" not in data:
+            return []
+        draft = deepcopy(task)
+        draft.prepare(data["train"])
+        base = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+        draft.bind(*base)
+        return [draft]
+
+    sources = recipe.data.parts()
+    return read_data(sources, lambda part, source: source.load(task), drafts, console)
 
 
 def _print_skipped(data: Mapping[str, Dataset], console: Console) -> None:
