@@ -23,7 +23,7 @@ from inlay.runtime.experts import ExpertHooks, check_expert
 from inlay.runtime.inside import Product
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import first_input
+from inlay.runtime.stack_inputs import first_input, first_output, replace_first_output
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
@@ -167,7 +167,8 @@ class SiteHooks:
 
     def serves(self) -> bool:
         """Whether any piece here serves a row of the pass under way."""
-        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
+        acting = {*self.input, *self.output, *self.tokens}
+        return not self.state.routing.serving().isdisjoint(acting)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
@@ -210,9 +211,13 @@ class SiteHooks:
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        whole = output[0] if isinstance(output, tuple) else output
+        whole = first_output(output)
         x = first_input(args, kwargs) if self.site.enter is None else self._entered.x
         self._entered.x = None
+        if not isinstance(whole, Tensor):
+            if self.serves():
+                raise self._other_layout(f"computes a {type(whole).__name__}, and no vectors")
+            return output
         self._check_rows(whole)
         groups = self._groups(whole, self.output)
         at_tokens = self._at_tokens()
@@ -230,7 +235,7 @@ class SiteHooks:
                 )
             y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        return replace_first_output(output, y)
 
     def _add_deltas(self, names: Names, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         for name in names:
