@@ -111,6 +111,8 @@ def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> 
     for name, value in fields.items():
         if name in OUTPUTS:  # they name stages that a tiny model does not have
             continue
+        if name == "per_layer_config" and isinstance(value, dict):
+            value = {layer: own for layer, own in value.items() if int(layer) < depth}
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
             tiny[name] = _tiny(value, factor, cut_depth, cut_positions)
         elif value is None and name in MISSING:
