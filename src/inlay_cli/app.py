@@ -20,6 +20,7 @@ from inlay_cli import (
     demo,
     evaluate,
     export,
+    fuse,
     generate,
     inspect,
     intrinsic_dimension,
@@ -73,7 +74,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet, intrinsic_dimension),
+    "Train": (train, pet, fuse, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

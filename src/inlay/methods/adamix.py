@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -92,6 +92,10 @@ class AdaMix(Method):
     @override
     def with_size(self, steps: int) -> Self:
         return dataclasses.replace(self, inner=self.inner.with_size(steps))
+
+    @override
+    def in_layers(self, layers: Sequence[int]) -> Self:
+        return dataclasses.replace(self, inner=self.inner.in_layers(layers))
 
     @override
     def learning_rate(self) -> float:

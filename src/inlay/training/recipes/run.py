@@ -51,7 +51,17 @@ from inlay.training.recipes.start import adopt_labels, read_start, start_from
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) -> Outcome:
+LoadedBase = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A base that is loaded, and its tokenizer."""
+
+
+def run(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = True,
+    opened: LoadedBase | None = None,
+) -> Outcome:
     """Do what a recipe says.
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
@@ -69,6 +79,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         recipe: the run.
         console: where progress is shown; None for the error stream.
         resume: resume from the folder's checkpoint, where there is one.
+        opened: the recipe's base, where it is loaded already. The trained inlay stays attached.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError; and RecipeError for folds without a fold.
@@ -88,7 +99,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    model, tokenizer = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+    model, tokenizer = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     recipe = recipe.fitted(model)
     spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
@@ -251,6 +262,19 @@ class _RunContext:
             return None
         batch_size = self.recipe.training.rows or 8
         return vote(self.model, members, self.task, data, batch_size=batch_size)
+
+
+def check_data(recipe: Recipe, opened: LoadedBase, console: Console) -> None:
+    """Read and encode all rows of a recipe, as `run` will; nothing is trained.
+
+    Raises DataError and TaskError where `run` would.
+    """
+    task = recipe.make_task()
+    data = _read_data(recipe, task, console)
+    task.prepare(data["train"])
+    task.bind(*opened)
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    _usable(task, data, skipping, console)
 
 
 def spec_with_head(spec: Spec, task: Task) -> Spec:
