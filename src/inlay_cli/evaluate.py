@@ -113,6 +113,7 @@ def evaluate(
         raise typer.BadParameter("--drop-layers leaves layers of an inlay out; give its FILE")
     with busy("starting"):
         from inlay.data.dataset import describe_skipped
+        from inlay.training.loop.launch import processes
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
@@ -120,6 +121,8 @@ def evaluate(
         "batch_size": batch_size, "errors": errors, "predictions": predictions,
     }  # fmt: skip
     scored = _score_all(base, files, fields, recipe, dtype, device, quantize, drop_layers, options)
+    if not processes().is_main_process:  # one report, however many processes share the work
+        return
     if as_json and len(scored) == 1:
         sys.stdout.write(json.dumps(scored[0].to_json(errors > 0)) + "\n")
     elif as_json:

@@ -129,7 +129,7 @@ def test_k_is_uniform_and_one_for_all_layers() -> None:
     pieces = [p.piece for p in handle.placed if isinstance(p.piece, Dropped)]
     drawn = []
     for seed in range(900):
-        numbers = {piece.drawn(PassContext(seed=seed)) for piece in pieces}
+        numbers = {int(piece.drawn(PassContext(seed=seed))) for piece in pieces}
         assert len(numbers) == 1
         drawn += numbers
     counts = Counter(drawn)

@@ -29,8 +29,9 @@ from inlay.training.fusion.stages import Stage
 from inlay.training.loop import rng
 from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import print_line
+from inlay.training.recipes.reading import open_base
 from inlay.training.recipes.recipe import output_folder
-from inlay.training.recipes.run import LoadedBase, check_data, open_base, run
+from inlay.training.recipes.run import LoadedBase, check_data, run
 
 
 def train_fusion(

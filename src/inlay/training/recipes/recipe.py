@@ -143,6 +143,10 @@ class Source(Reading):
         fields = self.model_dump(exclude={"limit", "shots", "seed"})
         return stream(**fields, need=task.required_fields, check=task.check)
 
+    def without_bad(self) -> Source:
+        """The same source without its bad rows."""
+        return self.model_copy(update={"skip_bad": True})
+
     def read_as(self, shared: Reading) -> Source:
         """The same source, read as `shared` says where it says nothing itself.
 
