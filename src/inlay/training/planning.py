@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from inlay.core.quantised import memory_of
@@ -26,7 +27,13 @@ from inlay.training.fit import training_modes
 from inlay.training.loop import rng
 from inlay.training.loop.batches import shuffled_batches
 from inlay.training.loop.launch import create_accelerator
-from inlay.training.loop.memory import cures, free_memory, is_out_of_memory, live_peak
+from inlay.training.loop.memory import (
+    cures,
+    free_memory,
+    gigabytes,
+    is_out_of_memory,
+    live_peak,
+)
 from inlay.training.loop.options import Options, make_options
 from inlay.training.loop.step import Stepper
 
@@ -138,6 +145,23 @@ def plan(
         steps=steps,
         total_steps=_total(checked, steps),
     )
+
+
+def describe_plan(estimate: Plan, device: torch.device) -> str:
+    """A line that says what a run will take."""
+    time_of = f"about {duration(estimate.epoch)} an epoch of {estimate.steps:,} steps"
+    file = f"a file of about {gigabytes(estimate.file)}"
+    if estimate.peak is None or estimate.fits is False:
+        ways = "; or ".join(estimate.cures())
+        return f"it will not fit {device}: {file}; try {ways}"
+    return f"it will take {gigabytes(estimate.peak)} at the peak on {device}, {time_of}, {file}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _step(
