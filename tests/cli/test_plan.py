@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inlay.training.loop import memory
+from inlay.training import planning
 from inlay.training.loop.step import Stepper
 
 
@@ -59,13 +59,12 @@ def test_what_does_not_fit_is_told_with_what_would(inlay, recipe, monkeypatch):
     def full(*args):
         raise MemoryError
 
-    monkeypatch.setattr(Stepper, "backward", full)
-    run = inlay("plan", recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "backward", full)
+        run = inlay("plan", recipe)
     assert run.code == 1
     assert "LoRA(rank=2) does not fit; try batch_size 2 with accumulate 2" in run.err
-    monkeypatch.undo()
-    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
-    monkeypatch.setattr("inlay.training.planning.free_memory", lambda device: 1000)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
     assert "does not fit; try batch_size 1 with accumulate 4" in inlay("plan", recipe).err
 
 

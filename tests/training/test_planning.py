@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import inlay
 from inlay import LoRA
@@ -51,6 +52,30 @@ def test_the_predicted_peak_is_the_measured_one():
         measured = live_peak(train, torch.device("cpu"))
     # fit keeps the moments too, and the encoded rows and the best pieces, which are small
     assert result.step + result.optimizer == pytest.approx(measured, rel=0.15)
+
+
+def test_live_tensors_are_counted_as_torchs_allocator_does():
+    """Against its own events, for a step whose tensors come and go."""
+    model, handle = tiny.attached()
+    inputs = {"input_ids": torch.randint(1, 29, (64, 40))}
+
+    def step():
+        model(**inputs).logits.square().mean().backward()
+        for parameter in handle.parameters():
+            parameter.grad = None
+
+    step()
+    counted = live_peak(step, torch.device("cpu"))
+    assert counted == live_peak(step, torch.device("cpu"))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    current = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            highest = max(highest, current)
+    assert counted == pytest.approx(highest, rel=0.15)
 
 
 def test_nothing_is_changed_by_asking():

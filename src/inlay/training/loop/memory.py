@@ -6,11 +6,17 @@ import math
 import os
 import resource
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+from typing_extensions import override
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -18,8 +24,7 @@ MEMINFO = Path("/proc/meminfo")
 def live_peak(run: Callable[[], object], device: torch.device) -> int:
     """Run something, and return by how many bytes the live tensors grew at the most meanwhile.
 
-    It is counted from the events of torch's allocator, so it is the same in every run, and leaves
-    out what the allocator keeps in reserve.
+    It is the same in every run, and leaves out what an allocator keeps in reserve.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -28,16 +33,47 @@ def live_peak(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _LiveTensors() as live:
         run()
-    kineto = profiler.profiler
-    assert kineto is not None
-    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
-    current = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        current += event.nbytes()
-        highest = max(highest, current)
-    return highest
+    return live.highest
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations return, as long as these are alive.
+
+    What kernels need inside is not seen. highest: the most bytes that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = 0
+        self._current = 0
+        self._known = WeakIdKeyDictionary()
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, 0), (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, 1), result)
+        return result
+
+    def _note(self, tensor: Tensor, times: int) -> None:
+        """Count a tensor's storage, unless it is known; times: 0 for one that was there before."""
+        if is_traceable_wrapper_subclass(tensor):
+            return
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = times * storage.nbytes()
+        self._known[storage] = size
+        self._current += size
+        self.highest = max(self.highest, self._current)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self._current -= size
 
 
 def free_memory(device: torch.device) -> int | None:
