@@ -15,7 +15,7 @@ SETTINGS = {
     "rank": 3,
     "target": 2,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

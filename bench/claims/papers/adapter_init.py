@@ -17,7 +17,7 @@ SETTINGS = {
     "bottleneck": 64,
     "deviations": DEVIATIONS,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

@@ -15,7 +15,7 @@ SETTINGS = {
     "bottleneck": 64,
     "gap": 0.015,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }
