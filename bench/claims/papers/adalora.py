@@ -11,6 +11,7 @@ DATA = ("trec",)
 
 SETTINGS = {
     "base": "minilm",
+    "dtype": "bfloat16",
     "data": DATA,
     "rank": 3,
     "target": 2,

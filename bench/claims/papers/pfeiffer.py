@@ -11,6 +11,7 @@ from inlay import Houlsby, Pfeiffer
 
 SETTINGS = {
     "base": "minilm",
+    "dtype": "bfloat16",
     "data": ("trec",),
     "bottleneck": 64,
     "gap": 0.015,
