@@ -49,5 +49,8 @@ CLAIM = Claim(
     },
     plot=paired_bars(DATA, "accuracy", 0.5, adapters="adapters", full="all weights"),
     data=DATA,
-    tried=("the rate of all weights was not varied",),
+    tried=(
+        "batches of 16 on seed 0, too slow for three seeds: adapters 0.954, all weights 0.964",
+        "the rate of all weights was not varied",
+    ),
 )
