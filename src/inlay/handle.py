@@ -25,6 +25,7 @@ from inlay.architectures.resolve import require_model, resolve
 from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
 from inlay.core.piece import PromptVectors
 from inlay.core.piece_set import PieceSet
+from inlay.core.quantised import require_gradients
 from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
@@ -112,6 +113,33 @@ class Inlay:
                 lengths[stack] = lengths.get(stack, 0) + placed.piece.length
         return max(lengths.values(), default=0)
 
+    @property
+    def text_start(self) -> int:
+        """At which position the text of a row begins, at the latest: after prompts and prefixes."""
+        name = (self.name,)
+        stacks = self._container().stacks
+        return max(hooks.prompts.length(name) + hooks.state.shift(name) for hooks in stacks)
+
+    @property
+    def prompts_run_alone(self) -> bool:
+        """Whether the base computes the same for its prompts whatever text follows them."""
+        return self._container().stacks[0].prefix is not None
+
+    def prompt_keys_and_values(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The keys and values of its prompts, by the name of their site, each `[1, H, P, K]`.
+
+        To be called where `prompts_run_alone`.
+        """
+        runner = self._container().stacks[0].prefix
+        assert runner is not None
+        return runner.keys_and_values((self.name,))
+
+    def recompute_shared(self) -> None:
+        """Recompute what its pieces share, which may have been trained since the last pass."""
+        for hooks in self._container().stacks:
+            for module in hooks.once.get(self.name, ()):
+                module.renew()
+
     def shifts(self, stack: str) -> bool:
         """Whether it moves the positions of the text in this stack."""
         return self._pieces.shift(stack) > 0
@@ -192,12 +220,15 @@ class Inlay:
         chart = self._container().chart
         return file_format.save(self._pieces, self.name, chart, path, tokenizer, usage)
 
-    def merge(self) -> PreTrainedModel:
+    def merge(self, *, dequantise: bool = False) -> PreTrainedModel:
         """Fold every piece into the base's weights and detach; all or nothing.
 
         A trained head cannot be folded: it stays attached alone, under the same name, and can be
         saved beside the new base (`inlay.attached(model)` finds it). Waits for the passes of other
         threads to end, as attaching and detaching do.
+
+        dequantise: of a quantised base, make all matrices ordinary ones in the base's dtype first;
+            otherwise it is refused. The model then takes as much memory as before quantisation.
 
         Returns the base. Raises MergeError before the first write where a piece cannot be folded.
         """
@@ -206,9 +237,11 @@ class Inlay:
             merge.check_alone(others)
             methods = self.spec.methods
             heads = [index for index, method in enumerate(methods) if method.has_head]
-            for parameter, value in merge.plan(self.model, self.spec, self.placed):
+            linears = merge.dequantised(self.model) if dequantise else {}
+            for parameter, value in merge.plan(self.model, self.spec, self.placed, linears):
                 parameter.data.copy_(value)
             model = self.detach()
+            merge.replace_quantised(model, linears)
             if heads:
                 remaining = attach(model, sum_of([methods[i] for i in heads]), name=self.name)
                 remaining.copy_from(self, dict(enumerate(heads)))
@@ -272,6 +305,7 @@ def attach(
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
 
     def build_prepared(chart: Chart) -> PieceSet:
+        require_gradients(model, model.dtype)
         expanded = with_base_head(spec.expand(chart.sites), never_trained(model, chart.sites))
         for index, method in enumerate(expanded.methods):
             if method.needs_preparation and (prepared is None or index not in prepared):

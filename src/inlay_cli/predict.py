@@ -16,8 +16,10 @@ from inlay_cli.flags import pairs
 from inlay_cli.shared import (
     BaseOption,
     DeviceOption,
+    DropOption,
     DtypeOption,
     FileArgument,
+    QuantizeOption,
     examples,
     open_predictor,
 )
@@ -96,9 +98,11 @@ def predict(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    drop_layers: DropOption = 0,
     base: BaseOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Predict new rows with a trained inlay; its file knows the base and the task.
 
@@ -115,7 +119,7 @@ def predict(
     elif overwrite:
         raise typer.BadParameter("--overwrite is for the file of --out")
     mapping = dict(pairs(columns, "--column", "text=review"))
-    predictor = open_predictor(file, base, dtype, device)
+    predictor = open_predictor(file, base, dtype, device, quantize, drop_layers)
     reading: dict[str, Any] = {
         "split": split,
         "columns": mapping,

@@ -64,6 +64,16 @@ DtypeOption = Annotated[
         show_default=False,
     ),
 ]
+Quantize = Literal["int8", "nf4", "torchao-int8", "torchao-int4"]
+
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        help="Keep the base's matrices in 8 or 4 bits. By default as in the inlay's training.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -75,6 +85,16 @@ SkipOption = Annotated[
     typer.Option(
         "--skip-bad-rows",
         help="Leave bad rows out, whoever notices them, and list them at the end.",
+    ),
+]
+DropOption = Annotated[
+    int,
+    typer.Option(
+        "--drop-layers",
+        min=0,
+        metavar="K",
+        help="Leave the pieces of the K lowest layers out (AdapterDrop); nothing is trained anew.",
+        show_default=False,
     ),
 ]
 SetOption = Annotated[
@@ -116,12 +136,16 @@ def refuse_existing(path: Path, kind: str) -> None:
 
 
 def open_base(
-    base: str, dtype: Dtype | Literal["stored"] | None = None, device: str = "cpu"
+    base: str,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "cpu",
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base and its tokenizer, and show progress.
 
     dtype: as for `load_base`.
     device: a torch device, or "auto" for an accelerator if there is one.
+    quantize: as for `load_base`.
 
     Raises FetchError.
     """
@@ -134,7 +158,9 @@ def open_base(
         torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         torch_device = (accelerator or "cpu") if device == "auto" else device
-        return load_base(base, dtype=torch_dtype, device=torch_device, report=show)
+        return load_base(
+            base, dtype=torch_dtype, device=torch_device, quantize=quantize, report=show
+        )
 
 
 def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:
@@ -162,16 +188,23 @@ def open_model(
     base: str | None = None,
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "cpu",
+    quantize: str | None = None,
+    drop_layers: int = 0,
 ) -> Opened:
     """Load the base of a file, or another one, and attach its inlay.
 
-    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
+    quantize: by default as in training. drop_layers: how many of the lowest layers the inlay
+    leaves out.
+
+    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError, and
+    SpecError where layers cannot be left out.
     """
     usage = usage_of(file, base)
     place = usage.base_path(file) if base is None and usage is not None else base
     assert place is not None
-    model, tokenizer = open_base(place, dtype, device)
-    return attach_file(model, tokenizer, file, usage)
+    quantize = quantize or (None if usage is None else usage.quantize)
+    model, tokenizer = open_base(place, dtype, device, quantize)
+    return attach_file(model, tokenizer, file, usage, drop_layers)
 
 
 def usage_of(file: Path, base: str | None) -> Usage | None:
@@ -192,12 +225,22 @@ def usage_of(file: Path, base: str | None) -> Usage | None:
 
 
 def attach_file(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, usage: Usage | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    usage: Usage | None,
+    drop_layers: int = 0,
 ) -> Opened:
-    """Attach the inlay of a file to its base. Raises FileError, BaseError."""
+    """Attach the inlay of a file to its base, without its lowest layers.
+
+    Raises FileError, BaseError, and SpecError where layers cannot be left out.
+    """
+    from inlay.dropping import in_place_of
+
     if usage is not None and usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
-    return Opened(model, tokenizer, open_inlay(model, tokenizer, file), usage)
+    handle = in_place_of(open_inlay(model, tokenizer, file), drop_layers)
+    return Opened(model, tokenizer, handle, usage)
 
 
 def base_and_files(words: Sequence[str]) -> tuple[str | None, list[Path]]:
@@ -212,10 +255,14 @@ def open_predictor(
     base: str | None = None,
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "auto",
+    quantize: str | None = None,
+    drop_layers: int = 0,
 ) -> Predictor:
     """Open a trained inlay with its base and task, and show progress.
 
-    Raises FileError, BaseError, FetchError.
+    drop_layers: how many of the lowest layers the inlay leaves out.
+
+    Raises FileError, BaseError, FetchError, and SpecError where layers cannot be left out.
     """
     with busy(f"opening {file}") as show:
         import torch
@@ -224,4 +271,12 @@ def open_predictor(
 
         silence()
         torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
-        return open_file(file, base=base, dtype=torch_dtype, device=device, report=show)
+        return open_file(
+            file,
+            base=base,
+            dtype=torch_dtype,
+            device=device,
+            quantize=quantize,
+            drop_layers=drop_layers,
+            report=show,
+        )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from inlay.core.modes import evaluating
 from inlay.errors import PortError
-from inlay.handle import Inlay, rows
+from inlay.handle import Inlay
+from inlay.inspect.passes import served_alone
 from inlay.inspect.recorder import AttentionRecorder, AttentionShare
 from inlay.runtime.attention import eagerly
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.observation import observed
 
 
 def attention_shares(
@@ -44,43 +44,11 @@ def attention_shares(
     recorder = AttentionRecorder(handle)
     with (
         evaluating(handle.model),
-        _served_alone(handle),
+        served_alone(handle),
         eagerly(handle.model),
-        _recorded(handle, recorder),
+        observed(handle.model, recorder.add),
     ):
         for batch in batches:
             recorder.begin(batch)
             chart.last_hidden_state(handle.model, **batch)
     return recorder.shares(chart)
-
-
-@contextmanager
-def _served_alone(handle: Inlay) -> Iterator[None]:
-    """Inside, every row is served by this inlay, enabled or not, and by no other."""
-    enabled = handle.enabled
-    handle.enabled = True
-    try:
-        with rows(handle.model, [handle.name]):
-            yield
-    finally:
-        handle.enabled = enabled
-
-
-@contextmanager
-def _recorded(handle: Inlay, recorder: AttentionRecorder) -> Iterator[None]:
-    """Inside, the recorder gets all attention weights, and every prompt runs as part of its row."""
-    stacks = stack_hooks(handle.model)
-    prefixes = [
-        (hooks.prefix, hooks.prefix.enabled) for hooks in stacks if hooks.prefix is not None
-    ]
-    try:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = recorder.add
-        for prefix, _ in prefixes:
-            prefix.enabled = False
-        yield
-    finally:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = None
-        for prefix, enabled in prefixes:
-            prefix.enabled = enabled

@@ -8,19 +8,13 @@ from torch import Tensor
 from inlay.core.context import PassContext
 from inlay.core.piece import ExtraKV, PromptVectors, VirtualTokens
 from inlay.core.site import Site
-from inlay.errors import SpecError
 from inlay.handle import Inlay
-from inlay.runtime.container import stack_hooks
 
 
-def require_vectors(handle: Inlay) -> None:
-    """Raise SpecError where an inlay has no prompt, virtual token or prefix to look into."""
+def has_vectors(handle: Inlay) -> bool:
+    """Whether an inlay has a prompt, virtual tokens or a prefix to look into."""
     kinds = (PromptVectors, VirtualTokens, ExtraKV)
-    if not any(isinstance(placed.piece, kinds) for placed in handle.placed):
-        raise SpecError(
-            f"{handle.spec!r} has no prompt or prefix to inspect; "
-            "give an inlay of a method such as Prompt or Prefix"
-        )
+    return any(isinstance(placed.piece, kinds) for placed in handle.placed)
 
 
 def prompt_vectors(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
@@ -28,7 +22,7 @@ def prompt_vectors(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
 
     The name is that of the placed piece, such as `embed/0`.
     """
-    _recompute_shared(handle)
+    handle.recompute_shared()
     return [
         (placed.name, placed.site, placed.piece().detach().float())
         for placed in handle.placed
@@ -41,7 +35,7 @@ def prefix_keys(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
 
     Of keys and values that depend on the input it returns those for hidden states of zeros.
     """
-    _recompute_shared(handle)
+    handle.recompute_shared()
     prefixes = []
     for placed in handle.placed:
         if isinstance(placed.piece, ExtraKV):
@@ -51,10 +45,3 @@ def prefix_keys(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
                 (placed.name, placed.site, keys.detach().float(), values.detach().float())
             )
     return prefixes
-
-
-def _recompute_shared(handle: Inlay) -> None:
-    """Recompute what pieces share, which may have been trained since the last forward pass."""
-    for hooks in stack_hooks(handle.model):
-        for module in hooks.once.get(handle.name, ()):
-            module.renew()

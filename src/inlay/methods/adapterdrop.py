@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
+from inlay.blocks.draws import unless
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared
 from inlay.core.piece import Foldable, OutputDelta, Piece
@@ -89,14 +89,22 @@ class Dropped(OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        if self.training and self.layer is not None and self.layer < self.drawn(context):
-            return y.new_zeros(()).expand_as(y)
-        return self.inner.delta(x, y, context)
+        return self._unless_dropped(lambda: self.inner.delta(x, y, context), y, context)
 
-    def drawn(self, context: PassContext) -> int:
-        """k, the same for all layers of a stack and for all rows of a batch."""
-        generator = context.generator("adapterdrop")
-        return int(torch.randint(self.most + 1, (), generator=generator))
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self._unless_dropped(lambda: self.inner.scaled(factor, x, y, context), y, context)
+
+    def _unless_dropped(
+        self, compute: Callable[[], Tensor], y: Tensor, context: PassContext
+    ) -> Tensor:
+        if not self.training or self.layer is None:
+            return compute()
+        return unless(self.drawn(context) > self.layer, compute, y)
+
+    def drawn(self, context: PassContext) -> Tensor:
+        """k, the same for all layers of a stack and for all rows of a batch: `[]`."""
+        return context.draw(self.most + 1, 1, "adapterdrop")[0]
 
     @override
     def export(self) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from inlay.core.own_files import how_to_get
+from inlay.dropping import in_place_of
 from inlay.errors import FetchError, FileError, RecipeError
 from inlay.files.format import InlayFile, read
 from inlay.files.usage import Usage
@@ -35,6 +36,8 @@ def open_inlay(
     task: Mapping[str, Any] | None = None,
     dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str = "auto",
+    quantize: str | None = None,
+    drop_layers: int = 0,
     report: Report = announce,
 ) -> Predictor:
     """Open a trained inlay with everything it needs: its base, its tokenizer and its task.
@@ -47,11 +50,14 @@ def open_inlay(
         base: another place of its base than the one it was trained from.
         task: what it does, for a file that does not say: its `task` and its fields.
         dtype: of the base's weights; by default as in training.
+        quantize: how the base's matrices are kept, as for `load_base`; by default as in training.
         device: where the base is put; "auto" takes an accelerator if there is one.
+        drop_layers: how many of the lowest layers it leaves out, as `inlay.drop_layers` does.
         report: called with one line of text where something takes time.
 
     Raises FileError for a file that is damaged or says neither base nor task, BaseError for
-    another base, and FetchError where the base cannot be found.
+    another base, FetchError where the base cannot be found, and SpecError where layers cannot be
+    left out.
     """
     path = Path(path)
     usage = read_usage(path, base=base, task=task)
@@ -61,7 +67,13 @@ def open_inlay(
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     target = (accelerator or "cpu") if device == "auto" else device
     try:
-        model, tokenizer = load_base(place, dtype=dtype, device=target, report=report)
+        model, tokenizer = load_base(
+            place,
+            dtype=dtype,
+            device=target,
+            quantize=quantize or usage.quantize,
+            report=report,
+        )
     except FetchError as error:
         if base is not None:
             raise
@@ -71,7 +83,7 @@ def open_inlay(
         ) from None
     if usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
-    handle = load(model, path, tokenizer=tokenizer)
+    handle = in_place_of(load(model, path, tokenizer=tokenizer), drop_layers)
     model.eval()  # for good: threads that predict side by side have no mode to put back
     bound = task_of(usage, handle.spec.methods)
     bound.bind(model, tokenizer)
@@ -140,6 +152,7 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         base="base" if trained else recipe.base,
         beside=trained,
         dtype=recipe.dtype,
+        quantize=recipe.quantize,
         task={"task": recipe.make_task().name, **fields},
         columns=dict(source.columns or {}),
         templates=source.templates,
