@@ -7,7 +7,7 @@ from bench.claims.experiment import accuracies
 from bench.claims.plots import paired_bars
 from inlay import AdaLoRA, LoRA
 
-DATA = ("trec",)
+DATA = ("sst2", "trec")
 
 SETTINGS = {
     "base": "minilm",
