@@ -6,35 +6,55 @@
 
 The states are detached, so no gradient enters the base: where nothing else is trained, the base
 runs without a graph.
+
+In an encoder–decoder a `SideEncoder` replaces nothing. What it computes, `[B, S, W]`, must get to
+the side network of the decoder, through whatever calls the two stacks: the model's forward,
+`generate`, which repeats the encoder's output for beams, a user who keeps it for later. So it
+travels in the encoder's output, as columns after those of the base, and the decoder's port takes
+them out again before the decoder, or anything else there, sees them:
+
+    encoder ──> [B, S, D] ─┐                           ┌─> [B, S, D] ──> decoder
+                           ├─> [B, S, D + W] ──> … ────┤
+    side encoder [B, S, W] ┘                           └─> context.side_states
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
-from inlay.core.context import PassContext
 from inlay.core.per_thread import PerThread
-from inlay.core.piece import Piece, SideNetwork
+from inlay.core.piece import Piece, SideEncoder, SideNetwork
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
 from inlay.runtime.stack_inputs import last_state, replace_last_state
 
+SOURCE = "encoder_hidden_states"
+"""The argument of a decoder that holds the encoder's last states."""
+
 
 class _Pass(PerThread):
-    """The states of the pass under way; None where no side network serves it."""
+    """The pass under way.
+
+    states: of the blocks so far; None where no side network serves. source: in a decoder what a
+    side encoder computed, `[B, S, W]`; None where none did.
+    """
 
     __slots__ = ()
     states: list[Tensor] | None = None
+    source: Tensor | None = None
 
 
-@accepts(SideNetwork)
+@accepts(SideNetwork, SideEncoder)
 class SidePort(Port):
     """The side networks of one stack."""
 
@@ -42,7 +62,7 @@ class SidePort(Port):
 
     def __init__(self, state: StackState):
         super().__init__(state)
-        self.pieces: dict[str, SideNetwork] = {}
+        self.pieces: dict[str, SideNetwork | SideEncoder] = {}
         self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
 
@@ -54,10 +74,15 @@ class SidePort(Port):
                 f"{method} is a side network, which stands at 'final' or 'final.target', "
                 f"not at {site.role!r}"
             )
+        if isinstance(piece, SideEncoder) and (chart.decoder is None or site.role != "final"):
+            raise PortError(
+                f"{method} has a side network for an encoder at {site.role!r}, and no decoder "
+                "reads the states there"
+            )
 
     @override
     def add(self, name: str, site: Site, piece: Piece) -> None:
-        assert isinstance(piece, SideNetwork)
+        assert isinstance(piece, SideNetwork | SideEncoder)
         if name in self.pieces:
             raise PortError(f"{name!r} has two side networks; one replaces the last state")
         if not self.pieces:
@@ -78,31 +103,80 @@ class SidePort(Port):
             self._hooks = []
 
     @override
+    def receive(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """In a decoder, take out of the encoder's states what a side encoder put behind them."""
+        states = inputs.get(SOURCE) if self.stack.reads_encoder else None
+        if not isinstance(states, Tensor) or states.shape[-1] <= (width := self._source_width()):
+            self._pass.source = None
+            return inputs
+        self._pass.source = states[..., width:]
+        return {**inputs, SOURCE: states[..., :width]}
+
+    @override
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Begin to keep states, where a side network serves."""
         serves = not self.routing.serving().isdisjoint(self.pieces)
         self._pass.states = [] if serves else None
-        return inputs
+        return inputs if self._pass.source is None else self._detached(inputs)
 
     @override
     def leave(self, output: Any) -> Any:
         """Replace the last state of the rows that a side network serves."""
         states, self._pass.states = self._pass.states, None
+        source, self._pass.source = self._pass.source, None
         if states is None:
             return output
         last = last_state(output)
-        groups = self.routing.groups(len(last), self.pieces)
-        if groups is None:
-            return output
-        context = self.state.context.of(last)
-        return replace_last_state(output, groups.apply(self._run, (*states, last), context))
+        networks = {n: p for n, p in self.pieces.items() if isinstance(p, SideNetwork)}
+        encoders = {n: p for n, p in self.pieces.items() if isinstance(p, SideEncoder)}
+        context = replace(self.state.context.of(last), side_states=source)
+        groups = self.routing.groups(len(last), networks)
+        if groups is not None:
+            last = groups.apply(self._run, (*states, last), context)
+            output = replace_last_state(output, last)
+        groups = self.routing.groups(len(last), encoders)
+        if groups is not None:
+            width = max(encoders[name].width for names in groups.names for name in names)
+            columns = last.new_zeros(*last.shape[:-1], width)
+            columns = groups.apply(self._run_encoder, (*states, columns), context)
+            output = replace_last_state(output, torch.cat((last, columns), -1))
+        return output
 
     def _run(self, names: Names, *arguments: Any) -> Tensor:
         """The last side network of these inlays, on (states …, last state, context)."""
-        *states, _, context = arguments
-        assert isinstance(context, PassContext)
-        result: Tensor = self.pieces[names[-1]](tuple(states), context)
+        *states, last, context = arguments
+        result: Tensor = self.pieces[names[-1]](tuple(states), last.detach(), context)
         return result
+
+    def _run_encoder(self, names: Names, *arguments: Any) -> Tensor:
+        """The same for a side encoder, on (states …, empty columns, context)."""
+        *states, columns, context = arguments
+        result = self.pieces[names[-1]](tuple(states), context)
+        return F.pad(result, (0, columns.shape[-1] - result.shape[-1]))
+
+    def _source_width(self) -> int:
+        """D, the width of the encoder's states."""
+        encoder = self.state.chart.stacks[0].name
+        return next(
+            site.d_out
+            for site in self.state.chart.sites
+            if site.role == "final" and site.stack == encoder
+        )
+
+    def _detached(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs without gradient in the encoder's states of rows that a side network serves.
+
+        They came in one tensor with the side encoder's, and so with its graph.
+        """
+        states: Tensor = inputs[SOURCE]
+        groups = self.routing.groups(len(states), self.pieces)
+        if groups is None:
+            return inputs
+        if groups.group is None:
+            return {**inputs, SOURCE: states.detach()}
+        serves = groups.by_row([bool(names) for names in groups.names], states.device)
+        kept = torch.where(serves[:, None, None], states.detach(), states)
+        return {**inputs, SOURCE: kept}
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = self._pass.states
