@@ -200,7 +200,7 @@ class Pruner:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """The places of the largest scores of the last dimension, `[..., N] -> [..., count]`, sorted."""
+    """Where the largest scores of the last dimension are, `[..., N] -> [..., count]`, sorted."""
     return scores.topk(count).indices.sort().values
 
 

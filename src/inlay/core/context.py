@@ -118,6 +118,4 @@ class PassContext:
         """The context of the rows with these indices, `[b]`."""
         tensors = (self.mask, self.source_mask, self.side_states)
         mask, source, side = (None if t is None else t[index.to(t.device)] for t in tensors)
-        return replace(
-            self, mask=mask, source_mask=source, side_states=side, row_numbers=index
-        )
+        return replace(self, mask=mask, source_mask=source, side_states=side, row_numbers=index)

@@ -289,9 +289,7 @@ class SideNetwork(Piece):
 
     @abstractmethod
     @override
-    def forward(
-        self, states: tuple[Tensor, ...], last: Tensor, context: PassContext
-    ) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
         """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`.
 
         last: the last state that it replaces, which a norm may have changed after the last block.

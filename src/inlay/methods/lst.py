@@ -1,8 +1,8 @@
-"""LST: gᵢ = Block(μᵢ gᵢ₋₁ + (1 - μᵢ) Wᵢ hᵢ), μᵢ = σ(αᵢ / T), beside the base (Sung et al., 2022, 3).
+"""LST: gᵢ = Block(μᵢ gᵢ₋₁ + (1 - μᵢ) Wᵢ hᵢ), μᵢ = σ(αᵢ / T), beside the base (Sung et al., 2022).
 
-    h₀ ──────> h₁ ──────> … ──────> h_L          the base: no gradient, no graph
-    │ W₀       │ W₁                 │ W_L
-    g₀ ──(μ₁)──> g₁ ──(μ₂)──> … ──> g_L ──> norm ──> W_out ──> the base's head
+h₀ ──────> h₁ ──────> … ──────> h_L          the base: no gradient, no graph
+│ W₀       │ W₁                 │ W_L
+g₀ ──(μ₁)──> g₁ ──(μ₂)──> … ──> g_L ──> norm ──> W_out ──> the base's head
 """
 
 from __future__ import annotations
@@ -272,9 +272,7 @@ class SideStack(SideNetwork):
         self.last_gate = nn.Parameter(torch.zeros(1)) if spec.merge_last else None  # α
 
     @override
-    def forward(
-        self, states: tuple[Tensor, ...], last: Tensor, context: PassContext
-    ) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
         """Raises RowsError for an encoder's states that were computed without its side network."""
         source = context.side_states
         for block in self.ladder.blocks:

@@ -74,6 +74,12 @@ class SidePort(Port):
                 f"{method} is a side network, which stands at 'final' or 'final.target', "
                 f"not at {site.role!r}"
             )
+        if chart.stack(site.stack).is_recurrent:
+            raise PortError(
+                f"{method} is a side network, which keeps keys and values of earlier positions, "
+                f"and {type(chart.base).__name__} keeps none; use a method inside its blocks, "
+                "such as LoRA"
+            )
         if isinstance(piece, SideEncoder) and (chart.decoder is None or site.role != "final"):
             raise PortError(
                 f"{method} has a side network for an encoder at {site.role!r}, and no decoder "
@@ -101,6 +107,18 @@ class SidePort(Port):
             for hook in self._hooks:
                 hook.remove()
             self._hooks = []
+
+    def check_head(self) -> None:
+        """Raise PortError where a side encoder serves rows whose states a trained head shall read.
+
+        The head would learn alone: what the side encoder computes is read by the decoder's.
+        """
+        serving = sorted(self.routing.serving().intersection(self.pieces))
+        if any(isinstance(self.pieces[name], SideEncoder) for name in serving):
+            raise PortError(
+                f"a trained head reads the encoder, and the side network of {serving[0]!r} ends in "
+                "the decoder; take a task that writes its answer, or the encoder alone as the base"
+            )
 
     @override
     def receive(self, inputs: dict[str, Any]) -> dict[str, Any]:
