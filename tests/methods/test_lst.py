@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,10 @@ from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error, weighted_sum
 from inlay.methods.lst import Ladder
 from inlay.runtime.trained_heads import head_inputs
+from inlay.training import fit, prepare
 from tests import zoo
-from tests.methods.test_exact import batch, run
+from tests.methods.exact import batch, run
+from tests.training import tiny
 
 RANDOM = inlay.LST(reduction=2, start="random")
 TEXT = ("llama", "gpt2", "bert", "t5", "bart")
@@ -442,3 +445,48 @@ def columns_of(narrow: Tensor, wide: Tensor) -> list[int]:
     close = (narrow[:, :, None] - wide[:, None]).abs().amax(0) < 1e-6
     assert bool((close.sum(1) == 1).all())
     return close.int().argmax(1).tolist()
+
+
+# --- in use ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_generation_with_other_caches(family: str) -> None:
+    """A static cache, and one that is cut where guessed tokens were wrong, write the same."""
+    model, _ = attached(family)
+    ids = torch.randint(8, 99, (1, 5), generator=torch.Generator().manual_seed(1))
+    options: Any = {"input_ids": ids, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**options)
+    static = model.generate(**options, cache_implementation="static")
+    assert torch.equal(static, expected)
+    guessed = model.generate(**options, prompt_lookup_num_tokens=2)
+    assert torch.equal(guessed, expected)
+
+
+def test_it_is_prepared_trained_and_read_back(tmp_path: Path) -> None:
+    """Fisher information first; then the loss falls, and the file computes the same."""
+    model, data = tiny.base(), tiny.examples(24)
+    spec = inlay.LST(reduction=2, layers=(0, 1))
+    prepared = prepare(model, spec, tiny.task(model), data, console=tiny.quiet())
+    handle = inlay.attach(model, spec, prepared=prepared)
+    (piece,) = (piece for _, _, piece in zoo.pieces(handle))
+    for layer, block in enumerate(piece.ladder.blocks):
+        wide = model.model.layers[layer].self_attn.q_proj.weight
+        rows = {tuple(row[:1].tolist()) for row in block.attention.q.weight}
+        assert all(bool((wide == row[0]).any()) for row in rows)
+    task = tiny.task(model)
+    before = loss_of(model, task, data)
+    fit(model, handle, task, data, epochs=25, prepared=prepared, console=tiny.quiet())
+    after = loss_of(model, task, data)
+    assert after < before - 0.4
+    handle.save(tmp_path / "a.safetensors")
+    other = tiny.base()
+    inlay.load(other, tmp_path / "a.safetensors")
+    assert loss_of(other, tiny.task(other), data) == after
+
+
+def loss_of(model: Any, task: Any, data: Any) -> float:
+    rows = task.collate(task.encode_all(data))
+    with torch.no_grad():
+        total, count = task.loss(task.outputs(model, rows), rows)
+    return float(total / count)

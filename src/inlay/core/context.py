@@ -15,6 +15,16 @@ LAYERS = "inlay_layers"
 """The attribute under which a cache keeps the numbers of the layers that pieces added to it."""
 
 
+class KeptLayer(DynamicLayer):
+    """What pieces keep in a cache. It grows, and does not change what kind of cache that is.
+
+    transformers takes a cache for a static one, whose unused places must be masked, while all of
+    its layers say that they can be compiled.
+    """
+
+    is_compileable = True
+
+
 @dataclass(frozen=True)
 class PassContext:
     """The forward pass under way, as the rows that a piece serves see it.
@@ -80,9 +90,9 @@ class PassContext:
                     "with the rows it shall use, and an empty cache in the first pass"
                 )
             place = places[id(owner), number] = len(layers.layers)
-            layers.layers.append(DynamicLayer())
+            layers.layers.append(KeptLayer())
         layer = layers.layers[place]
-        assert isinstance(layer, DynamicLayer)
+        assert isinstance(layer, KeptLayer)
         kept = layer.update(self._spread(keys), self._spread(values))
         if self.row_numbers is None:
             return kept
