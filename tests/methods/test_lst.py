@@ -349,9 +349,8 @@ def test_side_blocks_start_as_the_largest_rows_and_columns() -> None:
 def test_cross_attention_starts_with_the_dimensions_of_its_own_encoder() -> None:
     model = zoo.fresh("t5")
     with torch.no_grad():
-        for block in model.encoder.block:
-            block.layer[1].DenseReluDense.wi.weight[:, [3, 7, 11, 15]] *= 50
         for block in model.decoder.block:
+            block.layer[1].EncDecAttention.k.weight[:, [3, 7, 11, 15]] *= 50  # reads the encoder
             block.layer[2].DenseReluDense.wi.weight[:, [0, 1, 2, 30]] *= 50
     handle = inlay.attach(model, inlay.LST(reduction=8, start="magnitude"))
     side = {site.role: piece.ladder.blocks[0] for _, site, piece in zoo.pieces(handle)}

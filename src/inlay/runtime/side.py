@@ -182,19 +182,16 @@ class SidePort(Port):
         )
 
     def _detached(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs without gradient in the encoder's states of rows that a side network serves.
+        """The inputs without gradient in the encoder's states, where side networks serve all rows.
 
-        They came in one tensor with the side encoder's, and so with its graph.
+        They came in one tensor with the side encoder's, and so with its graph. None of it would
+        reach the rows that a side network serves; other rows may learn in the encoder.
         """
         states: Tensor = inputs[SOURCE]
         groups = self.routing.groups(len(states), self.pieces)
-        if groups is None:
+        if groups is None or not all(groups.names):
             return inputs
-        if groups.group is None:
-            return {**inputs, SOURCE: states.detach()}
-        serves = groups.by_row([bool(names) for names in groups.names], states.device)
-        kept = torch.where(serves[:, None, None], states.detach(), states)
-        return {**inputs, SOURCE: kept}
+        return {**inputs, SOURCE: states.detach()}
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = self._pass.states
