@@ -64,12 +64,12 @@ def fisher(
     scores: dict[str, Tensor] = {}
     chosen = [site for site in sites if is_matrix(site)]
     parameters = {id(site.parameter): site.parameter for site in chosen}
+    if any(s.quantisation or not s.parameter.is_floating_point() for s in chosen):
+        raise SpecError(
+            "a quantised base has no gradients for its matrices, from which Fisher information is "
+            "computed; take another start"
+        )
     for parameter in parameters.values():
-        if not parameter.is_floating_point():
-            raise SpecError(
-                "a quantised base has no gradients for its matrices, from which Fisher "
-                "information is computed; take another start"
-            )
         parameter.requires_grad_(True)
     for loss in islice(batches, count):
         loss().backward()
