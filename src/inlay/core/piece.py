@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from inlay.core.context import PassContext
 from inlay.core.per_thread import PerThread
+from inlay.core.site import Site
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -300,15 +301,19 @@ class SideNetwork(Piece):
     It reads what the blocks compute, detached, so that no gradient enters the base. In generation
     it keeps what it needs of earlier positions with `context.append_to_cache`. Whatever is trained
     together with it below the last state gets no gradient.
+
+    taps: projections inside the blocks whose x and y it reads as well.
     """
 
     relates_positions: ClassVar[bool] = True
+    taps: tuple[Site, ...] = ()
 
     @abstractmethod
     @override
     def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
         """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`.
 
+        After these come x `[B, T, d_in]` and y `[B, T, d_out]` of every tap, in their order.
         last: the last state that it replaces, which a norm may have changed after the last block.
         """
 

@@ -20,7 +20,9 @@ them out again before the decoder, or anything else there, sees them:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,12 +47,14 @@ SOURCE = "encoder_hidden_states"
 class _Pass(PerThread):
     """The pass under way.
 
-    states: of the blocks so far; None where no side network serves. source: in a decoder what a
-    side encoder computed, `[B, S, W]`; None where none did.
+    states: of the blocks so far; None where no side network serves. taps: x and y of projections
+    that side networks read as well, by the id of the module. source: in a decoder what a side
+    encoder computed, `[B, S, W]`; None where none did.
     """
 
     __slots__ = ()
     states: list[Tensor] | None = None
+    taps: dict[int, tuple[Tensor, Tensor]] | None = None
     source: Tensor | None = None
 
 
@@ -65,6 +69,7 @@ class SidePort(Port):
         self.pieces: dict[str, SideNetwork | SideEncoder] = {}
         self._pass = _Pass()
         self._hooks: list[RemovableHandle] = []
+        self._tap_hooks: dict[str, list[RemovableHandle]] = {}
 
     @classmethod
     @override
@@ -98,11 +103,16 @@ class SidePort(Port):
                 *(layer.register_forward_hook(self._keep_output) for layer in layers),
             ]
         self.pieces[name] = piece
+        self._tap_hooks[name] = [
+            site.host.register_forward_hook(self._keep_tap) for site in _taps(piece)
+        ]
         self.state.relating.add(name)  # it needs the states of all positions
 
     @override
     def remove(self, name: str) -> None:
         self.pieces.pop(name, None)
+        for hook in self._tap_hooks.pop(name, ()):
+            hook.remove()
         if not self.pieces:
             for hook in self._hooks:
                 hook.remove()
@@ -135,22 +145,27 @@ class SidePort(Port):
         """Begin to keep states, where a side network serves."""
         serves = not self.routing.serving().isdisjoint(self.pieces)
         self._pass.states = [] if serves else None
+        self._pass.taps = {} if serves else None
         return inputs if self._pass.source is None else self._detached(inputs)
 
     @override
     def leave(self, output: Any) -> Any:
         """Replace the last state of the rows that a side network serves."""
         states, self._pass.states = self._pass.states, None
+        taps, self._pass.taps = self._pass.taps, None
         source, self._pass.source = self._pass.source, None
-        if states is None:
+        if states is None or taps is None:
             return output
         last = last_state(output)
+        states = [_by_rows(state, last) for state in states]
         networks = {n: p for n, p in self.pieces.items() if isinstance(p, SideNetwork)}
         encoders = {n: p for n, p in self.pieces.items() if isinstance(p, SideEncoder)}
         context = replace(self.state.context.of(last), side_states=source)
         groups = self.routing.groups(len(last), networks)
         if groups is not None:
-            last = groups.apply(self._run, (*states, last), context)
+            tapped = [_by_rows(tensor, last) for pair in taps.values() for tensor in pair]
+            run = partial(self._run, [*taps])
+            last = groups.apply(run, (*states, *tapped, last), context)
             output = replace_last_state(output, last)
         groups = self.routing.groups(len(last), encoders)
         if groups is not None:
@@ -160,10 +175,16 @@ class SidePort(Port):
             output = replace_last_state(output, torch.cat((last, columns), -1))
         return output
 
-    def _run(self, names: Names, *arguments: Any) -> Tensor:
-        """The last side network of these inlays, on (states …, last state, context)."""
-        *states, last, context = arguments
-        result: Tensor = self.pieces[names[-1]](tuple(states), last.detach(), context)
+    def _run(self, tapped: Sequence[int], names: Names, *arguments: Any) -> Tensor:
+        """The last side network of these inlays, on (states …, x, y, …, last state, context).
+
+        tapped: the ids of the modules whose x and y there are.
+        """
+        *tensors, last, context = arguments
+        piece, count = self.pieces[names[-1]], len(self.stack.layers) + 1
+        pairs = {number: tensors[count + 2 * i :][:2] for i, number in enumerate(tapped)}
+        own = [tensor for site in _taps(piece) for tensor in pairs[id(site.host)]]
+        result: Tensor = piece((*tensors[:count], *own), last.detach(), context)
         return result
 
     def _run_encoder(self, names: Names, *arguments: Any) -> Tensor:
@@ -204,3 +225,23 @@ class SidePort(Port):
         if states is not None and len(states) <= len(self.stack.layers):
             hidden = output[0] if isinstance(output, tuple) else output
             states.append(hidden.detach())
+
+    def _keep_tap(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        taps = self._pass.taps
+        if taps is not None:
+            taps[id(module)] = args[0].detach(), output.detach()
+
+
+def _taps(piece: Piece) -> tuple[Site, ...]:
+    return piece.taps if isinstance(piece, SideNetwork) else ()
+
+
+def _by_rows(tensor: Tensor, last: Tensor) -> Tensor:
+    """What a block or a projection handed on, for the rows of the last state, `[B, T, d]`.
+
+    Projections may be given `[B · T, d]`. Blocks that run once for several inlays (`shared_layers`)
+    hand on fewer rows, which stand for every copy.
+    """
+    if tensor.dim() == 2:
+        tensor = tensor.unflatten(0, (-1, last.shape[1]))
+    return tensor.repeat(len(last) // len(tensor), 1, 1) if len(tensor) < len(last) else tensor
