@@ -112,7 +112,7 @@ class LeTS(Method):
         if len(matrices) != len(blocks) or any(s.d_out != site.d_out for s in matrices):
             raise SiteError(
                 "LeTS needs a down projection ('mlp.down') in every block, of the width of its "
-                "last state; this base has others, so use LST"
+                "last state; this base has others, so use a method inside its blocks, such as LoRA"
             )
         return LayerReader(self, site.d_out, matrices, shared)
 
