@@ -20,6 +20,7 @@ from inlay.blocks.side_block import (
     Sight,
 )
 from inlay.core.context import PassContext
+from inlay.core.method import Spec
 from inlay.errors import PortError, RowsError, SiteError, SpecError
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error, weighted_sum
@@ -245,11 +246,11 @@ def test_the_decoder_attends_to_the_side_encoder(family: str) -> None:
     assert states.shape == (2, 7, 32 + 16)
     torch.testing.assert_close(states[..., :32], zoo.model(family).get_encoder()(**text)[0])
     rest = {name: t for name, t in inputs.items() if name != "input_ids"}
-    given = model(**rest, encoder_outputs=(states,)).logits
-    torch.testing.assert_close(given, model(**inputs).logits)
+    logits = model(**rest, encoder_outputs=(states,)).logits
+    torch.testing.assert_close(logits, model(**inputs).logits)
     changed = states.detach().clone()
     changed[..., 32:] += 1
-    assert relative_error(model(**rest, encoder_outputs=(changed,)).logits, given) > 1e-3
+    assert relative_error(model(**rest, encoder_outputs=(changed,)).logits, logits) > 1e-3
     with inlay.rows(model, [None]):
         torch.testing.assert_close(
             model(**rest, encoder_outputs=(changed,)).logits, zoo.model(family)(**inputs).logits
@@ -271,14 +272,14 @@ def test_side_encoders_of_several_widths_in_one_batch() -> None:
     inputs = batch("t5", count=4)
 
     def gradients() -> list[Tensor]:
-        found = [p.grad.clone() for handle in handles for p in handle.parameters()]
+        values = [p.grad.clone() for handle in handles for p in handle.parameters()]
         model.zero_grad()
-        return found
+        return values
 
     with inlay.rows(model, names):
         together = model_output(model, inputs)
         together.square().sum().backward()
-    expected_gradients = gradients_together = gradients()
+    gradients_together = gradients()
     alone = []
     for number, name in enumerate(names):
         row = {key: tensor[number : number + 1] for key, tensor in inputs.items()}
@@ -287,8 +288,8 @@ def test_side_encoders_of_several_widths_in_one_batch() -> None:
     assert relative_error(together, torch.cat(alone)) < 1e-5
     torch.cat(alone).square().sum().backward()
     expected_gradients = gradients()
-    for found, expected in zip(gradients_together, expected_gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for gradient, expected in zip(gradients_together, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_head_on_an_encoder_that_a_decoder_reads_is_refused() -> None:
@@ -298,6 +299,17 @@ def test_a_head_on_an_encoder_that_a_decoder_reads_is_refused() -> None:
     del inputs["decoder_input_ids"]
     with pytest.raises(PortError, match="a trained head reads the encoder"):
         head_inputs(model, handle.chart, **inputs)
+
+
+def test_heads_learn_above_a_side_network() -> None:
+    model = zoo.fresh("bert")
+    spec = RANDOM + inlay.BaseHead() + inlay.Head(labels=("a", "b"))
+    handle = inlay.attach(model, spec)
+    perturb(handle)
+    weighted_sum(model_output(model, batch("bert"))).backward()
+    for placed in handle.placed:
+        learns = all(p.grad is not None for p in placed.piece.parameters())
+        assert learns == (placed.index < 2), placed.name  # no task reads the trained head here
 
 
 def test_a_head_on_an_encoder_alone_reads_the_side_network() -> None:
@@ -424,9 +436,11 @@ def test_a_quantised_base_has_no_fisher_information() -> None:
         ("mamba2", RANDOM, PortError, "keeps keys and values of earlier positions"),
         ("gemma3n", RANDOM, SiteError, "this model has no 'block'"),
         ("llama", inlay.LST(), SpecError, "prepare"),
+        ("bert", RANDOM + inlay.LoRA(), PortError, "LoRA at encoder.0.attn.q would never learn"),
+        ("t5", inlay.Prompt(length=2) + RANDOM, PortError, "Prompt at embed would never learn"),
     ],
 )
-def test_refusals(family: str, spec: inlay.LST, error: type[Exception], message: str) -> None:
+def test_refusals(family: str, spec: Spec, error: type[Exception], message: str) -> None:
     model = zoo.fresh(family)
     with pytest.raises(error, match=message):
         inlay.attach(model, spec)

@@ -165,7 +165,7 @@ class LST(Method):
             assert isinstance(block, SideBlock)
             source = None
             if block.cross is not None:
-                width = _find(shared, site, layer, "cross.k").d_in
+                width = _sites_at(shared, site, layer, "cross.k")[0].d_in
                 source = pruner.stream(pruner.source, width, block.cross.shape.source)
             pruner.fill(block, site.stack, layer, stream, source)
 
@@ -176,12 +176,7 @@ LST.examples = (
 )
 
 
-def _find(shared: Shared, site: Site, layer: int, role: str) -> Site:
-    """The site of a role in a block of the same stack."""
-    return next(site for site in _found(shared, site, layer, role))
-
-
-def _found(shared: Shared, site: Site, layer: int, role: str) -> list[Site]:
+def _sites_at(shared: Shared, site: Site, layer: int, role: str) -> list[Site]:
     return [
         s
         for s in shared.sites
@@ -192,16 +187,16 @@ def _found(shared: Shared, site: Site, layer: int, role: str) -> list[Site]:
 def _shape(spec: LST, site: Site, shared: Shared, layer: int) -> BlockShape:
     """The side block beside one block."""
     width = _narrow(site.d_out, spec)
-    bias = any(s.bias() is not None for s in _found(shared, site, layer, "mlp.down"))
+    bias = any(s.bias() is not None for s in _sites_at(shared, site, layer, "mlp.down"))
     attention = _attention_shape(spec, site, shared, layer, "attn", width)
-    crosses = _found(shared, site, layer, "cross.k")
+    crosses = _sites_at(shared, site, layer, "cross.k")
     cross = None
     if crosses:
         source = _narrow(crosses[0].d_in, spec)
         cross = _attention_shape(spec, site, shared, layer, "cross", source)
-    ups = [s for s in _found(shared, site, layer, "mlp.up") if s.d_in == site.d_out]
+    ups = [s for s in _sites_at(shared, site, layer, "mlp.up") if s.d_in == site.d_out]
     inner = ups[0].d_out if ups else 4 * site.d_out
-    gated = bool(ups and _found(shared, site, layer, "mlp.gate"))
+    gated = bool(ups and _sites_at(shared, site, layer, "mlp.gate"))
     return BlockShape(width, attention, cross, _narrow(inner, spec), gated, bias)
 
 
@@ -210,8 +205,8 @@ def _attention_shape(
 ) -> AttentionShape:
     """Heads as the base has them; as many as fit where it has none of this kind."""
     keys, outputs = (
-        _found(shared, site, layer, f"{group}.kv"),
-        _found(shared, site, layer, f"{group}.o"),
+        _sites_at(shared, site, layer, f"{group}.kv"),
+        _sites_at(shared, site, layer, f"{group}.o"),
     )
     heads = 0
     if keys and outputs and not outputs[0].d_in % max(1, keys[0].value_dim):

@@ -32,8 +32,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
+from inlay.core.method import Placed
 from inlay.core.per_thread import PerThread
-from inlay.core.piece import Piece, SideEncoder, SideNetwork
+from inlay.core.piece import HeadPiece, Piece, SideEncoder, SideNetwork
 from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
@@ -230,6 +231,21 @@ class SidePort(Port):
         taps = self._pass.taps
         if taps is not None:
             taps[id(module)] = args[0].detach(), output.detach()
+
+
+def check_gradients(placed: Sequence[Placed]) -> None:
+    """Raise PortError where a piece would never learn: it is below a side network of its inlay."""
+    networks = [p for p in placed if isinstance(p.piece, SideNetwork | SideEncoder)]
+    for network in networks:
+        for other in placed:
+            above = isinstance(other.piece, HeadPiece | SideNetwork | SideEncoder)
+            above = above or other.site.role in ("head", "base_head")
+            if other.site.stack == network.site.stack and not above:
+                kind, below = type(network.method).__name__, type(other.method).__name__
+                raise PortError(
+                    f"{below} at {other.site.name} would never learn beside {kind}, which lets no "
+                    f"gradient into the base; attach one of them, or {below} as an inlay of its own"
+                )
 
 
 def _taps(piece: Piece) -> tuple[Site, ...]:
