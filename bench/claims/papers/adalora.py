@@ -44,8 +44,8 @@ CLAIM = Claim(
     plot=paired_bars(DATA, "accuracy", 0.5, adalora="AdaLoRA", lora="LoRA"),
     data=DATA,
     tried=(
-        "each method's own rate is 1e-3; on seed 10 of TREC, after these results, AdaLoRA had 0.958 "
-        "at 5e-3 and 0.946 at 2e-2, and LoRA, which falls apart there, 0.276 at 5e-3",
+        "each method's own rate is 1e-3; on seed 10 of TREC, after these results, AdaLoRA had "
+        "0.958 at 5e-3 and 0.946 at 2e-2, and LoRA, which falls apart there, 0.276 at 5e-3",
         "TREC alone: it did not hold either (-0.014, -0.01, -0.016)",
     ),
 )
