@@ -211,6 +211,11 @@ class Method(Spec):
         return type(self).prepare is not Method.prepare
 
     @property
+    def preparation_rows(self) -> int | None:
+        """How many rows a batch of `prepare` has; None for as many as in training."""
+        return None
+
+    @property
     def has_penalty(self) -> bool:
         """Whether `penalty` can return a term, so that a training loop must ask for it."""
         return type(self).penalty is not Method.penalty
@@ -225,8 +230,10 @@ class Method(Spec):
     ) -> Mapping[str, Tensor]:
         """Look at the base and at data, once, before a new inlay is attached.
 
-        base: the model, frozen, in evaluation mode. sites: those of this method. batches: calls
-        that each run one batch of training rows through the base and return its loss, a scalar.
+        base: the model, frozen, in evaluation mode; a trained head that the task reads is there
+        and may be trained meanwhile: it is dropped afterwards. sites: those of this method.
+        batches: calls that each run one batch of training rows, `preparation_rows` in each, through
+        the base and return its loss, a scalar. What is changed of the base must be put back.
         Returns tensors by name, which `build` finds in `shared.prepared`.
         """
         return {}

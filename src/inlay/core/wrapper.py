@@ -39,6 +39,11 @@ class Wrapper(Method, listed=False):
 
     @property
     @override
+    def preparation_rows(self) -> int | None:
+        return self.inner.preparation_rows
+
+    @property
+    @override
     def has_penalty(self) -> bool:
         return self.inner.has_penalty
 
