@@ -171,6 +171,11 @@ class Inlay:
         self._reminder().note_step()
         self._pieces.after_step(progress)
 
+    @property
+    def settled(self) -> bool:
+        """Whether its pieces are what a file should hold; some are pruned during training."""
+        return self._pieces.settled()
+
     def train(self, mode: bool = True) -> Inlay:
         """Set its pieces, and nothing else, to training or evaluation mode."""
         self._pieces.train(mode)

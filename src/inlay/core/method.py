@@ -267,6 +267,13 @@ class Method(Spec):
         lives in buffers of the pieces, so that checkpoints hold it.
         """
 
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        """Whether the pieces are what a file should hold, such as pruned to their budget.
+
+        As long as they are not, training keeps no state of theirs as the best one.
+        """
+        return True
+
     def parameter_groups(
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
     ) -> Sequence[ParameterGroup]:

@@ -79,6 +79,10 @@ class Wrapper(Method, listed=False):
         self.inner.after_step(inner_pieces(pieces), shared, progress)
 
     @override
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        return self.inner.settled(inner_pieces(pieces), shared)
+
+    @override
     def parameter_groups(
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float
     ) -> Sequence[ParameterGroup]:

@@ -32,8 +32,8 @@ class DiffPruning(Method):
     many of these are expected to be open. When the part `relaxed` of the training is over, the
     largest changes of all places together are kept, so many as `keep` says, and the others are set
     to zero, for ever. In what remains of the training those that were kept learn alone. All stages
-    share the schedule of the learning rate. The file holds what was kept. (Pieces that were saved
-    in the first stage are not pruned yet, and neither is their file.)
+    share the schedule of the learning rate. The file holds what was kept. Whatever is saved in the
+    first stage, in a loop of one's own, is not pruned yet, and neither is its file.
 
     Training takes memory for two numbers a weight, their gradients and what the optimiser keeps.
 
@@ -106,6 +106,10 @@ class DiffPruning(Method):
         kept = largest(sizes, max(1, part_of(self.keep, sum(map(len, sizes.values())))))
         for name, piece in gated.items():
             piece.prune(kept[name])
+
+    @override
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        return all(bool(piece.pruned) for piece in _gated(pieces))
 
     @override
     def parameter_groups(
