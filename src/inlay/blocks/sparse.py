@@ -3,12 +3,12 @@
 All weights of a projection or a norm are numbered: the matrix `[d_out, d_in]` row by row (of a norm
 its gain), then the bias, where there is one. S is how many there are. A position is such a number.
 
-A file holds the positions as gaps, each the distance from the position before, seven bits in a
-byte; the eighth bit says that more of the same gap follow. Where one weight of 200 changes, that is
-less than 2 bytes each, beside 4 for its value:
+A file holds positions in order in few bits more than must be (Elias 1974, Fano 1971): the lowest
+log₂ S/N bits of each as they are, and of the others how much they grow, as so many zeros before a
+one. Where one weight of 200 changes, that is 1.2 bytes each, beside 4 for its value. Of S = 16:
 
-    positions   5     7     300       gaps   5     2     293 = 37 + 2 · 128
-    bytes       5     2     37 + 128, 2
+    positions   3   6   14      0011   0110   1110     two bits each as they are: 11 10 10
+    the rest    0   1    3      1     01     001       as zeros before a one:    101001
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from inlay.core.method import Method, positive, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site
 from inlay.errors import FileError, SpecError
-
-BYTES = 5
-"""The longest gap in a file: 35 bits."""
 
 
 def check_share(method: Method, name: str) -> None:
@@ -85,34 +82,52 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     return {n: part - begin for n, part, begin in zip(scores, parts, begins, strict=True)}
 
 
-def encode(positions: Tensor) -> Tensor:
-    """Positions `[N]` in order -> their gaps in bytes, uint8."""
-    gaps = positions.diff(prepend=positions.new_zeros(1))[:, None]
-    place = torch.arange(BYTES, device=positions.device)
-    rest = gaps >> 7 * place  # [N, BYTES]
-    last = torch.maximum(rest.ne(0).sum(1, keepdim=True) - 1, torch.zeros_like(gaps))
-    digits = rest % 128 + 128 * (place < last)
-    return digits[place <= last].to(torch.uint8)
+def encode(positions: Tensor, size: int) -> Tensor:
+    """Positions `[N]` in order, each below `size`, as bytes; N and `size` say how many."""
+    count, bits = len(positions), _plain_bits(len(positions), size)
+    index = torch.arange(count, device=positions.device)
+    ones = torch.zeros(_growth(count, size), dtype=torch.bool, device=positions.device)
+    ones[(positions >> bits) + index] = True
+    plain = positions[:, None] >> torch.arange(bits, device=positions.device) & 1
+    return torch.cat((_pack(ones), _pack(plain.flatten().bool())))
 
 
-def decode(code: Tensor) -> Tensor:
-    """What was encoded. Raises FileError for bytes that end within a gap."""
-    ends = code < 128
-    if len(code) and not ends[-1]:
-        raise FileError("positions of weights end within a number: the file is not what was saved")
-    number = ends.cumsum(0) - ends.long()  # of the gap to which a byte belongs
-    index = torch.arange(len(code), device=code.device)
-    first = torch.cat((index[:1], index[ends][:-1] + 1))
-    digits = (code.long() % 128) << 7 * (index - first[number])
-    gaps = torch.zeros(len(first), dtype=torch.long, device=code.device)
-    return gaps.index_add_(0, number, digits).cumsum(0)
+def decode(code: Tensor, count: int, size: int) -> Tensor:
+    """The `count` positions that were encoded. Raises FileError where the bytes are no such."""
+    bits, growth = _plain_bits(count, size), _growth(count, size)
+    ones, plain = (_unpack(part) for part in code.split([-(-growth // 8), -(-count * bits // 8)]))
+    index = ones.nonzero().flatten()
+    if len(index) == count:
+        high = index - torch.arange(count, device=code.device)
+        low = plain[: count * bits].view(count, bits).long()
+        positions = (high << bits) + (low << torch.arange(bits, device=code.device)).sum(1)
+        if not count or int(positions[-1]) < size:
+            return positions
+    raise FileError(
+        f"a file holds no {count:,} positions of {size:,} weights where it should; it is not the "
+        "file that was saved"
+    )
 
 
-def with_code_length(count: int, length: int) -> Tensor:
-    """Some positions `[count]` whose code has so many bytes: room for those of a file."""
-    each, more = divmod(length, max(1, count))
-    sizes = each + (torch.arange(count) < more).long()
-    return torch.where(sizes > 1, 128 ** (sizes - 1).clamp(min=0), 0).cumsum(0)
+def _plain_bits(count: int, size: int) -> int:
+    """How many bits of each position are kept as they are: ⌊log₂ size/count⌋."""
+    return max(1, size // max(1, count)).bit_length() - 1
+
+
+def _growth(count: int, size: int) -> int:
+    """How many bits say how the other bits of the positions grow."""
+    return count + (size >> _plain_bits(count, size)) + 1
+
+
+def _pack(bits: Tensor) -> Tensor:
+    """Booleans `[n]` -> bytes `[⌈n/8⌉]`."""
+    whole = torch.cat((bits, bits.new_zeros(-len(bits) % 8))).view(-1, 8)
+    return (whole.long() << torch.arange(8, device=bits.device)).sum(1).to(torch.uint8)
+
+
+def _unpack(code: Tensor) -> Tensor:
+    """Bytes `[n]` -> booleans `[8 n]`."""
+    return (code[:, None] >> torch.arange(8, device=code.device) & 1).flatten().bool()
 
 
 class WeightsDelta(Foldable, OutputDelta):
@@ -172,30 +187,24 @@ class SparseDelta(WeightsDelta):
 
     @override
     def export(self) -> dict[str, Tensor]:
-        return in_file(self.positions, self.values.detach())
+        return in_file(self.positions, self.values.detach(), self.count)
 
     @override
     def resize(self, shapes: Mapping[str, torch.Size]) -> None:
         count = math.prod(shapes.get("values", torch.Size([0])))
-        length = math.prod(shapes.get("gaps", torch.Size([count])))
-        if count <= self.count and count <= length <= BYTES * count:
-            self._choose(with_code_length(count, length).to(self.values.device))
+        if count <= self.count:
+            self._choose(torch.arange(count, device=self.values.device))
 
     @override
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        if not tensors:
-            return
-        positions = decode(tensors["gaps"])
-        if len(positions) != len(self.values) or positions[-1] >= self.count:
-            raise FileError(
-                f"the file changes weights that are not among the {self.count:,} here; load it "
-                "into the base that it was made for"
-            )
-        self.positions.copy_(positions)
-        self.values.detach().copy_(tensors["values"])
+        if tensors:
+            self.positions.copy_(decode(tensors["positions"], len(self.values), self.count))
+            self.values.detach().copy_(tensors["values"])
 
 
-def in_file(positions: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """What a file holds of changed weights: their positions `[N]`, and their changes `[N]`."""
+def in_file(positions: Tensor, values: Tensor, size: int) -> dict[str, Tensor]:
+    """What a file holds of changed weights: their positions `[N]` of `size`, and their changes."""
     order = positions.argsort()
-    return {"gaps": encode(positions[order]), "values": values[order]} if len(values) else {}
+    if not len(values):
+        return {}
+    return {"positions": encode(positions[order], size), "values": values[order]}

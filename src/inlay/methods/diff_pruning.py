@@ -174,7 +174,7 @@ class GatedDelta(WeightsDelta):
     def export(self) -> dict[str, Tensor]:
         change = self.change(None).detach()
         positions = change.nonzero().flatten()
-        return in_file(positions, change[positions])
+        return in_file(positions, change[positions], self.count)
 
     def _gates(self, context: PassContext | None) -> Tensor:
         """z of every weight, `[S]`."""
