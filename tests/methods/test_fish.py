@@ -132,11 +132,20 @@ def test_exactly_so_many_weights_differ_after_training(tmp_path: Path) -> None:
     )
 
 
-def test_a_place_without_chosen_weights_is_left_out() -> None:
+def test_a_place_may_have_no_chosen_weights(tmp_path: Path) -> None:
     model = tiny.base()
-    result = prepared(model, inlay.FISH(keep=0.001))
-    handle = inlay.attach(model, inlay.FISH(keep=0.001), prepared=result)
-    assert len(handle.placed) == sum(len(p) > 0 for p in result[0].values()) < len(result[0])
+    result = prepared(model, inlay.FISH(keep=0.001), folder=tmp_path)
+    again = prepared(model, inlay.FISH(keep=0.001), folder=tmp_path)  # from the folder's file
+    assert tiny.same(result[0], again[0])
+    spec = inlay.Gate(inner=inlay.FISH(keep=0.001), start=1.0)
+    handle = inlay.attach(model, spec, prepared=result)
+    assert any(len(p) == 0 for p in result[0].values())
+    options = {"console": tiny.quiet(), "steps": 2, "batch_size": 12, "prepared": result}
+    fit(model, handle, tiny.task(model), DATA, **options)
+    other = tiny.base()
+    inlay.load(other, handle.save(tmp_path / "gated.safetensors"))
+    inputs = {"input_ids": torch.tensor([[3, 4, 5, 6]])}
+    torch.testing.assert_close(other(**inputs).logits, model.eval()(**inputs).logits)
 
 
 def test_a_quantised_base_is_refused() -> None:

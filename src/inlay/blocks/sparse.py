@@ -71,12 +71,13 @@ def spread(count: int, size: int, generator: torch.Generator | None = None) -> T
 
 
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The positions of the `count` largest of all scores, by the name under which each stands.
+    """The positions of the `count` largest of all scores, by name, on the CPU.
 
     scores: `[S]` each.
     """
     ends = torch.tensor([len(score) for score in scores.values()]).cumsum(0)
-    chosen = torch.cat([*scores.values()]).topk(count, sorted=False).indices.sort().values.cpu()
+    every = torch.cat([score.detach().cpu() for score in scores.values()])
+    chosen = every.topk(count, sorted=False).indices.sort().values
     parts = chosen.tensor_split(torch.searchsorted(chosen, ends[:-1]))
     begins = [0, *ends[:-1].tolist()]
     return {n: part - begin for n, part, begin in zip(scores, parts, begins, strict=True)}

@@ -91,9 +91,10 @@ class DiffPruning(Method):
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]
     ) -> Tensor | None:
         gated = _gated(pieces)
-        open_gates = torch.stack([piece.open_gates().sum() for piece in gated]).sum()
-        learning = (~gated[0].pruned).to(open_gates.dtype)
-        return self.penalty_weight * learning * open_gates if self.penalty_weight else None
+        if not self.penalty_weight:
+            return None
+        counts = [piece.open_gates().sum() * ~piece.pruned for piece in gated]
+        return self.penalty_weight * torch.stack(counts).sum()
 
     @override
     def after_step(

@@ -83,12 +83,12 @@ class FISH(Method):
         return largest(scores, max(1, count))
 
     @override
-    def build(self, site: Site, shared: Shared) -> SparseDelta | None:
-        if site.name in shared.prepared:
-            positions = shared.prepared[site.name]
-            return SparseDelta(self, site, positions) if len(positions) else None
-        size = count_weights(self, site)
-        return SparseDelta(self, site, spread(max(1, part_of(self.keep, size)), size))
+    def build(self, site: Site, shared: Shared) -> SparseDelta:
+        positions = shared.prepared.get(site.name)
+        if positions is None:
+            size = count_weights(self, site)
+            positions = spread(max(1, part_of(self.keep, size)), size)
+        return SparseDelta(self, site, positions)
 
     @override
     def exported(self) -> Sparse:
