@@ -147,6 +147,11 @@ def test_the_file_is_as_small_as_positions_and_values_can_be(tmp_path: Path) -> 
         handle.detach()
 
 
+def test_positions_do_not_count_as_saved_numbers() -> None:
+    handle = inlay.attach(zoo.fresh("llama"), SPEC)
+    assert handle.saved_count() == handle.count()
+
+
 def test_a_place_without_chosen_weights_has_no_tensors(tmp_path: Path) -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.Sparse(at="attn.q"))
