@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -32,8 +33,9 @@ class Sparse(Method):
 
     identity: ClassVar[bool] = True
     size: ClassVar[str] = "keep"
-    sources: ClassVar[dict[str, str]] = {
+    sources: ClassVar[Mapping[str, str]] = {
         "keep": "that of FISH and diff pruning",
+        "seed": "our choice",
         "lr": "our choice",
     }
 
