@@ -141,7 +141,9 @@ def test_a_quantised_base_is_refused() -> None:
     model = tiny.base()
     site = next(s for s in resolve(model).sites if s.role == "mlp.up")
     site.host.weight = nn.Parameter(site.host.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(SpecError, match="FAR trains the base's weights for some steps"):
+    with pytest.raises(
+        SpecError, match="FAR needs gradients of .*mlp.up are quantised; open the base without"
+    ):
         SPEC.prepare(model, [site], [])
 
 

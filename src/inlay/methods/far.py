@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from inlay.blocks.bottleneck import linear
+from inlay.blocks.dense import own_parameters
 from inlay.blocks.sparse import check_share, part_of, spread
 from inlay.core.context import PassContext
 from inlay.core.method import Loss, Method, Shared, positive, positive_int, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site, Where
-from inlay.errors import SpecError
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,15 +109,9 @@ FAR.examples = (FAR(learners=0.2),)
 def _learning(method: Method, sites: Sequence[Site]) -> Iterator[Mapping[int, Tensor]]:
     """Inside, the weights at these sites may be trained; afterwards they are what they were.
 
-    Yields what they were, by the id of the parameter. Raises SpecError for a quantised base.
+    Yields what they were, by the id of the parameter. Raises SpecError where they are quantised.
     """
-    tensors = [tensor for site in sites for tensor in (site.parameter, site.bias_parameter)]
-    parameters = {id(p): p for p in tensors if p is not None}
-    if not all(p.is_floating_point() for p in parameters.values()):
-        raise SpecError(
-            f"{type(method).__name__} trains the base's weights for some steps before it puts them "
-            "back, and those of this base are quantised; use the base as it was before that"
-        )
+    parameters = own_parameters(method, sites)
     before = {key: parameter.detach().clone() for key, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)

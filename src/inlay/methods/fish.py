@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.blocks.dense import ROLES
+from inlay.blocks.dense import ROLES, own_parameters
 from inlay.blocks.sparse import (
     SparseDelta,
     check_share,
@@ -24,7 +24,6 @@ from inlay.blocks.sparse import (
 )
 from inlay.core.method import Loss, Method, Shared, positive_int
 from inlay.core.site import Site, Where
-from inlay.errors import SpecError
 from inlay.methods.sparse import Sparse
 
 
@@ -103,19 +102,10 @@ def fisher_information(
 ) -> dict[str, Tensor]:
     """The mean squared gradient of the loss of single rows, `[S]` by position for every site.
 
-    Raises SpecError for a quantised base, whose weights have no gradients.
+    Raises SpecError where weights are quantised.
     """
-    tensors: list[Tensor | None] = []
-    for site in sites:
-        count_weights(method, site)
-        tensors += [site.parameter, site.bias_parameter]
-    parameters = {id(p): p for p in tensors if p is not None}
+    parameters = own_parameters(method, sites)
     for parameter in parameters.values():
-        if not parameter.is_floating_point():
-            raise SpecError(
-                f"{type(method).__name__} needs gradients of the base's weights, and those of this "
-                "base are quantised; use the base as it was before that"
-            )
         parameter.requires_grad_(True)
     sums = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in parameters.items()}
     count = 0

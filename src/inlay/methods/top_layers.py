@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from inlay.blocks.dense import ROLES, twin
+from inlay.blocks.dense import twin
 from inlay.core.method import Method, Shared, positive_int
 from inlay.core.piece import OutputDelta
-from inlay.core.site import Site, Where
+from inlay.core.site import BLOCK_ROLES, Site, Where
 from inlay.errors import SpecError
 
 
@@ -44,7 +44,7 @@ class TopLayers(Method):
     @override
     def check(self) -> None:
         positive_int(self, "layers")
-        at = Where(ROLES, layers=tuple(range(-self.layers, 0)), stacks=self.stacks)
+        at = Where(BLOCK_ROLES, layers=tuple(range(-self.layers, 0)), stacks=self.stacks)
         object.__setattr__(self, "at", at)
 
     @override
