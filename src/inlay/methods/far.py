@@ -48,7 +48,7 @@ class FAR(Method):
     lr: ClassVar[float] = 1e-4
     paper: ClassVar[str] = "Vucetic et al., ISCAS 2022"
     sources: ClassVar[Mapping[str, str]] = {
-        "learners": "the paper's smallest",
+        "learners": "our choice, typical for the method",
         "priming": "our choice",
         "priming_lr": "our choice, as for full fine-tuning",
         "lr": "our choice, as for full fine-tuning",
