@@ -180,6 +180,19 @@ def test_a_checkpoint_brings_its_own_positions() -> None:
         assert torch.equal(ours.piece.positions, theirs.piece.positions)
 
 
+def test_merging_keeps_every_bit_of_all_other_weights() -> None:
+    """In half precision, and of a zero with a sign."""
+    model = zoo.fresh("llama").bfloat16()
+    host = model.get_decoder().layers[0].self_attn.q_proj
+    host.weight.data[1] = -0.0
+    before = host.weight.detach().clone()
+    piece = inlay.attach(model, inlay.Sparse(at="attn.q")).placed[0].piece
+    piece.values.data.fill_(1.0)
+    inlay.attached(model)["default"].merge()
+    changed = host.weight.detach().view(torch.int16) != before.view(torch.int16)
+    assert changed.flatten().nonzero().flatten().tolist() == piece.positions.tolist()
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "bert", "t5"])
 def test_merge(family: str) -> None:
     exact.check_merge(family, SPEC)

@@ -161,7 +161,13 @@ class WeightsDelta(Foldable, OutputDelta):
     @override
     def fold(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight, *bias = self.change(None).detach().split(self.sizes)
-        return w + weight.view(self.shape), b if b is None or not bias else b + bias[0]
+        w = _changed(w, weight.view(self.shape))
+        return w, b if b is None or not bias else _changed(b, bias[0])
+
+
+def _changed(weights: Tensor, change: Tensor) -> Tensor:
+    """Weights and their change; where that is zero every bit stays, the sign of a zero too."""
+    return torch.where(change == 0, weights, weights + change)
 
 
 class SparseDelta(WeightsDelta):
