@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import inlay
 from inlay.architectures.resolve import resolve
@@ -101,6 +102,22 @@ def test_only_the_learners_have_parameters_and_only_they_change(tmp_path: Path) 
         assert set(changed.nonzero().flatten().tolist()) <= set(placed.piece.nodes.tolist())
         before.pop(f"{host}.weight")
     assert all(torch.equal(other.get_parameter(name), p) for name, p in before.items())
+
+
+def test_what_a_step_computes_grows_with_the_learners_alone() -> None:
+    """Products of a step = those of the frozen base + ρ times those of all nodes."""
+    inputs = {"input_ids": torch.tensor([[3, 4, 5, 6]])}
+
+    def products(learners: float) -> tuple[int, int]:
+        model = tiny.base()
+        handle = inlay.attach(model, inlay.FAR(learners=learners), prepared={0: {}})
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs).logits.sum().backward()
+        return counter.get_total_flops(), sum(p.grad.numel() for p in handle.parameters())
+
+    quarter, half, whole = products(0.25), products(0.5), products(1.0)
+    assert whole[1] == 2 * half[1] == 4 * quarter[1] == 2 * 3 * 16 * 24
+    assert 0 < whole[0] - half[0] == 2 * (half[0] - quarter[0])
 
 
 def test_the_file_is_the_rows_and_their_numbers(tmp_path: Path) -> None:
