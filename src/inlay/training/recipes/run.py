@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inlay.budget import count_parameters
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
@@ -120,8 +121,9 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
     of_base = base_parameters if trains_base else 0
-    parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
-    print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
+    parameters = handle.count() + of_base
+    saved = handle.saved_count() if handle.settled else count_parameters(model, handle.spec)
+    print_line(console, describe_size(spec, parameters, saved + of_base, base_parameters))
     data = _usable(task, data, skipping, console)
     _print_skipped(data, console)
     context = _RunContext(
@@ -142,7 +144,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         path=out / f"{recipe.name}.safetensors" if spec.methods else None,
         base=out / BASE if trains_base else None,
         parameters=parameters,
-        saved_parameters=saved_parameters,
+        saved_parameters=handle.saved_count() + of_base,
         base_parameters=base_parameters,
         metric=task.metric,
         untouched=untouched,
