@@ -70,6 +70,8 @@ def meta(kind: str) -> Any:
 
 
 D, L, FF = 768, 12, 3072
+SPARSE = L * (4 * 2_952 + 11_811 + 11_800 + 2 * 7) + 7
+"""⌊0.005 n⌋ of n = d² + d, 4d² + 4d, 4d² + d and 2d weights in a place of BERT-base."""
 
 LST_T5_BASE = (
     9 * (4 * 96**2 + 96)  # cross-attention and its norm
@@ -151,6 +153,17 @@ LST_T5_BASE = (
         ("bert-base", inlay.Fusion(), L * (3 * D**2 + 2 * D)),
         # card 27: r(d_in + d_out + 1) a matrix
         ("bert-base", inlay.AdaLoRA(rank=12, at="attn.q"), L * 12 * (2 * D + 1)),
+        # card 23: κ of all weights; without scores of each place: 4 d × d, d × 4d, 4d × d, norms
+        ("bert-base", inlay.FISH(), SPARSE),
+        ("bert-base", inlay.Sparse(), SPARSE),
+        ("bert-base", inlay.Sparse(keep=1.0), L * (12 * D**2 + 13 * D) + 2 * D),
+        # card 24: w and α for each of 12d² + 13d weights a layer and the norm of the embeddings,
+        # and with `structured` one α a tensor
+        ("bert-base", inlay.DiffPruning(structured=False), 2 * (L * (12 * D**2 + 13 * D) + 2 * D)),
+        ("bert-base", inlay.DiffPruning(), 2 * (L * (12 * D**2 + 13 * D) + 2 * D) + 16 * L + 2),
+        # card 22: ρ of the rows of W and of b, of both feed-forward matrices
+        ("bert-base", inlay.FAR(learners=0.25), L * (FF // 4 * (D + 1) + D // 4 * (FF + 1))),
+        ("llama", inlay.FAR(learners=0.25), 30 * (2 * 384 * 576 + 144 * 1536)),
         # a row of d for each token
         ("bert-base", inlay.Rows(tokens=(1, 2, 3)), 3 * D),
         # card 1: 2L(2md + d + m) + 2d a LayerNorm (BERT-base: 2L + 1 of them)
