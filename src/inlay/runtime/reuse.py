@@ -97,6 +97,9 @@ class StackReuse:
         layers: k, how many blocks there are on which no piece acts.
         upstream: the same of the encoder whose states the stack reads, if it reads any.
 
+    _forms: what each block returns besides states; None where it returns them bare.
+    _hands_on: whether the first block computes more, which the others are given and return, such
+        as T5's bias of positions: then it runs in any case.
     dtype, width: of what is kept of a token, after `measure`. example: last states of two texts,
         `[2, T, D]`, after it.
     passes: rows that went through these blocks; skipped: rows that did not have to.
@@ -113,6 +116,7 @@ class StackReuse:
         self.passes = self.skipped = 0
         self.store: ActivationStore = _Dictionary()
         self._forms: dict[int, tuple[Any, ...] | None] = {}
+        self._hands_on = False
         self._pass = _Pass()
         self.example: Tensor | None = None
         self._latest: tuple[Tensor, Rows] | None = None
@@ -151,7 +155,7 @@ class StackReuse:
 
         Returns why nothing can be reused, as the end of a sentence; None where it can.
         """
-        stack, blocks = self.stack, self.stack.layers[: self.layers]
+        stack = self.stack
         if stack.embed is None or len(set(map(id, stack.layers))) < len(stack.layers):
             return f"the {stack.name} reads no tokens, or has the same block twice"
         source = None if self.upstream is None else self.upstream.example
@@ -165,6 +169,8 @@ class StackReuse:
                 self._run(inputs, rows)
                 if not all(self._close(first[key], second[key]) for key in first):
                     return RANDOM
+                if (reason := self._read_forms()) is not None:
+                    return reason
                 self.width, self.dtype = first[b"long"].shape[-1], first[b"long"].dtype
                 self.store = first
                 short = {name: value[1:, :SHORT] for name, value in inputs.items()}
@@ -178,8 +184,6 @@ class StackReuse:
         finally:
             self._forget()
             self.store = _Dictionary()
-        if any(block not in self._forms for block in range(len(blocks))):
-            return f"not every block of {type(stack.module).__name__} runs in a pass"
         if not self._close(whole, reused):
             return f"what {type(stack.module).__name__} computes depends on more than that"
         return None
@@ -299,17 +303,23 @@ class StackReuse:
             form = self._forms[number]
             if form is None:
                 return states
-            if number == 0 and self._passes_on:
+            if number == 0 and self._hands_on:
                 form = current.others = forward(*args, **kwargs)[1:]
             return states, *(form if current.others is None else current.others)
 
         return run
 
-    @property
-    def _passes_on(self) -> bool:
-        """Whether the first block computes something that the others are given, as in T5."""
-        form = self._forms[0]
-        return form is not None and any(isinstance(part, Tensor) for part in form)
+    def _read_forms(self) -> str | None:
+        """Look at what blocks return besides states; returns why they cannot be skipped, if so."""
+        name = type(self.stack.module).__name__
+        if self._forms.keys() != set(range(self.layers)):
+            return f"not every block of {name} runs in a pass"
+        sizes = {None if form is None else len(form) for form in self._forms.values()}
+        more = [number for number, form in self._forms.items() if any(map(_is_tensor, form or ()))]
+        self._hands_on = 0 in more
+        if len(sizes) > 1 or (more and not self._hands_on):
+            return f"blocks of {name} return different things"
+        return None
 
     def _note(self, number: int, output: Any, computed: dict[int, Tensor]) -> None:
         """Note what a block computed, and in which form it returns that."""
@@ -410,6 +420,10 @@ def reusable(model: nn.Module) -> list[StackReuse]:
         if not stack.reads_encoder or upstream is not None:
             stacks.append(StackReuse(container.stack(stack.name), layers, upstream))
     return stacks
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -24,6 +24,9 @@ from inlay.runtime.container import stack_hooks
 LAST = frozenset({"norm.final", "final", "final.target", "head", "base_head"})
 """Roles outside the blocks that come after them."""
 
+BESIDE = (HeadPiece,)
+"""Kinds of pieces that change nothing of what the base's own decoder reads of its encoder."""
+
 
 def untouched_layers(chart: Chart, pieces: Sequence[PieceSet]) -> Iterator[tuple[Stack, int]]:
     """How many of its first layers compute in each stack what they compute without these pieces.
@@ -47,7 +50,7 @@ def untouched_layers(chart: Chart, pieces: Sequence[PieceSet]) -> Iterator[tuple
             untouched = 0
         if untouched:
             yield stack, untouched
-        if untouched < depth or not all(isinstance(entry.piece, HeadPiece) for entry in placed):
+        if untouched < depth or not all(isinstance(entry.piece, BESIDE) for entry in placed):
             return
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 from collections import Counter
 from typing import ClassVar
 
@@ -18,6 +20,7 @@ from inlay.tasks.rows import padded, padded_inputs
 from inlay.training import fit
 from inlay.training.loop import kept, reuse
 from tests import zoo
+from tests.core import interfaces
 from tests.training import tiny
 
 
@@ -123,6 +126,18 @@ def test_pieces_behind_the_last_block_leave_none_to_run(tmp_path):
     assert set(after.values()) == {3 + 3}
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_side_network_reads_what_every_block_computed(tmp_path, family):
+    plain, *_ = train(tmp_path / "a", family, what=interfaces.SideSum(), reuse="never")
+    reused, facts, after, text = train(
+        tmp_path / "b", family, what=interfaces.SideSum(), reuse="disk"
+    )
+    close(reused, plain)
+    assert facts["skipped"] * 3 == facts["passes"] * 2
+    assert "and the first 2 of 2 blocks of the decoder" in text or family == "llama"
+    assert 3 + 3 in after.values()
+
+
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_checkpointed_blocks_above_are_recomputed_as_ever(tmp_path, family):
     ends = []
@@ -153,29 +168,35 @@ def test_steps_of_several_batches_and_of_so_many_tokens(tmp_path):
     assert facts["skipped"] == 20
 
 
-# ------------------------------------------------------------------------------- broken off
+# ------------------------------------------------------------------------------- killed
 
 
-def broken_off(folder, monkeypatch, **options):
-    """A run that is broken off in the middle of its second epoch."""
+def killed(folder, monkeypatch, **options):
+    """A run that is killed in the middle of its second epoch."""
     steps = []
     outputs = tiny.Recite.outputs
 
-    def weary(*args):
+    def deadly(*args):
         steps.append(1)
         if len(steps) == 5:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
         return outputs(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tiny.Recite, "outputs", weary)
-        train(folder, checkpoint_every=1, **options)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(tiny.Recite, "outputs", deadly)
+        try:
+            train(folder, checkpoint_every=1, **options)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_a_run_that_was_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatch, place):
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch, place):
     whole, *_ = train(tmp_path / "a", checkpoint_every=1, reuse=place)
-    broken_off(tmp_path / "b", monkeypatch, reuse=place)
+    killed(tmp_path / "b", monkeypatch, reuse=place)
     resumed, facts, *_ = train(tmp_path / "b", checkpoint_every=1, reuse=place)
     close(resumed, whole)
     if place == "disk":
@@ -187,7 +208,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(tmp_path, monkeypatc
 def test_half_a_row_is_no_row_and_a_damaged_one_neither(tmp_path, monkeypatch):
     whole, *_ = train(tmp_path / "a", checkpoint_every=1, reuse="disk")
 
-    broken_off(tmp_path / "b", monkeypatch, reuse="disk")
+    killed(tmp_path / "b", monkeypatch, reuse="disk")
     path = tmp_path / "b" / reuse.name_of("decoder")
     data = bytearray(path.read_bytes())
     data[-40] ^= 1
@@ -198,7 +219,7 @@ def test_half_a_row_is_no_row_and_a_damaged_one_neither(tmp_path, monkeypatch):
 
 
 def test_what_another_base_computed_is_not_taken(tmp_path, monkeypatch):
-    broken_off(tmp_path / "b", monkeypatch, reuse="disk")
+    killed(tmp_path / "b", monkeypatch, reuse="disk")
     (tmp_path / "b" / "checkpoint.safetensors").unlink()
     other = base("llama")
     with torch.no_grad():
@@ -284,7 +305,7 @@ def test_a_full_store_keeps_what_it_has(tmp_path):
             store.put(key, states)
         assert torch.equal(store.get(b"a" * 16), states)
         assert store.get(b"c" * 16) is None
-        assert store.bytes <= store.limit
+        assert store.size <= store.limit
         store.close()
 
 

@@ -28,12 +28,12 @@ class MemoryStore:
     """Activations in memory.
 
     limit: how many bytes there is room for; rows behind that are not kept.
-    bytes: how many are kept.
+    size: how many are kept.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.bytes = 0
+        self.size = 0
         self._states: dict[bytes, Tensor] = {}
 
     def get(self, key: bytes) -> Tensor | None:
@@ -42,9 +42,9 @@ class MemoryStore:
 
     def put(self, key: bytes, states: Tensor) -> None:
         """Keep the states of a row, `[t, W]`."""
-        if self.bytes + states.nbytes <= self.limit:
+        if self.size + states.nbytes <= self.limit:
             self._states[key] = states
-            self.bytes += states.nbytes
+            self.size += states.nbytes
 
     def close(self) -> None:
         """Free the memory."""
@@ -88,7 +88,7 @@ class DiskStore:
         self._scan(self._file.seek(0, 2))
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """How many bytes are kept."""
         return self._end
 

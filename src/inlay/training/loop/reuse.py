@@ -198,7 +198,7 @@ class Reuse:
             return None
         skipped = sum(stack.skipped for stack in self.stacks)
         return {
-            "bytes": sum(store.bytes for store in self.stores),
+            "bytes": sum(store.size for store in self.stores),
             "passes": passes,
             "skipped": skipped,
         }
