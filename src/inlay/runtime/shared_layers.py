@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from inlay.architectures.chart import Chart, Stack
 from inlay.core.piece import HeadPiece
 from inlay.core.piece_set import PieceSet
+from inlay.core.site import AFTER_BLOCKS
 from inlay.runtime.container import stack_hooks
-
-LAST = frozenset({"norm.final", "final", "final.target", "head", "base_head"})
-"""Roles outside the blocks that come after them."""
 
 BESIDE = (HeadPiece,)
 """Kinds of pieces that change nothing of what the base's own decoder reads of its encoder."""
@@ -40,7 +38,7 @@ def untouched_layers(chart: Chart, pieces: Sequence[PieceSet]) -> Iterator[tuple
         ]
         depth = len(stack.layers)
         layers = [
-            (depth if entry.site.role in LAST else 0)
+            (depth if entry.site.role in AFTER_BLOCKS else 0)
             if entry.site.layer is None
             else entry.site.layer
             for entry in placed
