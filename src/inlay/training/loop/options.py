@@ -43,6 +43,10 @@ class Training(BaseModel):
     patience: stop after so many evaluations without a new best one.
     keep_best: end with the pieces of the best evaluation, not with the last ones.
     checkpoint_every: steps between checkpoints, 100 where a folder is given.
+    reuse: where the activations of the blocks below every piece are kept, which are the same in
+        every epoch: in "memory", or on "disk" in the run's folder while it lasts. "auto" does so
+        where it pays and there is room, on disk if there is a folder; "never" computes them anew.
+        The numbers are the same but for rounding.
     trackers: names of trackers that accelerate knows, such as "tensorboard".
     """
 
@@ -66,6 +70,7 @@ class Training(BaseModel):
     patience: PositiveInt | None = None
     keep_best: bool = True
     checkpoint_every: PositiveInt | None = None
+    reuse: Literal["auto", "memory", "disk", "never"] = "auto"
     trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
