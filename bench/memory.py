@@ -57,11 +57,12 @@ def measure(kind: str) -> dict[str, float]:
         peak = status("VmHWM")
         numbers |= {"loaded": loaded, "total": peak, "resident": peak - loaded}
     step()
-    numbers["live"] = _live(step)
+    numbers["live"] = live(step)
     return numbers
 
 
-def _live(step: steps.Step) -> float:
+def live(step: Callable[[], object]) -> float:
+    """MiB of the tensors alive at once during a step, beyond those alive before it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
