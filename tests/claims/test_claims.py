@@ -303,3 +303,22 @@ def test_a_run_names_a_missing_data_set(tmp_path):
     run = Run(0, {}, tmp_path, None)
     with pytest.raises(DataError, match="has no e2e; name the folder with --data"):
         run.folder("e2e")
+
+
+def test_labelled_texts_of_the_folder(tmp_path):
+    for name, split, rows in (
+        ("sst2", "train", [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(8)]),
+        ("sst2", "test", [{"text": "t", "label": "a"}] * 3),
+        ("glue_rte", "train", [{"premise": "p", "hypothesis": "h", "label": "x"}] * 3),
+        ("glue_rte", "dev", [{"premise": "q", "hypothesis": "i", "label": "x"}]),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    run = Run(0, {"train": 1, "test": 2}, tmp_path, None)
+    data = experiment.labelled(run, "sst2")
+    assert data.labels == ("a", "b")  # of all rows, though one is drawn
+    assert (len(data.train), len(data.test)) == (1, 2)
+    pairs = experiment.labelled(run, "glue_rte")
+    assert pairs.test[0].fields["text"] == "q"  # the dev rows, whose labels are known
+    assert pairs.test[0].fields["text_pair"] == "i"
