@@ -15,6 +15,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.data.loading import load
 from inlay.hub import fetch_sentiment, load_base
+from inlay.runtime.install import Prepared
 from inlay.tasks import Classify, Task, TrainedHead, Verbalizer
 from inlay.training import evaluate
 from inlay.training.loop.batches import batches_by_length
@@ -61,17 +62,18 @@ class Experiment:
         lr: float | None = None,
         base_lr: float | None = None,
         seed: int | None = None,
+        prepared: Prepared | None = None,
     ) -> inlay.Inlay:
         """Attach a method and train it, with the steps and the batch size of the claim.
 
         step: what to show as progress. lr: the claim's if None, and where the claim has none each
         method's own. base_lr: the base's learning rate; the base is frozen if None. seed: of
-        everything random; the run's if None.
+        everything random; the run's if None. prepared: see `inlay.attach`.
         """
         settings = self.run.settings
         seed = self.run.seed if seed is None else seed
         torch.manual_seed(seed)
-        handle = inlay.attach(self.model, spec, name=name)
+        handle = inlay.attach(self.model, spec, name=name, prepared=prepared)
         self.run.show(step)
         inlay.fit(
             self.model,
@@ -80,6 +82,7 @@ class Experiment:
             rows,
             console=self.run.console,
             seed=seed,
+            prepared=prepared,
             steps=settings["steps"],
             lr=settings.get("lr") if lr is None else lr,
             base_lr=base_lr,
