@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 import inlay
-from bench.base import ROWS, batch, device, machine, quiet
-from bench.memory import live
+from bench.base import LENGTH, ROWS, batch, device, machine, quiet
+from bench.live import live
 from bench.timing import Times, take_turns
 from inlay import (
     MAM,
@@ -99,7 +99,8 @@ def twin(model: Any) -> Any:
 def inputs(model: Any, rows: int = ROWS) -> dict[str, Tensor]:
     """The batch that everything is measured with, in tokens that the model knows."""
     texts = batch(rows)
-    return {"input_ids": texts.ids % model.config.vocab_size, "attention_mask": texts.mask}
+    ids, mask = texts.ids[:, :LENGTH], texts.mask[:, :LENGTH]
+    return {"input_ids": ids % model.config.vocab_size, "attention_mask": mask}
 
 
 def upper(model: Any, share: float) -> Pfeiffer:

@@ -10,7 +10,7 @@ from inlay.architectures.resolve import resolve
 from inlay.classifier import classifier_model
 from inlay.errors import MergeError
 from inlay.handle import attached
-from inlay.heads import classify, head_inputs, head_of, token_states
+from inlay.runtime.trained_heads import classify, head_inputs, head_of, token_states
 from tests import zoo
 
 LABELS = ("no", "maybe", "yes")

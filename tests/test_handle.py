@@ -19,11 +19,11 @@ from inlay.errors import (
     SiteError,
     SpecError,
 )
-from inlay.heads import classify
 from inlay.laws.batches import pad_batch
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error
 from inlay.laws.traces import snapshot
+from inlay.runtime.trained_heads import classify
 from tests import zoo
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 
 import inlay
-from bench.claims.claim import Run
+from bench.claims.claim import Numbers, Run
 from inlay.core.method import Spec
 from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
@@ -137,26 +138,28 @@ def labelled(run: Run, name: str) -> LabelledTexts:
     )
 
 
-def accuracy(
-    run: Run,
-    step: str,
-    spec: Spec,
-    data: LabelledTexts,
-    *,
-    lr: float | None = None,
-    base_lr: float | None = None,
-) -> float:
-    """The accuracy on test rows of a method and a head, trained on a fresh base.
+def accuracies(run: Run, specs: Mapping[str, Spec]) -> Numbers:
+    """The accuracy of methods on every data set of the claim, each trained on a fresh base.
 
-    step, lr, base_lr: see `Experiment.fit`. spec: `Sum(())` for the head alone, or with `base_lr`
-    for full fine-tuning.
+    All train a head too. `Sum(())`, no method, stands for full fine-tuning, at the rate `lr_full`.
+
+    Returns `METHOD_DATA` for each of the claim's `data`, and `METHOD` for the mean over them.
     """
-    experiment = Experiment(run)
-    task = experiment.by_head(data.labels)
-    head = task.head()
-    assert head is not None
-    experiment.fit(step, spec + head, task, data.train, lr=lr, base_lr=base_lr)
-    return experiment.score(task, data.test)
+    numbers: Numbers = {}
+    names = run.settings["data"]
+    for name in names:
+        data = labelled(run, name)
+        for method, spec in specs.items():
+            experiment = Experiment(run)
+            task = experiment.by_head(data.labels)
+            head = task.head()
+            assert head is not None
+            base_lr = None if spec.methods else run.settings["lr_full"]
+            experiment.fit(f"{method}, {name}", spec + head, task, data.train, base_lr=base_lr)
+            numbers[f"{method}_{name}"] = experiment.score(task, data.test)
+    for method in specs:
+        numbers[method] = fmean(numbers[f"{method}_{name}"] for name in names)
+    return numbers
 
 
 def sentences(run: Run, split: str, domain: str = "movie", longest: int = 90) -> list[Example]:

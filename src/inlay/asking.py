@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.errors import NamingError, RowsError, nearest
 from inlay.handle import Inlay, attached, rows
-from inlay.runtime.container import stack_hooks
-from inlay.runtime.stack import StackHooks
+from inlay.runtime.shared_layers import repeated, run_once
 
 LAST = frozenset({"norm.final", "final", "final.target", "head"})
 """Roles outside the blocks that come after them."""
@@ -45,14 +44,13 @@ def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[
     if not tensors:
         raise RowsError("ask_all needs a batch, such as input_ids= and attention_mask=")
     count, times = len(tensors[0]), len(names)
-    repeated = {key: _repeated(value, count, times) for key, value in batch.items()}
+    all_rows = {key: repeated(value, count, times) for key, value in batch.items()}
     requested = [name for name in names for _ in range(count)]
     with ExitStack() as context:
         context.enter_context(rows(model, requested))
-        hooks = {entry.stack: entry for entry in stack_hooks(model)}
         for stack, layers in _shared_layers(chart, handles):
-            context.enter_context(_run_once(hooks[stack], layers, count, times))
-        output = model(**repeated, use_cache=False, return_dict=True)
+            context.enter_context(run_once(model, stack, layers, count, times))
+        output = model(**all_rows, use_cache=False, return_dict=True)
     return {
         name: type(output)(
             **{key: _part(value, number * count, count, times) for key, value in output.items()}
@@ -83,69 +81,6 @@ def _shared_layers(chart: Chart, handles: Sequence[Inlay]) -> Iterator[tuple[Sta
             yield stack, shared
         if shared < depth:
             return
-
-
-@contextmanager
-def _run_once(stack: StackHooks, shared: int, count: int, times: int) -> Iterator[None]:
-    """Let the first blocks of a stack read the first `count` rows, and the others all of them."""
-    layers, axis = stack.stack.layers, stack.state.row_axis
-
-    def narrow(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        if axis.under_way:  # rows of its own, on which it is measured where rows are
-            return args, kwargs
-
-        def first(value: Tensor) -> Tensor:
-            return value[:count] if len(value) == count * times else value
-
-        return _mapped(args, first), _mapped(kwargs, first)
-
-    def widen(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        """Repeat what the shared blocks have handed on, such as the bias of positions in T5."""
-        if axis.under_way:
-            return args, kwargs
-
-        def every(value: Tensor) -> Tensor:
-            return _repeated(value, count, times)
-
-        return _mapped(args, every), _mapped(kwargs, every)
-
-    hooks = [
-        layer.register_forward_pre_hook(
-            narrow if number < shared else widen, with_kwargs=True, prepend=True
-        )
-        for number, layer in enumerate(layers)
-    ]
-    if shared == len(layers):
-
-        def spread(module: nn.Module, args: tuple, output: Any) -> Any:
-            if axis.under_way:
-                return output
-            return _mapped(output, lambda value: _repeated(value, count, times))
-
-        hooks.append(layers[-1].register_forward_hook(spread))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor of two dimensions or more changed, in tuples and dicts too."""
-    if isinstance(value, Tensor):
-        return change(value) if value.dim() > 1 else value
-    if type(value) is tuple:
-        return tuple(_mapped(entry, change) for entry in value)
-    if type(value) is dict:
-        return {key: _mapped(entry, change) for key, entry in value.items()}
-    return value
-
-
-def _repeated(value: Any, count: int, times: int) -> Any:
-    """Rows once for each inlay, those of the first inlay first: `[B, …]` -> `[N · B, …]`."""
-    if not isinstance(value, Tensor) or not value.dim() or len(value) != count:
-        return value
-    return value.repeat(times, *([1] * (value.dim() - 1)))
 
 
 def _part(value: Any, start: int, count: int, times: int) -> Any:

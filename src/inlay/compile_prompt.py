@@ -12,7 +12,6 @@ from inlay.core.piece import PromptVectors
 from inlay.errors import MergeError
 from inlay.handle import Inlay, attach
 from inlay.methods.prefix import Prefix
-from inlay.runtime.container import stack_hooks
 
 
 def compile_prompt(handle: Inlay) -> Inlay:
@@ -32,8 +31,7 @@ def compile_prompt(handle: Inlay) -> Inlay:
             f"{handle.spec!r} has no prompt before the text to compile; give an inlay of a method "
             "such as Prompt"
         )
-    runner = stack_hooks(model)[0].prefix
-    if runner is None:
+    if not handle.prompts_run_alone:
         raise MergeError(
             f"a prompt of {base} sees what follows it, or its attention takes no extra keys; "
             "only prompts of causal models can be compiled"
@@ -45,7 +43,7 @@ def compile_prompt(handle: Inlay) -> Inlay:
             "a prefix; keep the prompt as it is"
         )
     with evaluating(model):
-        pairs = runner.keys_and_values((name,))
+        pairs = handle.prompt_keys_and_values()
     prefix = Prefix(length=handle.prompt_length, mlp=None, start=None, shifts=True)
     methods = handle.spec.methods
     remaining = [index for index in range(len(methods)) if index not in prompts[1:]]

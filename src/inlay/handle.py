@@ -112,6 +112,33 @@ class Inlay:
                 lengths[stack] = lengths.get(stack, 0) + placed.piece.length
         return max(lengths.values(), default=0)
 
+    @property
+    def text_start(self) -> int:
+        """At which position the text of a row begins, at the latest: after prompts and prefixes."""
+        name = (self.name,)
+        stacks = self._container().stacks
+        return max(hooks.prompts.length(name) + hooks.state.shift(name) for hooks in stacks)
+
+    @property
+    def prompts_run_alone(self) -> bool:
+        """Whether the base computes the same for its prompts whatever text follows them."""
+        return self._container().stacks[0].prefix is not None
+
+    def prompt_keys_and_values(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The keys and values of its prompts, by the name of their site, each `[1, H, P, K]`.
+
+        To be called where `prompts_run_alone`.
+        """
+        runner = self._container().stacks[0].prefix
+        assert runner is not None
+        return runner.keys_and_values((self.name,))
+
+    def recompute_shared(self) -> None:
+        """Recompute what its pieces share, which may have been trained since the last pass."""
+        for hooks in self._container().stacks:
+            for module in hooks.once.get(self.name, ()):
+                module.renew()
+
     def shifts(self, stack: str) -> bool:
         """Whether it moves the positions of the text in this stack."""
         return self._pieces.shift(stack) > 0

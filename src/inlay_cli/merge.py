@@ -128,8 +128,8 @@ def _merged(opened: Opened) -> _Merged:
 
     from inlay.classifier import as_classifier
     from inlay.handle import attached
-    from inlay.heads import head_of
     from inlay.methods.head import Classifier
+    from inlay.runtime.trained_heads import head_of
     from inlay.tasks import Classify, Regress, Tag, from_spec
     from inlay.tasks.templated import Templated
 

@@ -166,7 +166,7 @@ def make_plan(
 
 def _adopt_labels(task: Task, handle: Inlay) -> None:
     """Give the task the labels of the inlay's trained head, if it has one."""
-    from inlay.heads import head_of
+    from inlay.runtime.trained_heads import head_of
 
     head = head_of(handle.model, handle.name)
     if head is not None:

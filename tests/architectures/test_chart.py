@@ -7,7 +7,7 @@ import inlay
 from inlay.architectures.families import FAMILIES
 from inlay.architectures.resolve import resolve
 from inlay.errors import SiteError
-from inlay.heads import head_inputs, token_states
+from inlay.runtime.trained_heads import head_inputs, token_states
 from tests import zoo
 
 TEXTS = [name for name in zoo.FAMILIES if resolve(zoo.model(name)).reads_text]

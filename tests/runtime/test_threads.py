@@ -17,10 +17,10 @@ from torch import Tensor
 
 import inlay
 from inlay.errors import BusyError, RowsError
-from inlay.heads import classify
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error, weighted_sum
 from inlay.runtime import gate
+from inlay.runtime.trained_heads import classify
 from tests import zoo
 
 SPECS = {

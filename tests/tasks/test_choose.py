@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 import inlay
 from inlay.errors import DataError, TaskError
-from inlay.heads import head_inputs, head_of
 from inlay.laws.case import perturb
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
+from inlay.runtime.trained_heads import head_inputs, head_of
 from inlay.tasks import Choose, from_spec
 from inlay.training import fit, predict, vote
 from tests.tasks.tiny import WORDS, examples, loss_of, tokenizer

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 import inlay
 from inlay.data.labels import label_name
 from inlay.errors import DataError
-from inlay.heads import head_of
 from inlay.methods.head import Head
 from inlay.methods.lora import LoRA
+from inlay.runtime.trained_heads import head_of
 from inlay.tasks import (
     BinaryCrossEntropy,
     Classify,

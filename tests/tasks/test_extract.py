@@ -10,6 +10,7 @@ import inlay
 from inlay import Head, LoRA
 from inlay.data.loading import load
 from inlay.errors import DataError
+from inlay.runtime.trained_heads import head_of
 from inlay.tasks import Extract, from_spec, metrics
 from inlay.tasks.outputs import SpanScores
 from inlay.training import evaluate
@@ -219,7 +220,7 @@ def test_a_padded_batch_is_its_rows_alone(family):
     torch.testing.assert_close(loss, sum(apart), rtol=1e-4, atol=1e-4)
     assert count == 3
     loss.backward()
-    assert inlay.heads.head_of(base, "default").weight.grad.abs().sum() > 0
+    assert head_of(base, "default").weight.grad.abs().sum() > 0
     together = task.predict(base, task.collate(rows))
     for row, (first, last, margin) in zip(rows, together, strict=True):
         ((a, b, c),) = task.predict(base, task.collate([row]))
@@ -288,7 +289,7 @@ def test_the_loss_by_hand():
     batch = task.collate(task.encode_all(ROWS[:1]))
     inputs = {name: batch.inputs[name] for name in ("input_ids", "token_type_ids")}
     states = base.bert(**inputs).last_hidden_state[0]
-    head = inlay.heads.head_of(base, "default")
+    head = head_of(base, "default")
     begin, end, none = batch.bounds[0].tolist()
     open_ = [*range(begin, end + 1), none]
     logits = (states @ head.weight.T + head.bias)[open_]

@@ -10,7 +10,7 @@ import inlay
 from inlay import Head, LoRA, Prompt
 from inlay.data.loading import load
 from inlay.errors import DataError, RowsError
-from inlay.heads import head_inputs, token_states
+from inlay.runtime.trained_heads import head_inputs, head_of, token_states
 from inlay.tasks import Classify, Tag, TrainedHead, from_spec, metrics, spans
 from inlay.tasks.sentence import NO_TOKEN
 from inlay.training import evaluate
@@ -79,7 +79,7 @@ def test_what_truncation_cuts_off_is_outside(side, kept):
     texts = " ".join(plenty.fields["tokens"][place] for place in kept)
     assert row.input_ids == words("bert")(texts).input_ids
     with torch.no_grad():  # every word with a token is said to be the last label
-        inlay.heads.head_of(base, "default").bias.copy_(torch.tensor([0.0, 0.0, 1e4]))
+        head_of(base, "default").bias.copy_(torch.tensor([0.0, 0.0, 1e4]))
     (said,) = task.predict(base, task.collate([row]))
     assert [place for place, tag in enumerate(said) if tag == "I-a"] == kept
 
@@ -191,7 +191,7 @@ def test_a_padded_batch_is_its_rows_alone(family):
     torch.testing.assert_close(loss, sum(one for one, _ in apart), rtol=1e-4, atol=1e-4)
     assert count == sum(n for _, n in apart) == 9
     loss.backward()
-    assert inlay.heads.head_of(base, "default").weight.grad.abs().sum() > 0
+    assert head_of(base, "default").weight.grad.abs().sum() > 0
     together = task.predict(base, task.collate(rows))
     assert together == [task.predict(base, task.collate([row]))[0] for row in rows]
     assert [len(tags) for tags in together] == [3, 1, 5]
@@ -203,7 +203,7 @@ def test_logits_are_those_of_the_states_by_hand():
     row = task.encode(ROWS[0], 0)
     batch = task.collate([row])
     states = base.bert(input_ids=batch.inputs["input_ids"]).last_hidden_state[0]
-    head = inlay.heads.head_of(base, "default")
+    head = head_of(base, "default")
     logits = states @ head.weight.T + head.bias
     logits = logits[[1, 2, 3]]
     torch.testing.assert_close(task.outputs(base, batch).scores, logits, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from inlay.errors import PortError
 from inlay.handle import Inlay, rows
 from inlay.inspect.recorder import AttentionRecorder, AttentionShare
 from inlay.runtime.attention import eagerly
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.observation import observed
 
 
 def attention_shares(
@@ -46,7 +46,7 @@ def attention_shares(
         evaluating(handle.model),
         _served_alone(handle),
         eagerly(handle.model),
-        _recorded(handle, recorder),
+        observed(handle.model, recorder.add),
     ):
         for batch in batches:
             recorder.begin(batch)
@@ -64,23 +64,3 @@ def _served_alone(handle: Inlay) -> Iterator[None]:
             yield
     finally:
         handle.enabled = enabled
-
-
-@contextmanager
-def _recorded(handle: Inlay, recorder: AttentionRecorder) -> Iterator[None]:
-    """Inside, the recorder gets all attention weights, and every prompt runs as part of its row."""
-    stacks = stack_hooks(handle.model)
-    prefixes = [
-        (hooks.prefix, hooks.prefix.enabled) for hooks in stacks if hooks.prefix is not None
-    ]
-    try:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = recorder.add
-        for prefix, _ in prefixes:
-            prefix.enabled = False
-        yield
-    finally:
-        for hooks in stacks:
-            hooks.extra_kv.attention_pass.observer = None
-        for prefix, enabled in prefixes:
-            prefix.enabled = enabled

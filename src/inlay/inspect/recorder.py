@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inlay.architectures.chart import Chart
+from inlay.core.piece import ExtraKV
 from inlay.core.site import Site
 from inlay.handle import Inlay
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.observation import text_and_prompt
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,12 @@ class AttentionRecorder:
     """
 
     def __init__(self, handle: Inlay):
-        self.name = handle.name
-        self.chart = handle.chart
-        self.stacks = stack_hooks(handle.model)
-        self.sites: dict[str, Site] = {}
-        self.prefix_lengths: dict[str, int] = {}
-        for hooks in self.stacks:
-            for name, extra_kv in hooks.extra_kv.sites.items():
-                pieces = extra_kv.pieces.get(self.name, ())
-                self.sites[name] = extra_kv.site
-                self.prefix_lengths[name] = sum(piece.length for piece in pieces)
+        self.handle = handle
+        self.sites = {site.name: site for site in handle.chart.sites}
+        self.prefix_lengths: Counter[str] = Counter()
+        for placed in handle.placed:
+            if isinstance(placed.piece, ExtraKV):
+                self.prefix_lengths[placed.site.name] += placed.piece.length
         self.text_positions: dict[str, Tensor] = {}
         self.prompt_positions: dict[str, Tensor | None] = {}
         self.totals: dict[tuple[str, str], _Total] = {}
@@ -83,20 +81,10 @@ class AttentionRecorder:
 
         The masks are `[B, P + T]`, one for each stack, with prompts where the stack puts them.
         """
-        stacks = self.stacks[: 1 if self.chart.decoder is None else 2]
-        for hooks, side in zip(stacks, ("", "decoder_"), strict=False):
-            ids, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
-            mask = torch.ones_like(ids) if mask is None else mask
-            prompt = torch.zeros_like(ids, dtype=torch.bool)
-            if self.name in hooks.tokens.pieces:
-                prompt = ids >= hooks.tokens.first_id
-            groups = hooks.routing.groups(len(ids), hooks.prompts.pieces)
-            if groups is not None:
-                layout = hooks.prompts.plan(groups, len(ids), ids.shape[1], mask, ids.device)
-                prompt = F.pad(prompt, (0, layout.extra), value=True).gather(1, layout.source)
-                mask = layout.mask
-            self.text_positions[hooks.stack.name] = mask.bool() & ~prompt
-            self.prompt_positions[hooks.stack.name] = prompt if bool(prompt.any()) else None
+        masks = text_and_prompt(self.handle.model, self.handle.name, batch)
+        for stack, (text, prompt) in masks.items():
+            self.text_positions[stack] = text
+            self.prompt_positions[stack] = prompt if bool(prompt.any()) else None
 
     def add(self, name: str, weights: Tensor, mask: Tensor | None) -> None:
         """Add the weights of one attention.
@@ -105,7 +93,9 @@ class AttentionRecorder:
         was added to the scores before the softmax, or None.
         """
         site, prefix_length = self.sites[name], self.prefix_lengths[name]
-        keys_stack = self.stacks[0].stack.name if site.role.startswith("cross") else site.stack
+        keys_stack = (
+            self.handle.chart.stacks[0].name if site.role.startswith("cross") else site.stack
+        )
         prompt = self.prompt_positions[keys_stack]
         in_prefix = torch.arange(weights.shape[-1], device=weights.device) < prefix_length
         columns = {"prefix": in_prefix.expand(len(weights), -1)} if prefix_length else {}

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from inlay.errors import DataError
 from inlay.handle import Inlay
-from inlay.runtime.container import stack_hooks
 
 MAX_TOKENS = 256
 """Texts are cut after so many tokens: eager attention keeps a weight for every pair of them."""
@@ -27,11 +26,7 @@ TEXTS = (
 def max_tokens(handle: Inlay) -> int:
     """How many tokens of a row are read: `MAX_TOKENS`, or fewer where the base's positions end."""
     limit = handle.chart.max_length(handle.model) or MAX_TOKENS
-    name = (handle.name,)
-    before_text = max(
-        hooks.prompts.length(name) + hooks.state.shift(name) for hooks in stack_hooks(handle.model)
-    )
-    return max(1, min(MAX_TOKENS, limit - before_text))
+    return max(1, min(MAX_TOKENS, limit - handle.text_start))
 
 
 def text_batches(

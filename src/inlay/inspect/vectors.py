@@ -10,7 +10,6 @@ from inlay.core.piece import ExtraKV, PromptVectors, VirtualTokens
 from inlay.core.site import Site
 from inlay.errors import SpecError
 from inlay.handle import Inlay
-from inlay.runtime.container import stack_hooks
 
 
 def require_vectors(handle: Inlay) -> None:
@@ -28,7 +27,7 @@ def prompt_vectors(handle: Inlay) -> list[tuple[str, Site, Tensor]]:
 
     The name is that of the placed piece, such as `embed/0`.
     """
-    _recompute_shared(handle)
+    handle.recompute_shared()
     return [
         (placed.name, placed.site, placed.piece().detach().float())
         for placed in handle.placed
@@ -41,7 +40,7 @@ def prefix_keys(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
 
     Of keys and values that depend on the input it returns those for hidden states of zeros.
     """
-    _recompute_shared(handle)
+    handle.recompute_shared()
     prefixes = []
     for placed in handle.placed:
         if isinstance(placed.piece, ExtraKV):
@@ -51,10 +50,3 @@ def prefix_keys(handle: Inlay) -> list[tuple[str, Site, Tensor, Tensor]]:
                 (placed.name, placed.site, keys.detach().float(), values.detach().float())
             )
     return prefixes
-
-
-def _recompute_shared(handle: Inlay) -> None:
-    """Recompute what pieces share, which may have been trained since the last forward pass."""
-    for hooks in stack_hooks(handle.model):
-        for module in hooks.once.get(handle.name, ()):
-            module.renew()

@@ -1,4 +1,4 @@
-"""Trained heads: nothing of the base is hooked, tasks call them (see `inlay.heads`)."""
+"""Trained heads: nothing of the base is hooked, tasks call them (see `trained_heads`)."""
 
 from __future__ import annotations
 

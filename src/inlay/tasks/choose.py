@@ -15,8 +15,8 @@ from typing_extensions import override
 from inlay.data.dataset import Example
 from inlay.data.template import Template
 from inlay.errors import DataError, TaskError
-from inlay.heads import classify, head_inputs
 from inlay.methods.head import Head
+from inlay.runtime.trained_heads import classify, head_inputs
 from inlay.tasks import metrics
 from inlay.tasks.base import Bound, Prediction
 from inlay.tasks.choices import (

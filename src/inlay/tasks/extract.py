@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from inlay.data.dataset import Example
 from inlay.errors import DataError, TaskError
-from inlay.heads import classify, token_states
 from inlay.methods.head import Head
+from inlay.runtime.trained_heads import classify, token_states
 from inlay.tasks import metrics
 from inlay.tasks.answers import Offsets, checked_answers, gold_answers, text_of, tokens_of
 from inlay.tasks.base import Bound, Prediction, Task

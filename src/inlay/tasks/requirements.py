@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from inlay.errors import TaskError
 from inlay.handle import attached
-from inlay.heads import head_of
 from inlay.methods.head import Head
+from inlay.runtime.trained_heads import head_of
 
 
 def require_head(model: PreTrainedModel, head: Head) -> None:

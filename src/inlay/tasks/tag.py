@@ -15,8 +15,8 @@ from typing_extensions import override
 from inlay.data.dataset import Example, Value
 from inlay.data.labels import names_of_labels, other_names
 from inlay.errors import DataError, TaskError, nearest
-from inlay.heads import classify, token_states
 from inlay.methods.head import Head
+from inlay.runtime.trained_heads import classify, token_states
 from inlay.tasks import metrics
 from inlay.tasks.base import Bound, Prediction, Task
 from inlay.tasks.batch import Batch

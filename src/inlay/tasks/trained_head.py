@@ -12,7 +12,7 @@ from typing_extensions import override
 from inlay.architectures.chart import Chart
 from inlay.data.labels import label_name
 from inlay.errors import TaskError
-from inlay.heads import classify, head_inputs
+from inlay.runtime.trained_heads import classify, head_inputs
 from inlay.tasks.base import Bound
 from inlay.tasks.masks import MASK, count_masks, mask_token
 from inlay.tasks.options import Option

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from inlay.architectures.chart import Chart
 from inlay.core.piece import HeadPiece
 from inlay.errors import RowsError, TaskError
-from inlay.handle import attached
 from inlay.runtime.container import container_of, stack_hooks
 
 
@@ -40,8 +39,9 @@ def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
 
 def head_of(model: PreTrainedModel, name: str) -> HeadPiece | None:
     """The trained head of an attached inlay, or None."""
-    pieces = (placed.piece for placed in attached(model)[name].placed)
-    return next((piece for piece in pieces if isinstance(piece, HeadPiece)), None)
+    container = container_of(model)
+    placed = () if container is None else container.pieces(name).placed
+    return next((p.piece for p in placed if isinstance(p.piece, HeadPiece)), None)
 
 
 def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -57,12 +57,11 @@ def classify(model: PreTrainedModel, hidden: Tensor, mask: Tensor) -> Tensor:
     Raises TaskError where no attached inlay has a head; RowsError where a row has none, or heads
     differ in their number of classes or in what they classify.
     """
-    present = attached(model)
-    heads = {name: head for name in present if (head := head_of(model, name)) is not None}
-    if not heads:
-        raise TaskError("no attached inlay has a trained head; add + Head(labels=[...]) to it")
     container = container_of(model)
-    assert container is not None
+    names = () if container is None else container.sets
+    heads = {name: head for name in names if (head := head_of(model, name)) is not None}
+    if container is None or not heads:
+        raise TaskError("no attached inlay has a trained head; add + Head(labels=[...]) to it")
     container.routing.bind()  # the states may have been computed long ago, for other rows
     groups = container.routing.groups(len(hidden), heads)
     if groups is None or any(len(names) != 1 for names in groups.names):
