@@ -138,6 +138,21 @@ def labelled(run: Run, name: str) -> LabelledTexts:
     )
 
 
+def accuracy(run: Run, step: str, spec: Spec, data: LabelledTexts) -> float:
+    """The accuracy on test rows of a method and a head, trained on a fresh base.
+
+    step: what to show as progress. spec: `Sum(())` for full fine-tuning, at the rate `lr_full`; a
+    head alone where the claim has no such rate.
+    """
+    experiment = Experiment(run)
+    task = experiment.by_head(data.labels)
+    head = task.head()
+    assert head is not None
+    base_lr = None if spec.methods else run.settings.get("lr_full")
+    experiment.fit(step, spec + head, task, data.train, base_lr=base_lr)
+    return experiment.score(task, data.test)
+
+
 def accuracies(run: Run, specs: Mapping[str, Spec]) -> Numbers:
     """The accuracy of methods on every data set of the claim, each trained on a fresh base.
 
@@ -150,13 +165,7 @@ def accuracies(run: Run, specs: Mapping[str, Spec]) -> Numbers:
     for name in names:
         data = labelled(run, name)
         for method, spec in specs.items():
-            experiment = Experiment(run)
-            task = experiment.by_head(data.labels)
-            head = task.head()
-            assert head is not None
-            base_lr = None if spec.methods else run.settings["lr_full"]
-            experiment.fit(f"{method}, {name}", spec + head, task, data.train, base_lr=base_lr)
-            numbers[f"{method}_{name}"] = experiment.score(task, data.test)
+            numbers[f"{method}_{name}"] = accuracy(run, f"{method}, {name}", spec, data)
     for method in specs:
         numbers[method] = fmean(numbers[f"{method}_{name}"] for name in names)
     return numbers

@@ -17,10 +17,15 @@ SMALL = {
 }
 
 
+def backbone():
+    """A tiny encoder without the head of its task."""
+    return fresh("bert").base_model.eval()
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A tiny encoder as every base, and small methods."""
-    monkeypatch.setattr(layers, "base", lambda name: fresh("bert").eval())
+    monkeypatch.setattr(layers, "base", lambda name: backbone())
     monkeypatch.setattr(layers, "METHODS", SMALL)
     monkeypatch.setattr(layers, "TASKS", (2,))
     monkeypatch.setattr(layers, "LENGTH", 8)
@@ -50,7 +55,7 @@ def test_everything_is_measured_and_stored(tmp_path, capsys):
 
 @pytest.mark.parametrize(("weight", "passes"), [(1.0, 2), (0.0, 1)])
 def test_a_step_has_the_passes_that_the_method_asks_for(weight, passes):
-    model = fresh("bert").eval()
+    model = backbone()
     handle = inlay.attach(model, AdaMix(consistency_weight=weight)).train()
     count = []
     model.register_forward_pre_hook(lambda *_: count.append(1))
@@ -59,7 +64,7 @@ def test_a_step_has_the_passes_that_the_method_asks_for(weight, passes):
 
 
 def test_a_twin_has_the_tensors_of_the_base_and_modules_of_its_own():
-    model = fresh("bert")
+    model = backbone()
     twin = layers.twin(model)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert one is other
@@ -69,7 +74,7 @@ def test_a_twin_has_the_tensors_of_the_base_and_modules_of_its_own():
 
 
 def test_a_pass_for_use_has_what_a_file_holds():
-    model = fresh("bert")
+    model = backbone()
     attached = []
 
     def note(twin):
