@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -18,8 +18,8 @@ from inlay.hub.sentiment import DOMAINS
 from inlay.methods.head import Head
 from inlay.tasks import Classify
 
-LONGEST = 200
-"""Characters of the longest text of a source, so that no source takes much longer than another."""
+LONGEST = 120
+"""Characters of the longest text, so that no source takes much longer than another."""
 
 Tensors = dict[str, Tensor]
 """Those of an adapter by their names in a file: `encoder.3.block/0/pfeiffer/inner.down`."""
@@ -45,9 +45,9 @@ def texts(run: Run, name: str) -> LabelledTexts:
     """
     if name not in DOMAINS:
         data = labelled(run, name)
-        return replace(data, train=[row for row in data.train if _length(row) <= LONGEST])
+        return replace(data, train=_short(data.train))
     rows = {
-        split: load(fetch_sentiment() / name / f"{split}.jsonl", need=("text", "label"))
+        split: _short(load(fetch_sentiment() / name / f"{split}.jsonl", need=("text", "label")))
         for split in ("train", "dev", "test")
     }
     return LabelledTexts(
@@ -101,6 +101,10 @@ def train_fusion(run: Run, adapters: Mapping[str, Tensors], data: LabelledTexts)
     return Trained(experiment, task, handle, head)
 
 
-def _length(row: Example) -> int:
-    """Characters of both texts."""
-    return sum(len(str(row.fields.get(name, ""))) for name in ("text", "text_pair"))
+def _short(rows: Sequence[Example]) -> list[Example]:
+    """The rows whose texts are short."""
+    return [
+        row
+        for row in rows
+        if sum(len(str(row.fields.get(name, ""))) for name in ("text", "text_pair")) <= LONGEST
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import layers
+from bench import layers, timing
 from bench.claims.claim import Claim, Numbers, Run
 from bench.claims.plots import bars
 
@@ -10,12 +10,16 @@ SETTINGS = {"base": "minilm", "rows": 8, "tokens": 128, "slower": 0.1, "steps": 
 
 
 def measure(run: Run) -> Numbers:
-    """Seconds of a training step and of a pass with adapters, as ratios; nothing is random."""
+    """Processor seconds of a training step and of a pass with adapters, as ratios.
+
+    Nothing is random: seeds are repetitions.
+    """
     name, steps = run.settings["base"], run.settings["steps"]
-    run.show("training")
-    training = layers.training(name, steps)
-    run.show("inference")
-    inference = layers.inference(name, steps)
+    with timing.processor_seconds():
+        run.show("training")
+        training = layers.training(name, steps)
+        run.show("inference")
+        inference = layers.inference(name, steps)
     return {"training": training["0% dropped"], "inference": inference["0% dropped"]}
 
 

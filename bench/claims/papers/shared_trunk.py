@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench import layers
+from bench import layers, timing
 from bench.claims.claim import Claim, Numbers, Run
 from bench.claims.plots import curves
 
@@ -19,9 +19,13 @@ SETTINGS = {
 
 
 def measure(run: Run) -> Numbers:
-    """Seconds for several tasks in one pass, as ratios to one pass for each; nothing is random."""
+    """Processor seconds for several tasks in one pass, as ratios to one pass for each.
+
+    Nothing is random: seeds are repetitions.
+    """
     run.show("tasks")
-    times = layers.tasks(run.settings["base"], run.settings["steps"])
+    with timing.processor_seconds():
+        times = layers.tasks(run.settings["base"], run.settings["steps"])
     return {
         f"dropped{100 * share:.0f}_{count}": times[f"{count} tasks, {share:.0%} dropped"]
         for count in layers.TASKS
