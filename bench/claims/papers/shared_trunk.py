@@ -14,7 +14,7 @@ SETTINGS = {
     "dropped": layers.SHARES,
     "rows": 2,
     "tokens": 128,
-    "steps": 5,
+    "steps": 3,
 }
 
 
