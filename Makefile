@@ -15,7 +15,7 @@ PLAIN := $(if $(filter x86_64 amd64,$(shell uname -m)),ATEN_CPU_CAPABILITY=avx2 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-portable check bench lint format docs clean
+.PHONY: help demo test test-portable test-torchao check bench lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(VENV)/.dev ## run the tests
 
 test-portable: $(VENV)/.dev ## run the tests that depend on the processor, on a plainer one: AVX2 alone
 	$(PLAIN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m processor $(ARGS)
+
+test-torchao: $(VENV)/.torchao ## run the tests of bases that torchao quantises
+	PYTHONPATH=$(VENV)/torchao OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/core/test_quantised.py tests/cli/test_quantised.py $(ARGS)
 
 check: lint ## lint, types, architecture and generated documents
 	$(BIN)/mypy
@@ -60,6 +63,11 @@ $(VENV)/.bench: EXTRAS := all,bench
 
 $(VENV)/.all $(VENV)/.dev $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Not in the environment: where torchao is installed, transformers imports it with every model.
+$(VENV)/.torchao: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/torchao torchao
 	@touch $@
 
 $(VENV)/.made:

@@ -25,6 +25,7 @@ from inlay.architectures.resolve import require_model, resolve
 from inlay.core.method import ParameterGroup, Placed, Spec, sum_of
 from inlay.core.piece import PromptVectors
 from inlay.core.piece_set import PieceSet
+from inlay.core.quantised import require_gradients
 from inlay.errors import InlayError, NamingError, SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base, check_tokenizer
@@ -219,12 +220,15 @@ class Inlay:
         chart = self._container().chart
         return file_format.save(self._pieces, self.name, chart, path, tokenizer, usage)
 
-    def merge(self) -> PreTrainedModel:
+    def merge(self, *, dequantise: bool = False) -> PreTrainedModel:
         """Fold every piece into the base's weights and detach; all or nothing.
 
         A trained head cannot be folded: it stays attached alone, under the same name, and can be
         saved beside the new base (`inlay.attached(model)` finds it). Waits for the passes of other
         threads to end, as attaching and detaching do.
+
+        dequantise: of a quantised base, make all matrices ordinary ones in the base's dtype first;
+            otherwise it is refused. The model then takes as much memory as before quantisation.
 
         Returns the base. Raises MergeError before the first write where a piece cannot be folded.
         """
@@ -233,9 +237,11 @@ class Inlay:
             merge.check_alone(others)
             methods = self.spec.methods
             heads = [index for index, method in enumerate(methods) if method.has_head]
-            for parameter, value in merge.plan(self.model, self.spec, self.placed):
+            linears = merge.dequantised(self.model) if dequantise else {}
+            for parameter, value in merge.plan(self.model, self.spec, self.placed, linears):
                 parameter.data.copy_(value)
             model = self.detach()
+            merge.replace_quantised(model, linears)
             if heads:
                 remaining = attach(model, sum_of([methods[i] for i in heads]), name=self.name)
                 remaining.copy_from(self, dict(enumerate(heads)))
@@ -299,6 +305,7 @@ def attach(
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
 
     def build_prepared(chart: Chart) -> PieceSet:
+        require_gradients(model, model.dtype)
         expanded = with_base_head(spec.expand(chart.sites), never_trained(model, chart.sites))
         for index, method in enumerate(expanded.methods):
             if method.needs_preparation and (prepared is None or index not in prepared):

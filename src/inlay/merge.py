@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inlay.core.method import Placed, Spec
 from inlay.core.piece import Foldable, InputMap, Piece
+from inlay.core.quantised import as_linear, quantised_modules
 from inlay.core.site import Site
 from inlay.errors import MergeError, NotFoldableError, QuantisedError, TiedWeightsError
+
+Linears = Mapping[nn.Module, nn.Linear]
+"""Ordinary modules by the quantised ones whose places they take."""
 
 Write = tuple[Tensor, Tensor]
 """A parameter of the base, or an expert's slice of one, and its new value, in fp32."""
@@ -25,10 +31,30 @@ def check_alone(others: Sequence[str]) -> None:
         )
 
 
-def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[Write]:
+def dequantised(model: PreTrainedModel) -> Linears:
+    """For every quantised module of a model an ordinary one with its numbers."""
+    return {module: as_linear(module, model.dtype) for module in quantised_modules(model).values()}
+
+
+def replace_quantised(model: PreTrainedModel, linears: Linears) -> None:
+    """Put the ordinary modules in the places of the quantised ones."""
+    for path, module in quantised_modules(model).items():
+        if module in linears:
+            model.set_submodule(path, linears[module])
+    if linears:
+        quantizer: Any = model.hf_quantizer
+        quantizer.remove_quantization_config(model)
+
+
+def plan(
+    model: PreTrainedModel, spec: Spec, placed: Sequence[Placed], linears: Linears | None = None
+) -> list[Write]:
     """Every write that merging would do. Nothing is written.
 
     Trained heads read what the base has computed, have no place in its weights, and are left out.
+
+    linears: the modules that will take the places of quantised ones; what is folded into these is
+    written into them.
 
     Raises MergeError where a piece cannot be folded.
     """
@@ -53,7 +79,7 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
         expert = site.expert
         matrix = id(site.host), None if expert is None else (expert.parameter, expert.number)
         if matrix not in weights:
-            weights[matrix] = ModuleWeights(site)
+            weights[matrix] = ModuleWeights(_replaced(site, linears or {}))
         module = weights[matrix]
         if id(site.parameter) in tied:
             raise TiedWeightsError(
@@ -72,13 +98,22 @@ def plan(model: PreTrainedModel, spec: Spec, placed: Sequence[Placed]) -> list[W
     return [write for module in weights.values() for write in module.writes()]
 
 
+def _replaced(site: Site, linears: Linears) -> Site:
+    """The site in the module that takes the place of its own."""
+    host = linears.get(site.host)
+    return site if host is None else replace(site, host=host)
+
+
 class ModuleWeights:
     """A matrix and its bias in fp32, `[d_out, d_in]`, while sites of it are folded."""
 
     def __init__(self, site: Site):
-        if not isinstance(site.parameter, nn.Parameter) or not site.parameter.is_floating_point():
+        quantised = site.quantisation
+        if quantised is not None or not site.parameter.is_floating_point():
             raise QuantisedError(
-                f"{type(site.host).__name__} is quantised; dequantise the base before merging"
+                f"{site.name} is quantised ({quantised or site.parameter.dtype}), and what is "
+                "folded into it would be rounded away; merge with dequantise=True (on the command "
+                "line --dequantize), load the base unquantised, or keep the inlay as a file"
             )
         self.weight, self.bias = site.stored()
         self.transposed = site.transposed

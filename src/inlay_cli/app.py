@@ -22,6 +22,7 @@ from inlay_cli import (
     export,
     generate,
     inspect,
+    intrinsic_dimension,
     merge,
     methods,
     names,
@@ -72,7 +73,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet),
+    "Train": (train, pet, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

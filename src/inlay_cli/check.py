@@ -13,6 +13,7 @@ from inlay_cli.shared import (
     DeviceOption,
     DtypeOption,
     OptionalFileArgument,
+    QuantizeOption,
     examples,
     open_base,
     open_inlay,
@@ -58,6 +59,7 @@ def check(
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Prove on your own model what inlay promises, law by law.
 
@@ -79,7 +81,7 @@ def check(
     subject: Inlay | Spec
     if method is not None:
         subject = parse(method)  # before the base is loaded: a wrong name should not cost a wait
-    model, tokenizer = open_base(base, dtype, device)
+    model, tokenizer = open_base(base, dtype, device, quantize)
     if file is not None:
         with busy(f"reading {file}"):
             subject = open_inlay(model, tokenizer, file)

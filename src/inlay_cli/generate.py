@@ -15,6 +15,7 @@ from inlay_cli.shared import (
     INLAY,
     DeviceOption,
     DtypeOption,
+    QuantizeOption,
     base_and_files,
     examples,
     open_base,
@@ -94,6 +95,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Continue a prompt, with or without an inlay."""
     base, file = _places(words)
@@ -118,9 +120,9 @@ def generate(
     example = _example(task, prompt)
     if file is None:
         assert base is not None
-        model, tokenizer = open_base(base, dtype, device)
+        model, tokenizer = open_base(base, dtype, device, quantize)
     else:
-        opened = open_model(file, base, dtype, device)
+        opened = open_model(file, base, dtype, device, quantize)
         model, tokenizer = opened.model, opened.tokenizer
     with busy("generating"):
         task.bind(model, tokenizer)

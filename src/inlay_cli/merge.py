@@ -56,6 +56,13 @@ def merge(
         typer.Option("--out", help="The folder to write, instead of OUT.", show_default=False),
     ] = None,
     dtype: DtypeOption = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Make the matrices of a quantised base ordinary ones; it is refused otherwise.",
+        ),
+    ] = False,
 ) -> None:
     """Fold an inlay into its base's weights, and write a transformers folder.
 
@@ -71,7 +78,7 @@ def merge(
     assert opened.handle is not None
     with busy("merging"):
         spec = opened.handle.spec
-        whole = _merged(opened)
+        whole = _merged(opened, dequantize)
     with busy(f"writing {folder}"):
         write_folder(folder, whole.write)
     megabytes = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
@@ -119,7 +126,7 @@ class _Merged:
         self.tokenizer.save_pretrained(folder)
 
 
-def _merged(opened: Opened) -> _Merged:
+def _merged(opened: Opened, dequantize: bool) -> _Merged:
     """Merge an inlay, and make a classifier of the base and its head where there is one.
 
     Raises MergeError.
@@ -127,6 +134,7 @@ def _merged(opened: Opened) -> _Merged:
     from dataclasses import replace
 
     from inlay.classifier import as_classifier
+    from inlay.core.quantised import memory_of, quantised_modules
     from inlay.handle import attached
     from inlay.methods.head import Classifier
     from inlay.runtime.trained_heads import head_of
@@ -139,8 +147,16 @@ def _merged(opened: Opened) -> _Merged:
     remarks: list[str] = []
     classifier = None
     alone = all(method.has_head for method in handle.spec.methods)
+    before = memory_of(model)
+    quantised = len(quantised_modules(model))
     if not alone:
-        handle.merge()
+        handle.merge(dequantise=dequantize)
+    if quantised and not alone:
+        after = memory_of(model)
+        remarks.append(
+            f"{quantised} matrices were dequantised: the base takes {after / 2**20:,.0f} MiB "
+            f"instead of {before / 2**20:,.0f}"
+        )
     heads = list(attached(model).values())
     piece = head_of(model, heads[0].name) if heads else None
     if isinstance(piece, Classifier) and isinstance(task, Classify | Tag | Regress):

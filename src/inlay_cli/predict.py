@@ -18,6 +18,7 @@ from inlay_cli.shared import (
     DeviceOption,
     DtypeOption,
     FileArgument,
+    QuantizeOption,
     examples,
     open_predictor,
 )
@@ -99,6 +100,7 @@ def predict(
     base: BaseOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Predict new rows with a trained inlay; its file knows the base and the task.
 
@@ -115,7 +117,7 @@ def predict(
     elif overwrite:
         raise typer.BadParameter("--overwrite is for the file of --out")
     mapping = dict(pairs(columns, "--column", "text=review"))
-    predictor = open_predictor(file, base, dtype, device)
+    predictor = open_predictor(file, base, dtype, device, quantize)
     reading: dict[str, Any] = {
         "split": split,
         "columns": mapping,

@@ -64,6 +64,16 @@ DtypeOption = Annotated[
         show_default=False,
     ),
 ]
+Quantize = Literal["int8", "nf4", "torchao-int8", "torchao-int4"]
+
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        help="Keep the base's matrices in 8 or 4 bits. By default as in the inlay's training.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -116,12 +126,16 @@ def refuse_existing(path: Path, kind: str) -> None:
 
 
 def open_base(
-    base: str, dtype: Dtype | Literal["stored"] | None = None, device: str = "cpu"
+    base: str,
+    dtype: Dtype | Literal["stored"] | None = None,
+    device: str = "cpu",
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base and its tokenizer, and show progress.
 
     dtype: as for `load_base`.
     device: a torch device, or "auto" for an accelerator if there is one.
+    quantize: as for `load_base`.
 
     Raises FetchError.
     """
@@ -134,7 +148,9 @@ def open_base(
         torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         torch_device = (accelerator or "cpu") if device == "auto" else device
-        return load_base(base, dtype=torch_dtype, device=torch_device, report=show)
+        return load_base(
+            base, dtype=torch_dtype, device=torch_device, quantize=quantize, report=show
+        )
 
 
 def open_inlay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> Inlay:
@@ -162,15 +178,19 @@ def open_model(
     base: str | None = None,
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "cpu",
+    quantize: str | None = None,
 ) -> Opened:
     """Load the base of a file, or another one, and attach its inlay.
+
+    quantize: by default as in training.
 
     Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
     """
     usage = usage_of(file, base)
     place = usage.base_path(file) if base is None and usage is not None else base
     assert place is not None
-    model, tokenizer = open_base(place, dtype, device)
+    quantize = quantize or (None if usage is None else usage.quantize)
+    model, tokenizer = open_base(place, dtype, device, quantize)
     return attach_file(model, tokenizer, file, usage)
 
 
@@ -212,6 +232,7 @@ def open_predictor(
     base: str | None = None,
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "auto",
+    quantize: str | None = None,
 ) -> Predictor:
     """Open a trained inlay with its base and task, and show progress.
 
@@ -224,4 +245,6 @@ def open_predictor(
 
         silence()
         torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
-        return open_file(file, base=base, dtype=torch_dtype, device=device, report=show)
+        return open_file(
+            file, base=base, dtype=torch_dtype, device=device, quantize=quantize, report=show
+        )

@@ -72,6 +72,24 @@ def test_by_hand() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5).double())
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_each_adapter_keeps_its_own_scale(learned: bool, tmp_path: Path) -> None:
+    """Keys and values are what an adapter adds: of a parallel one, s · U f(D x)."""
+    scales = (1.0, 4.0)
+    adapters = [inlay.Parallel(bottleneck=3, scale=s, learned=learned) for s in scales]
+    paths = {f"t{i}": adapter_file("llama", adapters[i], i, tmp_path) for i in range(2)}
+    alone = []
+    x = torch.randn(2, 5, 32)
+    for path in paths.values():
+        model = zoo.fresh("llama")
+        alone.append(inlay.load(model, path).placed[0].piece.delta(x, x, None))
+    handle = inlay.fuse(zoo.fresh("llama"), paths)
+    piece = handle.placed[0].piece
+    z = torch.stack(alone, -2)
+    expected = (piece.attention(x, z)[..., None] * z).sum(-2) @ piece.attention.value
+    torch.testing.assert_close(piece.delta(x, x, None), expected)
+
+
 def test_their_order_does_not_matter(tmp_path: Path) -> None:
     paths = {f"t{seed}": adapter_file("bert", KINDS[0], seed, tmp_path) for seed in (1, 2, 3)}
     results = []

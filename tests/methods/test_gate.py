@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import inlay
 from inlay.blocks.gates import InputGate
+from inlay.core.context import PassContext
 from inlay.core.method import ParameterGroup
 from inlay.core.parse import from_json, parse, to_json
 from inlay.core.piece import Piece
 from inlay.errors import MergeError, PortError, SpecError, TrainingError
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error
+from inlay.methods.pfeiffer import Renormed
 from tests import zoo
 from tests.methods import exact
 
@@ -262,6 +264,67 @@ def test_a_gate_that_reads_is_a_mean_over_the_text_by_hand(spec: inlay.Method) -
         "attention_mask": torch.tensor([[1] * 7 + [0] * 3, [1] * 10]),
     }
     torch.testing.assert_close(readings(model, longer)[0][:1], value)
+
+
+def test_what_a_norm_follows_is_scaled_before_the_norm() -> None:
+    """Pfeiffer in a post-norm base: LN(s + g · U f(D u)), u = LN(s), with g the mean of σ(u w + b)."""
+    _, handle = exact.moved("bert", inlay.Gate(inner=inlay.Pfeiffer(bottleneck=3), reads="input"))
+    placed = exact.first(handle)
+    piece, norm = placed.piece, placed.site.norm
+    s = torch.randn(2, 5, placed.site.d_in).double()
+    u = norm.forward(s)
+    g = (u @ piece.gate.weight + piece.gate.bias).sigmoid().mean(1)[:, None, None]
+    expected = norm.forward(s + g * piece.inner.inner(u))
+    torch.testing.assert_close(u + piece.delta(s, u, PassContext()), expected)
+
+
+WRAPPED = [
+    inlay.Gate(inner=inlay.Pfeiffer(bottleneck=3)),
+    inlay.AdaMix(inner=inlay.Pfeiffer(bottleneck=3), copies=2),
+    inlay.AdapterDrop(inner=inlay.Pfeiffer(bottleneck=3)),
+    inlay.Fusion(adapters=(inlay.Pfeiffer(bottleneck=3), inlay.Pfeiffer(bottleneck=2))),
+]
+
+
+@pytest.mark.parametrize("inner", WRAPPED, ids=lambda m: type(m).__name__)
+def test_so_is_what_other_methods_hold(inner: inlay.Method) -> None:
+    _, handle = exact.moved("bert", inlay.Gate(inner=inner))
+    placed = exact.first(handle)
+    piece, norm, context = placed.piece, placed.site.norm, PassContext()
+    s = torch.randn(2, 5, placed.site.d_in).double()
+    u = norm.forward(s)
+    output = u + piece.delta(s, u, context)
+    for part in piece.modules():
+        if isinstance(part, Renormed):
+            part._norm = None  # now delta is what comes before it
+    torch.testing.assert_close(output, norm.forward(s + piece.delta(s, u, context)))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("inner", "after"),
+    [
+        (inlay.LoRA(rank=2), False),
+        (inlay.LayerNorm(), False),
+        (inlay.Parallel(bottleneck=3), False),
+        (inlay.Houlsby(bottleneck=3, at=("mlp",)), True),
+        (inlay.Pfeiffer(bottleneck=3), True),
+        (inlay.Compacter(bottleneck=4, terms=2, at=("mlp",)), True),
+        (inlay.IA3(at=("attn.k",)), True),
+        *((method, True) for method in WRAPPED),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_gate_reads_what_the_inner_method_reads(
+    inner: inlay.Method, after: bool, family: str
+) -> None:
+    _, handle = exact.moved(family, inlay.Gate(inner=inner, reads="input"))
+    seen: list[Tensor] = []
+    for placed in handle.placed:
+        placed.piece.gate.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+        x, y = torch.randn(1, 4, placed.site.d_in), torch.randn(1, 4, placed.site.d_out)
+        placed.piece.delta(x.double(), y.double(), PassContext())
+        assert torch.equal(seen.pop(), (y if after else x).double())
 
 
 @pytest.mark.parametrize("spec", READING, ids=repr)

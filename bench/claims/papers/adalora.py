@@ -7,15 +7,16 @@ from bench.claims.experiment import accuracies
 from bench.claims.plots import paired_bars
 from inlay import AdaLoRA, LoRA
 
-DATA = ("sst2", "trec")
+DATA = ("trec",)
 
 SETTINGS = {
     "base": "minilm",
+    "dtype": "bfloat16",
     "data": DATA,
     "rank": 3,
     "target": 2,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

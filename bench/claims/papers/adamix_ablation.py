@@ -13,7 +13,7 @@ SETTINGS = {
     "bottleneck": 16,
     "copies": 4,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

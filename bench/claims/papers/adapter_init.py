@@ -9,7 +9,7 @@ from bench.claims.experiment import accuracies
 from bench.claims.plots import curves
 from inlay import Houlsby
 
-DEVIATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+DEVIATIONS = (1e-3, 1e-2, 1e-1, 1.0)
 
 SETTINGS = {
     "base": "minilm",
@@ -17,7 +17,7 @@ SETTINGS = {
     "bottleneck": 64,
     "deviations": DEVIATIONS,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

@@ -11,11 +11,12 @@ from inlay import Houlsby, Pfeiffer
 
 SETTINGS = {
     "base": "minilm",
+    "dtype": "bfloat16",
     "data": ("trec",),
     "bottleneck": 64,
     "gap": 0.015,
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
     "train": 4000,
     "test": 500,
 }

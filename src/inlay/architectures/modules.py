@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from inlay.core.quantised import matrix_sizes
 from inlay.core.site import stored_transposed
 
 Linears = dict[str, tuple[int, int]]
@@ -20,7 +19,7 @@ def is_linear(part: nn.Module) -> bool:
 
 def shape_of(part: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of such a module."""
-    rows, columns = cast(nn.Linear, part).weight.shape
+    rows, columns = matrix_sizes(part)
     return (columns, rows) if stored_transposed(part) else (rows, columns)
 
 

@@ -11,6 +11,7 @@ from inlay.architectures.chart import Stack
 from inlay.architectures.config import hidden_width
 from inlay.architectures.layout import Experts, Fused, Inner, Layout, Place, Sub
 from inlay.architectures.paths import submodule
+from inlay.core.quantised import matrix_sizes
 from inlay.core.site import Expert, Part, Site, stored_transposed
 
 LATENT_WIDTHS = ("qk_head_dim", "v_head_dim")
@@ -77,8 +78,7 @@ def stack_sites(stack: Stack, layout: Layout, outer: Outer, takes_keys: bool) ->
 
 def projection_site(name: str, role: str, host: nn.Module, stack: str, layer: int | None) -> Site:
     """The site of a module that multiplies by one matrix (Linear or Conv1D)."""
-    assert isinstance(host.weight, Tensor)
-    d_out, d_in = host.weight.shape
+    d_out, d_in = matrix_sizes(host)
     if stored_transposed(host):
         d_out, d_in = d_in, d_out
     return Site(name, role, host, d_in, d_out, stack, layer)

@@ -33,20 +33,20 @@ class ScalarGate(nn.Module):
 class InputGate(nn.Module):
     """`mean of σ(x w + b)` over the text of a row, in a decoder up to each position.
 
-    for_keys: whether it scales keys that all positions share.
+    width: D, of what it reads. for_keys: whether it scales keys that all positions share.
     """
 
-    def __init__(self, site: Site, for_keys: bool):
+    def __init__(self, site: Site, width: int, *, for_keys: bool):
         super().__init__()
         causal = site.stack == "decoder" and site.role not in ("cross.k", "cross.v")
         self.over = "text" if not causal else "nothing" if for_keys else "text so far"
         reads = self.over != "nothing"
-        self.weight = normal(site.d_in, std=STD) if reads else None  # [d_in]
+        self.weight = normal(width, std=STD) if reads else None  # [D]
         self.bias = nn.Parameter(torch.zeros(1))
 
     @override
     def forward(self, x: Tensor, owner: Piece, context: PassContext) -> Tensor:
-        """x `[B, T, d_in]` -> g `[B, 1, 1]`, or `[B, T, 1]` in a decoder; `[1]` for its keys.
+        """x `[B, T, D]` -> g `[B, 1, 1]`, or `[B, T, 1]` in a decoder; `[1]` for its keys.
 
         owner: the piece, under whose name earlier positions are kept in the cache.
         """

@@ -138,15 +138,32 @@ def resize_parts(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
 
 
 class OutputDelta(Piece):
-    """Adds to the output of a module: y' = y + delta(x, y)."""
+    """Adds to the output of a module: y' = y + delta(x, y).
+
+    reads_output: whether delta is a function of y, as of adapters after a sub-layer, and not of x.
+    """
+
+    reads_output: ClassVar[bool] = False
 
     @override
-    def forward(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        return self.delta(x, y, context)
+    def forward(
+        self, x: Tensor, y: Tensor, context: PassContext, factor: Tensor | None = None
+    ) -> Tensor:
+        if factor is None:
+            return self.delta(x, y, context)
+        return self.scaled(factor, x, y, context)
 
     @abstractmethod
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         """x `[..., d_in]`, y `[..., d_out]` -> what is added to y, `[..., d_out]`."""
+
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        """What is added to y where a gate stands in front: nothing at 0, `delta` at 1.
+
+        A piece whose trained part is followed by a norm scales it before the norm. factor: of any
+        shape that y `[..., d_out]` can be multiplied with.
+        """
+        return factor * self.delta(x, y, context)
 
 
 class InputMap(Piece):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from inlay.core.arguments import check_arguments
+from inlay.core.quantised import dequantised, quantisation
 from inlay.errors import SiteError, SpecError, nearest
 
 ROLES: dict[str, str] = {
@@ -73,6 +74,41 @@ ROLES: dict[str, str] = {
     "base_head": "a layer of the base's own task head: its classifier, or what stands before that",
 }
 """Every role there is, with what it means."""
+
+BLOCK_ROLES = (
+    "attn.q?",
+    "attn.k?",
+    "attn.v?",
+    "attn.o?",
+    "attn.qkv?",
+    "attn.q_a?",
+    "attn.q_b?",
+    "attn.kv_a?",
+    "attn.kv_b?",
+    "mixer.in?",
+    "mixer.qkvz?",
+    "mixer.qkv?",
+    "mixer.z?",
+    "mixer.ba?",
+    "mixer.b?",
+    "mixer.a?",
+    "mixer.x?",
+    "mixer.out?",
+    "cross.q?",
+    "cross.k?",
+    "cross.v?",
+    "cross.o?",
+    "mlp.gate?",
+    "mlp.up?",
+    "mlp.down?",
+    "mlp.router?",
+    "norm.attn?",
+    "norm.mixer?",
+    "norm.cross?",
+    "norm.mlp?",
+    "norm.final?",
+)
+"""Every projection and norm of a block that has a place of its own, and the norm after the last."""
 
 STACKS = ("encoder", "decoder", "vision", "audio")
 """What stacks of blocks are called: the first two read text, or the states of another part."""
@@ -274,6 +310,11 @@ class Site:
         return parameter
 
     @property
+    def quantisation(self) -> str | None:
+        """How the matrix is quantised, such as "nf4"; None where it is not."""
+        return None if self.expert is not None else quantisation(self.host)
+
+    @property
     def transposed(self) -> bool:
         """Whether the matrix is stored as `[d_in, d_out]`."""
         return stored_transposed(self.host) if self.expert is None else self.expert.transposed
@@ -291,9 +332,14 @@ class Site:
         return self.parameter[expert.number], None if bias is None else bias[expert.number]
 
     def weight(self) -> Tensor:
-        """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout."""
+        """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout.
+
+        It shares memory with the host's, unless that is quantised: then it is new, in fp32.
+        """
         weight, _ = self.stored()
-        if self.transposed:
+        if self.quantisation is not None:
+            weight = dequantised(self.host)
+        elif self.transposed:
             weight = weight.T
         return weight if self.part is None else self.part.take(weight, 0)
 

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inlay.architectures.chart import Chart, Stack
 from inlay.architectures.logits import output_matrix
+from inlay.core.quantised import quantisation
 from inlay.core.site import Site
 from inlay.errors import BaseError, FileError
 from inlay.runtime.container import Container
@@ -59,6 +60,7 @@ def fingerprint(chart: Chart, brought: Collection[str] = ()) -> dict[str, Any]:
         "family": chart.base.config.model_type,
         "depth": [len(stack.layers) for stack in chart.stacks],
         "vocabulary": chart.vocabulary,
+        "quantisation": _quantisation(sites),
         "shape": {site.name: [site.d_in, site.d_out] for site in sites},
         "samples": {site.name: _sample(site) for site in sites},
         "tensors": _entries(tensors, _tables(chart)),
@@ -105,6 +107,21 @@ def check_base(path: Path, header: Mapping[str, str], chart: Chart) -> None:
     for name, sizes in current["shape"].items():
         if name in shape and shape[name] != sizes:
             raise differs(f"{name} is {shape[name]}, here {sizes}")
+    quantised = stored.get("quantisation")
+    if quantised != current["quantisation"]:
+        same = tensors and all(
+            _equal_but_rounding(torch.tensor(now), tensors[name])
+            for name, now in current["tensors"].items()
+            if name in tensors
+        )
+        before, now = (_described(kind) for kind in (quantised, current["quantisation"]))
+        if not same:
+            raise differs(f"one that was {before}, here it is {now}, with other weights")
+        raise BaseError(
+            f"{path} was trained on this base {before}, and here it is {now}: its answers would "
+            "differ by the rounding of the weights; load the base as in training, or in Python "
+            "use strict=False"
+        )
     compared = 0
     for before, now in ((samples, current["samples"]), (tensors, current["tensors"])):
         for name in [name for name in now if name in before]:
@@ -123,6 +140,16 @@ def check_tokenizer(path: Path, header: Mapping[str, str], tokenizer: Any) -> No
             f"{path} was made with another tokenizer; load the tokenizer of its base, "
             "or in Python use strict=False"
         )
+
+
+def _quantisation(sites: Collection[Site]) -> str | None:
+    """How the matrices of these sites are quantised; None where they are not."""
+    kinds = sorted({kind for site in sites if (kind := site.quantisation) is not None})
+    return ", ".join(kinds) or None
+
+
+def _described(quantisation: str | None) -> str:
+    return "unquantised" if quantisation is None else f"quantised to {quantisation}"
 
 
 def _sampled_sites(chart: Chart) -> list[Site]:
@@ -174,6 +201,8 @@ def _tensors(chart: Chart) -> Tensors:
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that a module itself keeps, those that are numbers and can be read."""
     named = {**module._parameters, **module._buffers}
+    if quantisation(module) is not None:  # its matrix is compared at its sites
+        del named["weight"]
     for name, tensor in named.items():
         stored = name not in module._non_persistent_buffers_set
         if tensor is None or not stored or tensor.device.type == "meta":

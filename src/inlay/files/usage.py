@@ -26,6 +26,7 @@ class Usage:
     base: the base, as `load_base` takes it; a folder beside the file where `beside` is set.
     beside: whether the base is a folder next to the inlay's file.
     dtype: of the base's weights; None for that of its files.
+    quantize: how the base's matrices were quantised; None where they were not.
     task: what it does, as `Task.describe` writes it, with its labels and template.
     columns: the name of a field that the task reads -> the column that held it in training, or
         the columns that it was gathered from.
@@ -40,6 +41,7 @@ class Usage:
     task: dict[str, Any]
     beside: bool = False
     dtype: str | None = None
+    quantize: str | None = None
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     separator: str | None = None

@@ -26,11 +26,17 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from inlay.core.quantised import keep_layout, memory_of, quantised_modules
 from inlay.errors import FetchError, nearest
 from inlay.hub.convert import quiet
 from inlay.hub.models import MODELS, announce, fetch_model
 from inlay.hub.packages import Report
 from inlay.hub.processor import is_emulated
+from inlay.hub.quantise import quantisation_config
+
+NF4_BLOCK = 64
+"""How many numbers share a scale. On a CPU bitsandbytes 0.50 starts a block with every row, where
+quantising did not, and so reads other matrices than it wrote."""
 
 HUB_TIMEOUT = 3.0
 """Seconds that a model hub has to answer."""
@@ -41,6 +47,7 @@ def load_base(
     *,
     dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str | None = None,
+    quantize: str | None = None,
     report: Report = announce,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a base and its tokenizer.
@@ -57,6 +64,8 @@ def load_base(
             it is loaded in float32.
         device: where to put the model. None leaves it on the CPU; it then counts as staying there
             only if the machine has no accelerator.
+        quantize: keep the matrices of the frozen base in fewer bits: "int8", "nf4", "torchao-int8"
+            or "torchao-int4" (see `QUANTISATIONS`); `dtype` is then what it computes in.
         report: called with one line of text at each step of a fetch, and where weights are not
             kept in their stored type.
 
@@ -73,15 +82,72 @@ def load_base(
     if not Path(name).exists() and "/" not in name and get_close_matches(name, MODELS, 1, 0.8):
         name = str(fetch_model(name, report))  # a typing error is refused, not searched on a hub
         level = ERROR  # nobody here can change what transformers warns of in these files
+    stays = torch.device(device).type == "cpu" if device is not None else _has_no_accelerator()
+    if quantize is not None:
+        return _load_quantised(name, quantize, dtype, device, level, stays, report)
     model, tokenizer = _load(name, "auto" if dtype in (None, "stored") else dtype, level)
     if device is not None:
         model = model.to(device)
-    stays = device is not None or not torch.accelerator.is_available()
-    if dtype is None and stays and model.device.type == "cpu" and is_emulated(model.dtype):
-        stored = str(model.dtype).removeprefix("torch.")
-        report(f"this processor only emulates products in {stored}; going on in float32")
+    if dtype is None and stays and is_emulated(model.dtype):
+        _report_emulated(model.dtype, report)
         model = model.float()
     return model, tokenizer
+
+
+def _load_quantised(
+    name: str,
+    quantize: str,
+    dtype: torch.dtype | Literal["stored"] | None,
+    device: torch.device | str | None,
+    level: int,
+    stays: bool,
+    report: Report,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base with quantised matrices, which have to be made where they will stay."""
+    quantisation_config(quantize, torch.float32)  # refuse before anything is read
+    problem = None if Path(name).exists() else _hub_problem(name)
+    try:
+        stored = AutoConfig.from_pretrained(name, local_files_only=problem is not None).dtype
+    except (OSError, ValueError, KeyError) as error:
+        raise FetchError(_load_message(name, problem or _first_line(error))) from error
+    computes = dtype if isinstance(dtype, torch.dtype) else stored or torch.float32
+    if dtype is None and stays and is_emulated(computes):
+        _report_emulated(computes, report)
+        computes = torch.float32
+    options: dict[str, Any] = {"quantization_config": quantisation_config(quantize, computes)}
+    if device is not None:
+        options["device_map"] = {"": device}
+    model, tokenizer = _load(name, computes, level, **options)
+    _check_quantised(name, model, quantize)
+    keep_layout(model)
+    report(f"{name} is quantised to {quantize}: {memory_of(model) / 2**20:,.0f} MiB")
+    return model, tokenizer
+
+
+def _check_quantised(name: str, model: PreTrainedModel, quantize: str) -> None:
+    """Raise FetchError where nothing was quantised, or a library computes wrongly with it."""
+    modules = quantised_modules(model)
+    if not modules:
+        raise FetchError(
+            f"nothing of {name} was quantised to {quantize}: none of its matrices is a torch.nn."
+            "Linear; use int8 or nf4, which know Conv1D too"
+        )
+    for path, module in modules.items():
+        if quantize == "nf4" and module.in_features % NF4_BLOCK and model.device.type == "cpu":
+            raise FetchError(
+                f"{name} cannot be used in nf4 on a CPU: {path} has rows of {module.in_features}, "
+                f"and bitsandbytes computes rightly there with multiples of {NF4_BLOCK} alone; use "
+                "int8"
+            )
+
+
+def _has_no_accelerator() -> bool:
+    return not torch.accelerator.is_available()
+
+
+def _report_emulated(dtype: torch.dtype, report: Report) -> None:
+    stored = str(dtype).removeprefix("torch.")
+    report(f"this processor only emulates products in {stored}; going on in float32")
 
 
 def _check_device(device: torch.device | str) -> None:
@@ -93,14 +159,18 @@ def _check_device(device: torch.device | str) -> None:
         raise FetchError(f"this machine has no device {str(device)!r}; use {known}") from None
 
 
-def _load(name: str, dtype: torch.dtype | str, level: int) -> tuple[Any, Any]:
-    """The model and tokenizer of a folder or of the hub. level: what transformers may log."""
+def _load(name: str, dtype: torch.dtype | str, level: int, **loading: Any) -> tuple[Any, Any]:
+    """The model and tokenizer of a folder or of the hub.
+
+    level: what transformers may log. loading: more arguments for the model.
+    """
     hub_problem = None if Path(name).exists() else _hub_problem(name)
     options: dict[str, Any] = {"local_files_only": hub_problem is not None}
     try:
         with quiet(level):
             config = AutoConfig.from_pretrained(name, **options)
-            model = _model_class(config).from_pretrained(name, dtype=dtype, **options)
+            kind = _model_class(config)
+            model = kind.from_pretrained(name, dtype=dtype, **options, **loading)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         missing = isinstance(error, OSError)

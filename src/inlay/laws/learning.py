@@ -56,7 +56,8 @@ def only_pieces_learn(case: Case) -> float:
 def of_experts(handle: Inlay) -> set[int]:
     """Ids of the parameters at experts, of which some may get no token and so a gradient of zeros.
 
-    Raises Broken where no expert of a mixture gets any other gradient.
+    Raises Broken where no expert of a mixture gets any other gradient, though its pieces have
+    parameters of their own.
     """
     pieces: dict[tuple[int, str, int], list[Tensor | None]] = {}
     for placed in handle.placed:
@@ -64,7 +65,8 @@ def of_experts(handle: Inlay) -> set[int]:
             key = placed.index, placed.site.role, placed.site.layer or 0
             pieces.setdefault(key, []).extend(p.grad for p in placed.piece.parameters())
     for (_, role, layer), gradients in pieces.items():
-        if not any(gradient is not None and gradient.any() for gradient in gradients):
+        learned = [gradient is not None and bool(gradient.any()) for gradient in gradients]
+        if learned and not any(learned):
             raise Broken(f"no {role} of block {layer} gets a gradient other than zero")
     experts = (placed.piece for placed in handle.placed if placed.site.expert is not None)
     return {id(parameter) for piece in experts for parameter in piece.parameters()}

@@ -140,10 +140,15 @@ class Mixture(OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        if self.training or self.random:
-            down, up = self.route(context)
-            return self._run(self._drawn(down, up), x, y, context)
-        return self._run(self.means(), x, y, context)
+        return functional_call(self.copies[0], self._chosen(context), (x, y, context))
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return functional_call(self.copies[0], self._chosen(context), (x, y, context, factor))
+
+    def _chosen(self, context: PassContext) -> dict[str, Tensor]:
+        """The parameters that this pass takes: drawn ones, or the means."""
+        return self._drawn(*self.route(context)) if self.training or self.random else self.means()
 
     def route(self, context: PassContext) -> tuple[int, int]:
         """The numbers of the down- and up-projection that this pass takes, for all of its rows."""
@@ -179,11 +184,6 @@ class Mixture(OutputDelta):
 
     def _parameter(self, number: int, name: str) -> nn.Parameter:
         return self.copies[number].get_parameter(name)
-
-    def _run(
-        self, parameters: dict[str, Tensor], x: Tensor, y: Tensor, context: PassContext
-    ) -> Tensor:
-        return functional_call(self.copies[0], parameters, (x, y, context))
 
 
 FIRST = "copies.0."

@@ -89,9 +89,14 @@ class Dropped(OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        if self.training and self.layer is not None and self.layer < self.drawn(context):
-            return y.new_zeros(()).expand_as(y)
-        return self.inner.delta(x, y, context)
+        return _nothing(y) if self._left_out(context) else self.inner.delta(x, y, context)
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return _nothing(y) if self._left_out(context) else self.inner.scaled(factor, x, y, context)
+
+    def _left_out(self, context: PassContext) -> bool:
+        return self.training and self.layer is not None and self.layer < self.drawn(context)
 
     def drawn(self, context: PassContext) -> int:
         """k, the same for all layers of a stack and for all rows of a batch."""
@@ -101,6 +106,11 @@ class Dropped(OutputDelta):
     @override
     def export(self) -> dict[str, Tensor]:
         return self.inner.export()
+
+
+def _nothing(y: Tensor) -> Tensor:
+    """Zeros in the shape of y, without its memory."""
+    return y.new_zeros(()).expand_as(y)
 
 
 class FoldableDropped(Foldable, Dropped):

@@ -141,6 +141,8 @@ class KroneckerProjection(nn.Module):
 class CompactAdapter(OutputDelta):
     """The bottleneck of two Kronecker projections, reading the sub-layer's output."""
 
+    reads_output: ClassVar[bool] = True
+
     def __init__(self, down: KroneckerProjection, up: KroneckerProjection, act: str):
         super().__init__()
         self.down, self.up, self.act = down, up, activation(act)

@@ -183,10 +183,6 @@ class Fused(OutputDelta):
         inner.attention.load_state_dict(source.attention.state_dict())
         for bottleneck, number in zip(inner.bottlenecks, numbers, strict=True):
             bottleneck.load_state_dict(source.bottlenecks[number].state_dict())
-        rest = {n: p for n, p in other.adapter.named_parameters() if not n.startswith("inner.")}
-        for name, parameter in self.adapter.named_parameters():
-            if name in rest:
-                parameter.detach().copy_(rest[name])
 
     @property
     def attention(self) -> AdapterAttention:
@@ -198,3 +194,7 @@ class Fused(OutputDelta):
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         return self.adapter.delta(x, y, context)
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.adapter.scaled(factor, x, y, context)

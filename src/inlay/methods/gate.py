@@ -25,13 +25,16 @@ from inlay.methods.prefix import Prefix
 class Gate(Wrapper):
     """A learned factor a place on what another method changes there: 0 is the base, 1 the method.
 
+    What an adapter adds before a norm, as `Pfeiffer` in a post-norm base, is scaled before it.
+
     reads="nothing": the factor is one number, and what is gated can be merged wherever the inner
     method can. reads="input": it is that of UniPELT, `g = mean over tokens of σ(x w + b)`, one a
-    row, over its text alone, so that padding and other rows change nothing. In a decoder the mean
-    is that of the tokens up to each position, since the paper's, of encoders, would look ahead; a
-    prefix there, whose keys all positions share, has the gate σ(b). Around a prefix the gate
-    scales keys and values, as in the authors' code; 0 is then zeros that are attended to, not the
-    base.
+    row, over its text alone, so that padding and other rows change nothing. x is what the inner
+    method itself reads: what enters a projection, but what leaves a sub-layer that an adapter
+    follows. In a decoder the mean is that of the tokens up to each position, since the paper's, of
+    encoders, would look ahead; a prefix there, whose keys all positions share, has the gate σ(b).
+    Around a prefix the gate scales keys and values, as in the authors' code; 0 is then zeros that
+    are attended to, not the base.
 
     inner: a method that acts on the input or output of modules, such as `LoRA` or `Houlsby`, or
            with extra keys and values, such as `Prefix`.
@@ -78,7 +81,9 @@ class Gate(Wrapper):
                 "such as LoRA, Houlsby or Prefix"
             )
         if self.reads == "input":
-            return kind.by_input(piece, InputGate(site, isinstance(piece, ExtraKV)))
+            width = site.d_out if reads_output(piece) else site.d_in
+            for_keys = isinstance(piece, ExtraKV)
+            return kind.by_input(piece, InputGate(site, width, for_keys=for_keys))
         gate = ScalarGate(self.start)
         return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate)
 
@@ -120,12 +125,30 @@ class Gated(Piece):
         self.gate = gate
 
 
+def reads_output(piece: nn.Module) -> bool:
+    """Whether a piece, or one inside it, reads what leaves its module, not what enters it."""
+    return any(isinstance(part, OutputDelta) and part.reads_output for part in piece.modules())
+
+
 class GatedOutput(Gated, OutputDelta):
     """`y + g · Δ(x, y)`."""
 
+    inner: OutputDelta
+
+    def __init__(self, inner: OutputDelta, gate: ScalarGate | InputGate):
+        super().__init__(inner, gate)
+        self.after = reads_output(inner)
+
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        return self.gate(x, self, context).to(y.dtype) * self.inner(x, y, context)
+        return self.inner.scaled(self._factor(x, y, context), x, y, context)
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.inner.scaled(factor * self._factor(x, y, context), x, y, context)
+
+    def _factor(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        return self.gate(y if self.after else x, self, context).to(y.dtype)
 
 
 class GatedInput(Gated, InputMap):

@@ -81,6 +81,7 @@ Houlsby.examples = (
 class Sequential(HoldsBottleneck, TwoProjections, OutputDelta):
     """The bottleneck and its own residual, reading the sub-layer's output."""
 
+    reads_output: ClassVar[bool] = True
     down = frozenset({"inner.down", "inner.down_bias"})
 
     def __init__(self, inner: nn.Module):

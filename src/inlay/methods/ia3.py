@@ -45,6 +45,8 @@ IA3.examples = (IA3(),)
 class ScaleOut(Foldable, OutputDelta):
     """`y ⊙ l`; l starts at one, so the base is what it was."""
 
+    reads_output: ClassVar[bool] = True
+
     def __init__(self, width: int):
         super().__init__()
         self.factor = nn.Parameter(torch.ones(width))  # [d_out]

@@ -54,11 +54,12 @@ class Parallel(Method):
         activation(self.act)
 
     @override
-    def build(self, site: Site, shared: Shared) -> ScaledBottleneck:
+    def build(self, site: Site, shared: Shared) -> Beside:
         require_site(self, site, site.enter is not None, "sub-layers ('attn', 'cross', 'mlp')")
         down = kaiming(self.bottleneck, site.d_out)
         up = nn.Parameter(torch.zeros(site.d_out, self.bottleneck))
-        return ScaledBottleneck(Bottleneck(down, up, self.act), self)
+        scale = nn.Parameter(torch.tensor([self.scale])) if self.learned else self.scale
+        return Beside(ScaledBottleneck(down, up, self.act, scale))
 
 
 Parallel.examples = (
@@ -67,18 +68,28 @@ Parallel.examples = (
 )
 
 
-class ScaledBottleneck(HoldsBottleneck, TwoProjections, OutputDelta):
+class ScaledBottleneck(Bottleneck):
+    """`s · (U f(D x + b) + c)`, with s `[1]` where it learns."""
+
+    def __init__(self, down: nn.Parameter, up: nn.Parameter, act: str, scale: nn.Parameter | float):
+        super().__init__(down, up, act)
+        self.scale = scale
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale.to(x.dtype) if isinstance(self.scale, Tensor) else self.scale
+        return scale * super().forward(x)
+
+
+class Beside(HoldsBottleneck, TwoProjections, OutputDelta):
     """The scaled bottleneck. The up-projection starts at zero, so the base is what it was."""
 
     down = frozenset({"inner.down", "inner.down_bias"})
 
-    def __init__(self, inner: nn.Module, spec: Parallel):
+    def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
-        self.fixed = spec.scale
-        self.scale = nn.Parameter(torch.tensor([spec.scale])) if spec.learned else None  # [1]
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        scale = self.fixed if self.scale is None else self.scale.to(y.dtype)
-        return scale * self.inner(x)
+        return self.inner(x)

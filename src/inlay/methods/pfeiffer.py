@@ -70,6 +70,7 @@ Pfeiffer.examples = (Pfeiffer(bottleneck=4),)
 class Renormed(HoldsBottleneck, TwoProjections, OutputDelta):
     """The bottleneck; with a norm, the sum is normalised anew."""
 
+    reads_output: ClassVar[bool] = True
     down = frozenset({"inner.down", "inner.down_bias"})
 
     def __init__(self, inner: nn.Module, norm: nn.Module | None):
@@ -83,3 +84,10 @@ class Renormed(HoldsBottleneck, TwoProjections, OutputDelta):
         if self._norm is None:
             return self.inner(y)
         return self._norm.module.forward(x + self.inner(y)) - y
+
+    @override
+    def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
+        """With a norm, what is scaled is what it reads."""
+        if self._norm is None:
+            return factor * self.inner(y)
+        return self._norm.module.forward(x + factor * self.inner(y)) - y

@@ -11,43 +11,8 @@ from typing_extensions import override
 from inlay.blocks.dense import twin
 from inlay.core.method import Method, Shared, positive_int
 from inlay.core.piece import OutputDelta
-from inlay.core.site import Site, Where
+from inlay.core.site import BLOCK_ROLES, Site, Where
 from inlay.errors import SpecError
-
-ROLES = (
-    "attn.q?",
-    "attn.k?",
-    "attn.v?",
-    "attn.o?",
-    "attn.qkv?",
-    "attn.q_a?",
-    "attn.q_b?",
-    "attn.kv_a?",
-    "attn.kv_b?",
-    "mixer.in?",
-    "mixer.qkvz?",
-    "mixer.qkv?",
-    "mixer.z?",
-    "mixer.ba?",
-    "mixer.b?",
-    "mixer.a?",
-    "mixer.x?",
-    "mixer.out?",
-    "cross.q?",
-    "cross.k?",
-    "cross.v?",
-    "cross.o?",
-    "mlp.gate?",
-    "mlp.up?",
-    "mlp.down?",
-    "mlp.router?",
-    "norm.attn?",
-    "norm.mixer?",
-    "norm.cross?",
-    "norm.mlp?",
-    "norm.final?",
-)
-"""Everything of a block that has a place of its own, and the norm after the last block."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +44,7 @@ class TopLayers(Method):
     @override
     def check(self) -> None:
         positive_int(self, "layers")
-        at = Where(ROLES, layers=tuple(range(-self.layers, 0)), stacks=self.stacks)
+        at = Where(BLOCK_ROLES, layers=tuple(range(-self.layers, 0)), stacks=self.stacks)
         object.__setattr__(self, "at", at)
 
     @override

@@ -35,6 +35,7 @@ def open_inlay(
     task: Mapping[str, Any] | None = None,
     dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str = "auto",
+    quantize: str | None = None,
     report: Report = announce,
 ) -> Predictor:
     """Open a trained inlay with everything it needs: its base, its tokenizer and its task.
@@ -47,6 +48,7 @@ def open_inlay(
         base: another place of its base than the one it was trained from.
         task: what it does, for a file that does not say: its `task` and its fields.
         dtype: of the base's weights; by default as in training.
+        quantize: how the base's matrices are kept, as for `load_base`; by default as in training.
         device: where the base is put; "auto" takes an accelerator if there is one.
         report: called with one line of text where something takes time.
 
@@ -61,7 +63,13 @@ def open_inlay(
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     target = (accelerator or "cpu") if device == "auto" else device
     try:
-        model, tokenizer = load_base(place, dtype=dtype, device=target, report=report)
+        model, tokenizer = load_base(
+            place,
+            dtype=dtype,
+            device=target,
+            quantize=quantize or usage.quantize,
+            report=report,
+        )
     except FetchError as error:
         if base is not None:
             raise
@@ -140,6 +148,7 @@ def _usage_of_recipe(file: InlayFile) -> Usage | None:
         base="base" if trained else recipe.base,
         beside=trained,
         dtype=recipe.dtype,
+        quantize=recipe.quantize,
         task={"task": recipe.make_task().name, **fields},
         columns=dict(source.columns or {}),
         templates=source.templates,

@@ -31,7 +31,8 @@ class Container(nn.Module):
 
     sets: the pieces of each inlay, by its name. trained: the base's own parameters that required
     gradients before anything was attached. reminders: of each inlay, for loops that leave out its
-    penalty or schedule. gate: keeps passes and changes of what is attached apart.
+    penalty or schedule. gate: keeps passes and changes of what is attached apart. kept_layouts: see
+    `core.quantised.keep_layout`.
     """
 
     def __init__(self, chart: Chart):
@@ -49,6 +50,7 @@ class Container(nn.Module):
         if decoder is not None:
             self.stack(decoder.name).upstream = self.stacks[0]
         self.reminders: dict[str, Reminder] = {}
+        self.kept_layouts: list[nn.Module] = []
         head = output_matrix(chart.base)
         inputs = [] if head is None else [ContiguousHeadInput(head)]
         self.gate = Gate()

@@ -12,6 +12,7 @@ from inlay.architectures.paths import CHILD
 from inlay.core.method import Method, Placed, Shared, Spec
 from inlay.core.piece import Piece
 from inlay.core.piece_set import PieceSet
+from inlay.core.quantised import allow_layout, keep_layout
 from inlay.core.site import Site
 from inlay.errors import InlayError, PortError, SiteError
 from inlay.runtime.activations import keys_and_values
@@ -65,6 +66,7 @@ def sites_of(chart: Chart, method: Method) -> list[Site]:
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
     """Freeze a base and give it the child that holds inlays."""
     container = Container(chart)
+    container.kept_layouts = keep_layout(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.add_module(CHILD, container)
@@ -78,6 +80,7 @@ def remove_container(model: PreTrainedModel, container: Container) -> None:
     for hooks in container.hooks:
         hooks.unhook()
     del model._modules[CHILD]
+    allow_layout(container.kept_layouts)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name in container.trained:

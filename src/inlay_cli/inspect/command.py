@@ -19,6 +19,7 @@ from inlay_cli.shared import (
     DeviceOption,
     DtypeOption,
     FileArgument,
+    QuantizeOption,
     examples,
     open_base,
 )
@@ -97,6 +98,7 @@ def inspect(
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Look inside a prompt or prefix: the tokens near it, and the attention it gets.
 
@@ -108,7 +110,7 @@ def inspect(
     from inlay_cli.inspect.inputs import Probe, rows_of, task_of, template_of, words_of
 
     rows = rows_of(text, data, limit)
-    model, tokenizer = open_base(base, dtype, device)
+    model, tokenizer = open_base(base, dtype, device, quantize)
     with busy(f"inspecting {file}"):
         from inlay.handle import load
         from inlay.inspect import word_forms

@@ -125,6 +125,7 @@ def describe_usage(
         base=BASE if trains_base else recipe.base,
         beside=trains_base,
         dtype=recipe.dtype,
+        quantize=recipe.quantize,
         task=description,
         columns=dict(source.columns or {}),
         templates=source.templates,

@@ -175,6 +175,8 @@ class Recipe(BaseModel):
 
     base: a bundled name, a folder, or what `from_pretrained` takes.
     dtype: of its weights; None keeps that of the files.
+    quantize: how the matrices of the frozen base are kept, "int8", "nf4", "torchao-int8" or
+        "torchao-int4"; None for as they are.
     method: what to attach, written as in Python, with `file.py:Name` for one of your own; None for
         nothing, where the base itself is trained (`training.base_lr`).
     budget: how many parameters the method may have: a number, "300k", "0.1%" of the base's, or the
@@ -197,6 +199,7 @@ class Recipe(BaseModel):
 
     base: str
     dtype: Literal["float32", "bfloat16"] | None = None
+    quantize: Literal["int8", "nf4", "torchao-int8", "torchao-int4"] | None = None
     method: str | None = None
     budget: str | None = None
     name: str = "default"
@@ -247,6 +250,10 @@ class Recipe(BaseModel):
             raise ValueError(
                 "nothing would be trained; give a method, such as LoRA, or training.base_lr to "
                 "train the base itself"
+            )
+        if self.quantize is not None and self.training.base_lr is not None:
+            raise ValueError(
+                "a quantised base stays frozen; leave quantize or training.base_lr out"
             )
         if self.method is None and self.start is not None:
             raise ValueError("start is an inlay to train on from; give its method too")

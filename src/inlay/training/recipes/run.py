@@ -88,7 +88,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    model, tokenizer = open_base(recipe.base, recipe.dtype, console)
+    model, tokenizer = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     recipe = recipe.fitted(model)
     spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
@@ -262,7 +262,7 @@ def spec_with_head(spec: Spec, task: Task) -> Spec:
 
 
 def open_base(
-    base: str, dtype: str | None, console: Console
+    base: str, dtype: str | None, console: Console, quantize: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base of a recipe and its tokenizer, with progress."""
     with ProgressDisplay(console) as display, display.counting(f"loading {base}"):
@@ -270,6 +270,7 @@ def open_base(
             base,
             dtype=None if dtype is None else DTYPES[dtype],
             device=processes().device,
+            quantize=quantize,
             report=lambda line: print_line(console, line),
         )
 
