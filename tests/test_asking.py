@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 import inlay
@@ -124,6 +125,30 @@ def test_dropped_layers_are_shared() -> None:
     assert counts == [2, 2, 6]
     for name in names:
         assert relative_error(outputs[name].logits, alone(model, name, exact.batch("llama"))) < 1e-5
+
+
+def test_what_comes_after_the_layers_hinders_no_sharing() -> None:
+    """The base's own head, which is learned with the adapter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = hf.BertForSequenceClassification(zoo.fresh("bert").config).eval()
+    names = []
+    for seed in range(2):
+        handle = inlay.attach(
+            model, inlay.Pfeiffer(bottleneck=4) + inlay.BaseHead(), name=f"t{seed}"
+        )
+        torch.manual_seed(seed)
+        perturb(handle)
+        names.append(inlay.drop_layers(handle, 2).name)
+    inputs = exact.batch("bert")
+    inlay.ask_all(model, names, **inputs)
+    counts = rows_read(handle.chart.stacks[0].layers)
+    outputs = inlay.ask_all(model, names, **inputs)
+    assert counts == [2, 2, 4]
+    for name in names:
+        with torch.no_grad(), inlay.rows(model, [name, name]):
+            expected = model(**inputs).logits
+        assert relative_error(outputs[name].logits, expected) < 1e-5
 
 
 def test_refusals_and_no_trace() -> None:

@@ -7,8 +7,8 @@ import inlay
 NAMES = {
     "METHODS", "ROLES", "Inlay", "InlayCallback", "InlayError", "Method", "Predictor", "Preset",
     "Site", "Sum", "Where", "__version__", "adapter_weights", "ask_all", "attach", "attached",
-    "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load", "open",
-    "parse", "prune_fusion", "rows", "tune", "words",
+    "check", "compile_prompt", "drop_layers", "fit", "fit_budget", "fuse", "labels", "load",
+    "note_opening", "open", "parse", "prune_fusion", "rows", "tune", "words",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from inlay.errors import InlayError
 from inlay.fusing import adapter_weights, fuse, prune_fusion
 from inlay.handle import Inlay, attach, attached, load, rows
 from inlay.laws.check import check
+from inlay.runtime.openings import note_opening
 
 if TYPE_CHECKING:
     from inlay.predicting.opening import open_inlay as open
@@ -56,6 +57,7 @@ __all__ = [
     "fuse",
     "labels",
     "load",
+    "note_opening",
     "open",
     "parse",
     "prune_fusion",

@@ -11,12 +11,10 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from inlay.architectures.chart import Chart, Stack
+from inlay.core.site import AFTER_BLOCKS
 from inlay.errors import NamingError, RowsError, nearest
 from inlay.handle import Inlay, attached, rows
 from inlay.runtime.shared_layers import repeated, run_once
-
-LAST = frozenset({"norm.final", "final", "final.target", "head"})
-"""Roles outside the blocks that come after them."""
 
 
 def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[str, ModelOutput]:
@@ -68,7 +66,7 @@ def _shared_layers(chart: Chart, handles: Sequence[Inlay]) -> Iterator[tuple[Sta
     for stack in chart.stacks:
         depth = len(stack.layers)
         layers = [
-            (depth if entry.site.role in LAST else 0)
+            (depth if entry.site.role in AFTER_BLOCKS else 0)
             if entry.site.layer is None
             else entry.site.layer
             for entry in placed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 from inlay.core.method import Method, sum_of
-from inlay.core.site import Where
+from inlay.core.site import AFTER_BLOCKS
 from inlay.errors import SpecError
 from inlay.handle import Inlay, attach
 
@@ -15,12 +13,12 @@ def drop_layers(handle: Inlay, layers: int, *, name: str | None = None) -> Inlay
 
     These layers then compute exactly what the base does, whatever the task, so they can be run
     once for several (Rücklé et al., EMNLP 2021). The copy is an inlay like any other: it is saved
-    in a file of its own.
+    in a file of its own. What acts after the layers, such as a trained head, stays.
 
     layers: k, how many layers from the input; of an encoder–decoder, in each stack. name: of the
     copy; None for the inlay's name and the number, `default-drop5`.
 
-    Raises SpecError where nothing would be left of a method, or for one that acts outside layers.
+    Raises SpecError where nothing would be left of a method, or for one that acts before layers.
     """
     methods = handle.spec.exported().methods
     rest = [_without_lowest(handle, index, method, layers) for index, method in enumerate(methods)]
@@ -30,25 +28,35 @@ def drop_layers(handle: Inlay, layers: int, *, name: str | None = None) -> Inlay
     return copy
 
 
+def in_place_of(handle: Inlay, layers: int) -> Inlay:
+    """Put the copy of `drop_layers` in the place of an inlay, which is detached.
+
+    With 0 layers it stays as it is. Raises what `drop_layers` raises; then it is still attached.
+    """
+    if not layers:
+        return handle
+    copy = drop_layers(handle, layers)
+    handle.detach()
+    return copy
+
+
 def _without_lowest(handle: Inlay, index: int, method: Method, layers: int) -> Method:
-    """The method in the other layers alone."""
+    """The method in the other layers alone; as it is where it acts after all of them."""
     kind = type(method).__name__
     places = [placed.site for placed in handle.placed if placed.index == index]
-    if any(site.layer is None for site in places):
+    before = [s for s in places if s.layer is None and s.role not in AFTER_BLOCKS]
+    if before:
         raise SpecError(
-            f"{kind} also acts outside the layers, at {places[0].name}, so that the base's lowest "
+            f"{kind} also acts outside the layers, at {before[0].name}, so that the base's lowest "
             "layers could not stay as they are; train it with at= layers alone"
         )
-    if all(field.name != "at" for field in fields(method)):  # type: ignore[arg-type]
-        raise SpecError(
-            f"the places of {kind} follow from the method in it; drop the layers of that one"
-        )
     numbers = {site.layer for site in places if site.layer is not None}
+    if not numbers:
+        return method
     kept = sorted(number for number in numbers if number >= layers)
     if layers < 0 or not kept:
         raise SpecError(
             f"without its lowest {layers} layers {kind} has none left; drop fewer than "
-            f"{1 + max(site.layer or 0 for site in places)}"
+            f"{1 + max(numbers)}"
         )
-    at = Where(method.at.roles, tuple(kept), method.at.stacks)
-    return replace(method, at=at)  # type: ignore[type-var]
+    return method.in_layers(kept)

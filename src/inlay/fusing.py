@@ -1,22 +1,24 @@
-"""Setting up an AdapterFusion from the files of trained adapters."""
+"""Setting up an AdapterFusion from the files of trained adapters, reading it out, pruning it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from inlay.architectures.chart import Chart
 from inlay.architectures.resolve import resolve
-from inlay.core.method import Method
-from inlay.core.modes import evaluating
+from inlay.core.method import Method, Placed, Spec, sum_of
+from inlay.core.site import AFTER_BLOCKS
 from inlay.errors import SpecError
 from inlay.files import format as file_format
 from inlay.files.fingerprint import check_base
-from inlay.handle import Inlay, attach, rows
+from inlay.handle import Inlay, attach
+from inlay.inspect.readings import PlaceReading, readings
 from inlay.methods.fusion import Fused, Fusion
 
 
@@ -25,36 +27,70 @@ def fuse(
     files: Mapping[str, str | Path],
     *,
     name: str = "default",
+    plus: Spec | None = None,
     **fields: Any,
 ) -> Inlay:
     """Attach a fusion of trained adapters, whose attention is then trained on a target task.
 
-    files: what each adapter is called, and its file. name: of the fusion. fields: those of
-    `Fusion`, such as `identity_weight`.
+    files: what each adapter is called, and its file; a trained head in it, which is that of
+    another task, is left out. name: of the fusion. plus: methods that are trained beside it,
+    such as `BitFit()`. fields: those of `Fusion`, such as `identity_weight`.
 
     Raises FileError for a file that is no inlay, BaseError for one made for another base, and
     SpecError where the files do not hold one adapter of the same kind each. Then the model is as
     it was.
     """
     chart = resolve(model)
-    adapters: list[Method] = []
-    start: dict[str, Tensor] = {}
-    for number, path in enumerate(files.values()):
-        file = file_format.read(path)
-        check_base(file.path, file.header, chart)
-        methods = file.spec.methods
-        if len(methods) != 1:
-            raise SpecError(
-                f"{path} holds {len(methods)} methods, and a fusion is made of adapters alone; "
-                "train the adapter without the others"
-            )
-        adapters.append(methods[0])
-        prefix = f"/0/{type(methods[0]).__name__.lower()}/"
-        for key, tensor in file.tensors.items():
-            site, _, part = key.partition(prefix)
-            start[f"{site}/{number}/{part}"] = tensor
-    spec = Fusion(adapters=tuple(adapters), names=tuple(files), **fields)
-    return attach(model, spec, name=name, prepared={0: start})
+    adapters = [read_adapter(path, chart) for path in files.values()]
+    spec: Spec = Fusion(
+        adapters=tuple(adapter.method for adapter in adapters), names=tuple(files), **fields
+    )
+    start = {
+        f"{site}/{number}/{part}": tensor
+        for number, adapter in enumerate(adapters)
+        for (site, part), tensor in adapter.tensors.items()
+    }
+    whole = spec if plus is None else spec + plus
+    return attach(model, whole, name=name, prepared={0: start})
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The adapter that a file holds.
+
+    tensors: by the name of the site, and their names in a piece of the method.
+    """
+
+    method: Method
+    tensors: Mapping[tuple[str, str], Tensor]
+
+
+def read_adapter(path: str | Path, chart: Chart) -> AdapterFile:
+    """Read the adapter of a file, without a trained head of its task.
+
+    chart: of the base that it must be made for.
+
+    Raises FileError, BaseError, and SpecError where the file holds other methods too.
+    """
+    file = file_format.renamed(file_format.read(path), chart)
+    check_base(file.path, file.header, chart)
+    methods = {
+        index: method
+        for index, method in enumerate(file.spec.methods)
+        if not {role.removesuffix("?") for role in method.at.roles} <= AFTER_BLOCKS
+    }
+    if len(methods) != 1:
+        raise SpecError(
+            f"{path} holds {len(methods)} methods, and a fusion is made of adapters alone; "
+            "train the adapter without the others"
+        )
+    ((index, method),) = methods.items()
+    begin = f"/{index}/{type(method).__name__.lower()}/"
+    parts = {key: key.partition(begin) for key in file.tensors}
+    tensors = {
+        (site, part): file.tensors[key] for key, (site, found, part) in parts.items() if found
+    }
+    return AdapterFile(method, tensors)
 
 
 AdapterWeights = dict[str, dict[str, float]]
@@ -65,73 +101,93 @@ def adapter_weights(handle: Inlay, batches: Iterable[Mapping[str, Tensor]]) -> A
     """What a fusion listens to in each place, on average over the text of some batches.
 
     batches: what the model's forward takes, with an `attention_mask` where there is padding.
+    `inlay.inspect.readings` gives the same for each text.
 
     Raises SpecError for an inlay that is no fusion.
     """
-    spec = _fusion_of(handle)
-    sums = {placed.site.name: torch.zeros(len(spec.names)) for placed in _fused(handle)}
-    masks: list[Tensor | None] = [None]
+    return weights_of(handle, readings(handle, batches))
 
-    def note(site: str, stack: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], weights: Tensor) -> None:
-            text, mask = weights.float(), masks[0]
-            if mask is not None and mask.shape == text.shape[:2]:
-                text = text[mask.bool()]
-            sums[site] += text.flatten(0, -2).sum(0).cpu()
 
-        return hook
-
-    hooks = [
-        placed.piece.attention.register_forward_hook(note(placed.site.name, placed.site.stack))
-        for placed in _fused(handle)
-    ]
-    try:
-        with evaluating(handle.model):
-            for batch in batches:
-                masks[0] = batch.get("attention_mask")
-                with rows(handle.model, [handle.name]):
-                    handle.model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def weights_of(handle: Inlay, read: Iterable[PlaceReading]) -> AdapterWeights:
+    """What a fusion listens to in each place, by what was read out of its inlay."""
+    index, _ = _fusion_of(handle)
     return {
-        site: dict(zip(spec.names, (total / total.sum().clamp(min=1e-9)).tolist(), strict=True))
-        for site, total in sums.items()
+        reading.placed.site.name: dict(zip(reading.names, reading.mean.tolist(), strict=True))
+        for reading in read
+        if reading.placed.index == index
     }
 
 
 def prune_fusion(
-    handle: Inlay, weights: AdapterWeights, keep: int, *, name: str | None = None
+    handle: Inlay,
+    weights: AdapterWeights,
+    keep: int,
+    *,
+    per: Literal["inlay", "layer"] = "inlay",
+    name: str | None = None,
 ) -> Inlay:
     """Attach a copy of a fusion with the adapters alone that it listens to most.
 
-    weights: what `adapter_weights` returned for texts of the task; the mean over all places
-    counts. keep: how many adapters stay. name: of the copy; None for `default-keep2`.
+    weights: what `adapter_weights` returned for texts of the task. keep: how many adapters stay.
+    per: whether these are the same everywhere, by the mean over all places, or each layer keeps
+    its own, by the mean over its places; of an encoder–decoder the layers of one number in both
+    stacks together. name: of the copy; None for `default-keep2`.
 
     Raises SpecError for an inlay that is no fusion, or has no more adapters than that.
     """
-    spec = _fusion_of(handle)
+    index, spec = _fusion_of(handle)
     if not 1 <= keep < len(spec.names):
         raise SpecError(
             f"this fusion has {len(spec.names)} adapters; keep at least 1 and fewer than that"
         )
-    means = {n: sum(place[n] for place in weights.values()) for n in spec.names}
-    least = sorted(spec.names, key=lambda adapter: means[adapter])[: len(spec.names) - keep]
-    copy = attach(handle.model, spec.without(set(least)), name=name or f"{handle.name}-keep{keep}")
-    kept = [number for number, adapter in enumerate(spec.names) if adapter not in least]
-    for whole, part in zip(_fused(handle), _fused(copy), strict=True):
-        part.piece.take(whole.piece, kept)
+    if per not in ("inlay", "layer"):
+        raise SpecError(f'per is "inlay" or "layer", not {per!r:.40}')
+    places = {placed.site.name: placed for placed in handle.placed if placed.index == index}
+    if per == "inlay":
+        most = _most_used(weights.values(), keep)
+        kept = spec.keeping(dict.fromkeys(most))
+    else:
+        layers = sorted({p.site.layer for p in places.values() if p.site.layer is not None})
+        of_layer = {
+            layer: _most_used(
+                [weights[n] for n, p in places.items() if p.site.layer == layer and n in weights],
+                keep,
+            )
+            for layer in layers
+        }
+        kept = spec.keeping(
+            {n: [layer for layer in layers if n in of_layer[layer]] for n in spec.names}
+        )
+    methods = list(handle.spec.methods)
+    methods[index] = kept
+    copy = attach(handle.model, sum_of(methods), name=name or f"{handle.name}-keep{keep}")
+    others = {number: number for number in range(len(methods)) if number != index}
+    copy.copy_from(handle, others)
+    for placed in copy.placed:
+        whole = places.get(placed.site.name)
+        if placed.index == index and whole is not None:
+            _fused(placed).take(_fused(whole))
     return copy
 
 
-def _fusion_of(handle: Inlay) -> Fusion:
-    """The method of an inlay that is a fusion. Raises SpecError for another."""
-    spec = handle.spec
-    if not isinstance(spec, Fusion):
-        raise SpecError(f"the inlay {handle.name!r} is no Fusion, but {spec!r:.80}")
-    return spec
+def _most_used(places: Iterable[Mapping[str, float]], keep: int) -> list[str]:
+    """The adapters with the highest weights in all of these places together."""
+    sums: dict[str, float] = {}
+    for place in places:
+        for name, weight in place.items():
+            sums[name] = sums.get(name, 0.0) + weight
+    return sorted(sums, key=lambda name: sums[name], reverse=True)[:keep]
 
 
-def _fused(handle: Inlay) -> list[Any]:
-    """The places of a fusion, with their pieces."""
-    return [placed for placed in handle.placed if isinstance(placed.piece, Fused)]
+def _fusion_of(handle: Inlay) -> tuple[int, Fusion]:
+    """The fusion among the methods of an inlay, and its number. Raises SpecError without one."""
+    for index, method in enumerate(handle.spec.methods):
+        if isinstance(method, Fusion):
+            return index, method
+    raise SpecError(f"the inlay {handle.name!r} is no Fusion, but {handle.spec!r:.80}")
+
+
+def _fused(placed: Placed) -> Fused:
+    """The piece of a fusion."""
+    assert isinstance(placed.piece, Fused)
+    return placed.piece

@@ -20,6 +20,7 @@ from inlay_cli import (
     demo,
     evaluate,
     export,
+    fuse,
     generate,
     inspect,
     intrinsic_dimension,
@@ -42,8 +43,28 @@ DEBUG, IMPORT = "--debug", "--import"
 """Options of every command, which may stand anywhere."""
 
 
+TOGETHER = {"train", "pet", "fuse", "eval", "intrinsic-dimension"}
+"""The commands that share their work where a launcher started several processes."""
+
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What `torchrun` and `accelerate launch` tell a process of itself and the others."""
+
+
 class Commands(TyperGroup):
-    """The group of all commands; Ctrl-C in any of them prints one line instead of a traceback."""
+    """The group of all commands; Ctrl-C in any of them prints one line instead of a traceback.
+
+    Where a launcher started several processes, a command that does not share its work runs in the
+    first of them alone, as if there were no others.
+    """
+
+    @override
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in TOGETHER:
+            launched = {variable: os.environ.pop(variable, "0") for variable in OF_LAUNCHERS}
+            if launched["RANK"] != "0":
+                raise typer.Exit(OK)
+        return name, command, rest
 
     @override
     def invoke(self, ctx: Any) -> Any:
@@ -73,7 +94,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet, intrinsic_dimension),
+    "Train": (train, pet, fuse, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

@@ -16,6 +16,7 @@ from inlay_cli.flags import flags, with_flags
 from inlay_cli.scoring import Scored, make_plan, score
 from inlay_cli.shared import (
     DeviceOption,
+    DropOption,
     Dtype,
     DtypeOption,
     Opened,
@@ -52,6 +53,10 @@ def register(app: typer.Typer, panel: str) -> None:
             ),
             ("inlay eval runs/*/default.safetensors --data new.csv", "several side by side"),
             ("inlay eval smollm2 --data new.csv --task generate", "the base alone"),
+            (
+                "inlay eval runs/reviews/default.safetensors --drop-layers 4",
+                "without the pieces of the four lowest layers",
+            ),
         ),
     )(with_flags(evaluate, flags("eval")))
 
@@ -64,7 +69,7 @@ def evaluate(
             metavar="[BASE] [FILE]…",
             help="Trained inlays, which know their base and task; or a base, alone or with the "
             "inlays to score on it.",
-            autocompletion=names.bases,
+            autocompletion=names.bases_or_inlays,
             show_default=False,
         ),
     ],
@@ -91,6 +96,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    drop_layers: DropOption = 0,
     skip_bad_rows: SkipOption = False,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
@@ -103,15 +109,20 @@ def evaluate(
     base, files = base_and_files(words)
     if predictions is not None and len(files) > 1:
         raise typer.BadParameter("--predictions is for one FILE")
+    if drop_layers and not files:
+        raise typer.BadParameter("--drop-layers leaves layers of an inlay out; give its FILE")
     with busy("starting"):
         from inlay.data.dataset import describe_skipped
+        from inlay.training.loop.launch import processes
 
     if skip_bad_rows:
         fields["data.skip_bad"] = "true"
     options: dict[str, Any] = {
         "batch_size": batch_size, "errors": errors, "predictions": predictions,
     }  # fmt: skip
-    scored = _score_all(base, files, fields, recipe, dtype, device, quantize, options)
+    scored = _score_all(base, files, fields, recipe, dtype, device, quantize, drop_layers, options)
+    if not processes().is_main_process:  # one report, however many processes share the work
+        return
     if as_json and len(scored) == 1:
         sys.stdout.write(json.dumps(scored[0].to_json(errors > 0)) + "\n")
     elif as_json:
@@ -132,6 +143,7 @@ def _score_all(
     dtype: Dtype | None,
     device: str,
     quantize: str | None,
+    drop_layers: int,
     options: Mapping[str, Any],
 ) -> list[Scored]:
     """The scores of every file, or of the base alone; a base that several share is loaded once."""
@@ -158,7 +170,7 @@ def _score_all(
             loaded = {(place, quantized): open_base(place, dtype, device, quantized)}
         with busy(f"reading {file}"):
             model, tokenizer = loaded[place, quantized]
-            opened = attach_file(model, tokenizer, file, usage)
+            opened = attach_file(model, tokenizer, file, usage, drop_layers)
         scored.append(score(names_of[file], plan, opened, **options))
         assert opened.handle is not None
         opened.handle.detach()

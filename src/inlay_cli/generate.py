@@ -14,6 +14,7 @@ from inlay_cli.console import busy
 from inlay_cli.shared import (
     INLAY,
     DeviceOption,
+    DropOption,
     DtypeOption,
     QuantizeOption,
     base_and_files,
@@ -48,7 +49,7 @@ def generate(
             metavar="[BASE] [FILE] PROMPT",
             help="A base or a trained inlay, which knows its base, or both; and the text. - reads "
             "the text from a pipe.",
-            autocompletion=names.bases,
+            autocompletion=names.bases_or_inlays,
             show_default=False,
         ),
     ],
@@ -93,12 +94,15 @@ def generate(
         typer.Option(min=1, help="Beams of the search; 1 by default.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of the sampling.")] = 0,
+    drop_layers: DropOption = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
 ) -> None:
     """Continue a prompt, with or without an inlay."""
     base, file = _places(words)
+    if drop_layers and file is None:
+        raise typer.BadParameter("--drop-layers leaves layers of an inlay out; give its FILE")
     prompt = sys.stdin.read() if words[-1] == "-" else words[-1]
     with busy("starting"):
         import torch
@@ -122,7 +126,7 @@ def generate(
         assert base is not None
         model, tokenizer = open_base(base, dtype, device, quantize)
     else:
-        opened = open_model(file, base, dtype, device, quantize)
+        opened = open_model(file, base, dtype, device, quantize, drop_layers)
         model, tokenizer = opened.model, opened.tokenizer
     with busy("generating"):
         task.bind(model, tokenizer)

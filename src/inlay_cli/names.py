@@ -58,6 +58,11 @@ def bases(incomplete: str) -> list[str]:
     return [*model_names(), *paths(incomplete, ())]
 
 
+def bases_or_inlays(incomplete: str) -> list[str]:
+    """What may be written where a base or an inlay's file stands."""
+    return [*model_names(), *inlays(incomplete)]
+
+
 def recipes(incomplete: str) -> list[str]:
     """The recipes that a path may become, and the folders on the way."""
     return paths(incomplete, RECIPES)

@@ -16,6 +16,7 @@ from inlay_cli.flags import pairs
 from inlay_cli.shared import (
     BaseOption,
     DeviceOption,
+    DropOption,
     DtypeOption,
     FileArgument,
     QuantizeOption,
@@ -97,6 +98,7 @@ def predict(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file OUT.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    drop_layers: DropOption = 0,
     base: BaseOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = "auto",
@@ -117,7 +119,7 @@ def predict(
     elif overwrite:
         raise typer.BadParameter("--overwrite is for the file of --out")
     mapping = dict(pairs(columns, "--column", "text=review"))
-    predictor = open_predictor(file, base, dtype, device, quantize)
+    predictor = open_predictor(file, base, dtype, device, quantize, drop_layers)
     reading: dict[str, Any] = {
         "split": split,
         "columns": mapping,

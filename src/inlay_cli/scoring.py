@@ -12,8 +12,9 @@ from inlay_cli.console import err
 from inlay_cli.shared import RECIPE, Opened
 
 if TYPE_CHECKING:
-    from inlay.data.dataset import Example, Skipped
+    from inlay.data.dataset import Dataset, Example, Skipped, Stream
     from inlay.data.fields import Columns
+    from inlay.errors import DataError
     from inlay.files.usage import Usage
     from inlay.handle import Inlay
     from inlay.tasks import Prediction, Task
@@ -68,21 +69,25 @@ def score(
     """
     from inlay.data.dataset import no_rows
     from inlay.training.loop.evaluation import PredictionCollector, predict_each, record_each
+    from inlay.training.loop.launch import processes
     from inlay.training.loop.mistakes import WorstMistakes
 
-    assert plan.data.test is not None
+    source = plan.data.test
+    assert source is not None
     task = plan.make_task()
-    rows = plan.data.test.stream(task)
+    rows = source.without_bad().stream(task)
     if opened.handle is not None:
         _adopt_labels(task, opened.handle)
     task.bind(opened.model, opened.tokenizer)
+    if rows.skipped and not source.skip_bad:
+        raise _bad_rows(task, rows)
     answers, worst = PredictionCollector(task), WorstMistakes(task, errors)
     bad: list[Skipped] = []
     options: dict[str, Any] = {
         "batch_size": batch_size,
-        "console": err(),
+        "console": err() if processes().is_main_process else None,
         "what": rows.source,
-        "bad": bad if plan.data.test.skip_bad else None,
+        "bad": bad if source.skip_bad else None,
     }
     if errors:
         temperature = 1.0 if opened.usage is None else opened.usage.temperature
@@ -92,11 +97,11 @@ def score(
     else:
         each = predict_each(opened.model, task, rows, **options)
     pairs = answers.collect(each)
-    if predictions is None:
+    if predictions is None or not processes().is_main_process:
         for _ in pairs:
             pass
     else:
-        _write_predictions(predictions, pairs, plan.data.test.columns or {})
+        _write_predictions(predictions, pairs, source.columns or {})
     count, skipped = len(answers.predictions), (*rows.skipped, *bad)
     if not count:
         raise no_rows(rows.source, skipped)
@@ -104,6 +109,16 @@ def score(
         name, count, rows.source, task.metric, answers.score(), answers.confusion(),
         worst.wrong, worst.rows(), skipped,
     )  # fmt: skip
+
+
+def _bad_rows(task: Task, rows: Dataset | Stream) -> DataError:
+    """The error about the rows that cannot be read and those that the task cannot encode."""
+    from inlay.data.dataset import bad_rows
+    from inlay.tasks.usable import encode_usable
+    from inlay.training.loop.evaluation import chunks
+
+    encoding = [bad for chunk in chunks(rows) for bad in encode_usable(task.encode_some, chunk).bad]
+    return bad_rows(rows.skipped, encoding=encoding)
 
 
 def make_plan(

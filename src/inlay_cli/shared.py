@@ -87,6 +87,16 @@ SkipOption = Annotated[
         help="Leave bad rows out, whoever notices them, and list them at the end.",
     ),
 ]
+DropOption = Annotated[
+    int,
+    typer.Option(
+        "--drop-layers",
+        min=0,
+        metavar="K",
+        help="Leave the pieces of the K lowest layers out (AdapterDrop); nothing is trained anew.",
+        show_default=False,
+    ),
+]
 SetOption = Annotated[
     list[str],
     typer.Option(
@@ -179,19 +189,22 @@ def open_model(
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "cpu",
     quantize: str | None = None,
+    drop_layers: int = 0,
 ) -> Opened:
     """Load the base of a file, or another one, and attach its inlay.
 
-    quantize: by default as in training.
+    quantize: by default as in training. drop_layers: how many of the lowest layers the inlay
+    leaves out.
 
-    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError.
+    Raises FileError where neither the file nor the caller names a base; BaseError, FetchError, and
+    SpecError where layers cannot be left out.
     """
     usage = usage_of(file, base)
     place = usage.base_path(file) if base is None and usage is not None else base
     assert place is not None
     quantize = quantize or (None if usage is None else usage.quantize)
     model, tokenizer = open_base(place, dtype, device, quantize)
-    return attach_file(model, tokenizer, file, usage)
+    return attach_file(model, tokenizer, file, usage, drop_layers)
 
 
 def usage_of(file: Path, base: str | None) -> Usage | None:
@@ -212,12 +225,22 @@ def usage_of(file: Path, base: str | None) -> Usage | None:
 
 
 def attach_file(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, usage: Usage | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    usage: Usage | None,
+    drop_layers: int = 0,
 ) -> Opened:
-    """Attach the inlay of a file to its base. Raises FileError, BaseError."""
+    """Attach the inlay of a file to its base, without its lowest layers.
+
+    Raises FileError, BaseError, and SpecError where layers cannot be left out.
+    """
+    from inlay.dropping import in_place_of
+
     if usage is not None and usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
-    return Opened(model, tokenizer, open_inlay(model, tokenizer, file), usage)
+    handle = in_place_of(open_inlay(model, tokenizer, file), drop_layers)
+    return Opened(model, tokenizer, handle, usage)
 
 
 def base_and_files(words: Sequence[str]) -> tuple[str | None, list[Path]]:
@@ -233,10 +256,13 @@ def open_predictor(
     dtype: Dtype | Literal["stored"] | None = None,
     device: str = "auto",
     quantize: str | None = None,
+    drop_layers: int = 0,
 ) -> Predictor:
     """Open a trained inlay with its base and task, and show progress.
 
-    Raises FileError, BaseError, FetchError.
+    drop_layers: how many of the lowest layers the inlay leaves out.
+
+    Raises FileError, BaseError, FetchError, and SpecError where layers cannot be left out.
     """
     with busy(f"opening {file}") as show:
         import torch
@@ -246,5 +272,11 @@ def open_predictor(
         silence()
         torch_dtype = dtype if dtype in (None, "stored") else getattr(torch, dtype)
         return open_file(
-            file, base=base, dtype=torch_dtype, device=device, quantize=quantize, report=show
+            file,
+            base=base,
+            dtype=torch_dtype,
+            device=device,
+            quantize=quantize,
+            drop_layers=drop_layers,
+            report=show,
         )

@@ -14,7 +14,7 @@ from inlay.errors import DataError
 from inlay_cli import app, sites
 
 COMMANDS = (
-    *("demo", "methods", "sites", "train", "pet"),
+    *("demo", "methods", "sites", "train", "pet", "fuse"),
     *("eval", "generate", "check", "inspect", "merge", "export"),
 )
 
@@ -146,6 +146,8 @@ def test_help_waits_for_nothing_heavy():
         ("inlay train --task gen", "generate"),
         ("inlay train --task.truncate st", "start"),
         ("inlay train rec", "recipe.yaml"),
+        ("inlay fuse rec", "recipe.yaml"),
+        ("inlay fuse recipe.yaml --prune-per la", "layer"),
         ("inlay eval smollm2 --recipe rec", "recipe.yaml"),
         ("inlay check smollm2 ol", "old.safetensors"),
         ("inlay inspect smollm2 old.safetensors ol", "old.safetensors"),

@@ -164,7 +164,7 @@ def test_the_page_names_its_axes_and_shows_the_texts(inlay, base, prompt, tmp_pa
     assert page.text[start + 1 : start + 6] == ["mean", "0", "1", "2", "3"]  # four heads
     steps = [a for tag, a in page.tags if tag == "rect" and a["class"] == "square step"]
     assert [float(step["fill-opacity"]) for step in steps] == [0, 0.25, 0.5, 0.75, 1]
-    assert "Texts that attention was measured on" in page.text
+    assert "Texts that this was measured on" in page.text
     assert [text for text in page.text if text in texts] == texts
 
 

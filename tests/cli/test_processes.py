@@ -1,5 +1,6 @@
 """Commands in processes of their own: several that train together, and one whose hashes differ."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,29 @@ def test_two_processes_train_and_report_as_one(recipe, tmp_path):
     assert process.returncode == 0, err
     assert out.count("saved in") == out.count("3 steps") == 1
     assert (tmp_path / "two" / "run" / "default.safetensors").exists()
+
+
+def test_two_processes_score_and_report_as_one(trained, rows, tmp_path):
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    words = ("eval", trained, "--data", rows, "--json", "--predictions", "each.jsonl")
+    process = started(tmp_path / "two", *launch, "-m", "inlay_cli.app", *words)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"] == 4  # one report, of as many rows as dev has
+    assert len((tmp_path / "two" / "each.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_command_that_shares_no_work_runs_in_the_first_process_alone(
+    inlay, trained, rows, tmp_path, monkeypatch
+):
+    for rank in ("1", "0"):
+        launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in launched.items():
+            monkeypatch.setenv(name, value)
+        run = inlay("predict", trained, rows, "--out", tmp_path / "answers.jsonl")
+        assert run.code == 0, run.err
+        assert (tmp_path / "answers.jsonl").exists() == (rank == "0")
+        assert not run.out and ("wrote 12 rows" in run.err) == (rank == "0")
 
 
 def test_the_same_run_writes_the_same_bytes_whatever_python_hashes(recipe, tmp_path, inlay):

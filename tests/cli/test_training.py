@@ -165,6 +165,14 @@ def test_bad_rows_stop_the_run_without_skip_bad_rows(inlay, recipe, rows):
     assert "rows.jsonl:13" in inlay("train", recipe).error
 
 
+def test_eval_names_rows_that_cannot_be_read_and_rows_that_cannot_be_used(inlay, trained, rows):
+    long = json.dumps({"source": "the " * 90, "target": "cat"})
+    rows.write_text(f"{rows.read_text()}{long}\nnot json\n")
+    error = inlay("eval", trained, "--data", rows).error
+    assert "rows.jsonl:14: not valid JSON" in error and "rows.jsonl:13: its" in error
+    assert "--skip-bad-rows" in error
+
+
 def test_train_lists_the_rows_it_left_out_at_the_end(inlay, recipe, rows, tmp_path):
     spoil(rows, 12)
     for _ in range(2):  # the second time the run is over already

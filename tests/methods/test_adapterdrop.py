@@ -54,6 +54,50 @@ def test_the_copy_is_the_adapter_in_the_upper_layers(tmp_path: Path) -> None:
     assert inlay.load(zoo.fresh("llama"), path).spec == copy.spec
 
 
+INSIDE = [
+    inlay.Gate(inner=ADAPTER),
+    inlay.AdaMix(inner=inlay.LoRA(rank=2), copies=2, inference="random"),
+    inlay.UniPELT(rank=2, length=2, bottleneck=3, mlp=4),
+    inlay.Fusion(adapters=(ADAPTER, ADAPTER)),
+    inlay.Fusion(
+        adapters=(
+            inlay.Pfeiffer(bottleneck=4, at=inlay.Where("block", (0, 1))),
+            inlay.Pfeiffer(bottleneck=3, at=inlay.Where("block", (0, 2))),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("spec", INSIDE, ids=lambda spec: f"{spec!r:.40}")
+def test_methods_around_others_hand_the_layers_on(spec: Any) -> None:
+    """Below they are the base; above they hold what they held."""
+    base = states(zoo.fresh("bert"), "bert")
+    model = zoo.fresh("bert")
+    handle = inlay.attach(model, spec)
+    perturb(handle)
+    copy = inlay.drop_layers(handle, 2)
+    with inlay.rows(model, [copy.name, copy.name]):
+        dropped = states(model, "bert")
+    assert all(torch.equal(a, b) for a, b in zip(base[:3], dropped, strict=False))
+    assert not torch.equal(base[3], dropped[3])
+    old, new = handle.named_tensors(), copy.named_tensors()
+    assert new.keys() == {n for n in old if not n.startswith(("encoder.0.", "encoder.1."))}
+    assert all(torch.equal(tensor, old[name]) for name, tensor in new.items())
+
+
+def test_what_acts_after_the_layers_stays(tmp_path: Path) -> None:
+    """A trained head, the norm after the last block, and the base's own head."""
+    model = zoo.fresh("llama")
+    spec = ADAPTER + inlay.Head(labels=("x", "y")) + inlay.LayerNorm(at="norm.final")
+    handle = inlay.attach(model, spec)
+    perturb(handle)
+    copy = inlay.drop_layers(handle, 1)
+    old, new = handle.named_tensors(), copy.named_tensors()
+    assert new.keys() == {name for name in old if not name.startswith("decoder.0.")}
+    assert all(torch.equal(tensor, old[name]) for name, tensor in new.items())
+    assert inlay.load(zoo.fresh("llama"), copy.save(tmp_path / "a.safetensors")).spec == copy.spec
+
+
 def gradients(model: Any, handle: inlay.Inlay) -> set[int]:
     """The layers whose pieces got a gradient in one training pass."""
     for parameter in handle.parameters():
@@ -85,7 +129,7 @@ def test_k_is_uniform_and_one_for_all_layers() -> None:
     pieces = [p.piece for p in handle.placed if isinstance(p.piece, Dropped)]
     drawn = []
     for seed in range(900):
-        numbers = {piece.drawn(PassContext(seed=seed)) for piece in pieces}
+        numbers = {int(piece.drawn(PassContext(seed=seed))) for piece in pieces}
         assert len(numbers) == 1
         drawn += numbers
     counts = Counter(drawn)

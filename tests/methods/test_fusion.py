@@ -12,6 +12,7 @@ from inlay.core.parse import from_json, parse, to_json
 from inlay.errors import PortError, SpecError
 from inlay.files import format as file_format
 from inlay.laws.case import perturb
+from inlay.testing import laws_hold
 from tests import zoo
 from tests.methods import exact
 
@@ -144,8 +145,12 @@ def test_refusals(tmp_path: Path) -> None:
         inlay.Fusion(names=("one",))
     with pytest.raises(SpecError, match="a name of its own"):
         inlay.Fusion(names=("same", "same"))
-    with pytest.raises(SpecError, match="of one kind and in the same places"):
+    with pytest.raises(SpecError, match="of one kind and at the same roles"):
         inlay.Fusion(adapters=(inlay.Pfeiffer(), inlay.Parallel()))
+    last = inlay.Pfeiffer(at=inlay.Where("block", -1))
+    with pytest.raises(SpecError, match="a negative layer counts from the end"):
+        inlay.Fusion(adapters=(inlay.Pfeiffer(), last))
+    assert inlay.Fusion(adapters=(last, last)).at == last.at
     with pytest.raises(PortError, match="Fusion attends over bottlenecks, and LoRA"):
         inlay.attach(
             zoo.fresh("llama"), inlay.Fusion(adapters=(inlay.LoRA(rank=2), inlay.LoRA(rank=2)))
@@ -218,3 +223,93 @@ def test_pruning_keeps_the_most_used(tmp_path: Path) -> None:
         inlay.prune_fusion(handle, weights, 3)
     with pytest.raises(SpecError, match="is no Fusion"):
         inlay.prune_fusion(inlay.attach(zoo.fresh("bert"), KINDS[0]), weights, 1)
+
+
+def test_each_layer_can_keep_its_own(tmp_path: Path) -> None:
+    """Per layer: each keeps the adapters that it listens to most, in the file too."""
+    model, handle = fusion_of_three(tmp_path)
+    orders = (("t1", "t2", "t3"), ("t3", "t1", "t2"), ("t2", "t3", "t1"))
+    weights = {
+        placed.site.name: dict(zip(orders[placed.site.layer], (0.5, 0.3, 0.2), strict=True))
+        for placed in handle.placed
+    }
+    copy = inlay.prune_fusion(handle, weights, 1, per="layer")
+    assert [placed.piece.names for placed in copy.placed] == [("t1",), ("t3",), ("t2",)]
+    assert copy.spec.at.layers == (0, 1, 2)
+    for whole, part in zip(handle.placed, copy.placed, strict=True):
+        number = whole.piece.names.index(part.piece.names[0])
+        expected = whole.piece.adapter.inner.bottlenecks[number].state_dict()
+        for name, tensor in part.piece.adapter.inner.bottlenecks[0].state_dict().items():
+            assert torch.equal(tensor, expected[name])
+        assert torch.equal(part.piece.attention.value, whole.piece.attention.value)
+    other = zoo.fresh("bert")
+    loaded = inlay.load(other, copy.save(tmp_path / "pruned.safetensors"))
+    assert loaded.spec == copy.spec == parse(repr(copy.spec)) == from_json(to_json(copy.spec))
+    inputs = exact.batch("bert")
+    with inlay.rows(model, [copy.name]):
+        assert torch.equal(exact.run(other, inputs), exact.run(model, inputs))
+    again = inlay.adapter_weights(loaded, [inputs])
+    assert [list(place) for place in again.values()] == [["t1"], ["t3"], ["t2"]]
+    two = inlay.prune_fusion(handle, weights, 2, per="layer", name="two")
+    assert [placed.piece.names for placed in two.placed] == [
+        ("t1", "t2"),
+        ("t1", "t3"),
+        ("t2", "t3"),
+    ]
+    with pytest.raises(SpecError, match='per is "inlay" or "layer"'):
+        inlay.prune_fusion(handle, weights, 1, per="head")  # type: ignore[arg-type]
+
+
+def test_pruned_a_second_time_a_place_without_adapters_is_left_out(tmp_path: Path) -> None:
+    _, handle = fusion_of_three(tmp_path)
+    names = ("t1", "t2", "t2")
+    weights = {p.site.name: {"t1": 0.0, "t2": 0.0, "t3": 0.1} for p in handle.placed}
+    for placed in handle.placed:
+        weights[placed.site.name][names[placed.site.layer]] = 0.9
+    own = inlay.prune_fusion(handle, weights, 1, per="layer")
+    assert own.spec.names == ("t1", "t2")
+    left = inlay.prune_fusion(own, {n: dict(w) for n, w in weights.items()}, 1, name="left")
+    assert left.spec.names == ("t2",)
+    assert [placed.site.layer for placed in left.placed] == [1, 2]
+
+
+def test_heads_of_the_files_are_left_out(tmp_path: Path) -> None:
+    model = zoo.fresh("bert")
+    handle = inlay.attach(model, inlay.Head(labels=("x", "y")) + KINDS[0], name="a")
+    perturb(handle)
+    files = {"a": handle.save(tmp_path / "a.safetensors")}
+    files["b"] = adapter_file("bert", KINDS[0], 2, tmp_path)
+    fusion = inlay.fuse(zoo.fresh("bert"), files)
+    assert [type(method) for method in fusion.spec.methods] == [inlay.Fusion]
+    bottleneck = fusion.placed[0].piece.adapter.inner.bottlenecks[0]
+    expected = handle.named_tensors()[f"{fusion.placed[0].site.name}/1/pfeiffer/inner.down"]
+    assert torch.equal(bottleneck.down, expected)
+
+
+def test_a_fusion_in_a_sum_is_read_out_and_pruned(tmp_path: Path) -> None:
+    model = zoo.fresh("bert")
+    files = {f"t{seed}": adapter_file("bert", KINDS[0], seed, tmp_path) for seed in (1, 2, 3)}
+    handle = inlay.fuse(model, files, plus=inlay.BitFit() + inlay.Head(labels=("x", "y")))
+    torch.manual_seed(0)
+    perturb(handle)
+    weights = inlay.adapter_weights(handle, [exact.batch("bert")])
+    assert all(sum(place.values()) == pytest.approx(1) for place in weights.values())
+    assert len(weights) == 3
+    copy = inlay.prune_fusion(handle, weights, 2)
+    assert [type(m).__name__ for m in copy.spec.methods] == ["Fusion", "BitFit", "Head"]
+    old, new = handle.named_tensors(), copy.named_tensors()
+    others = [name for name in old if "/0/" not in name]
+    assert others and all(torch.equal(old[name], new[name]) for name in others)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_laws_hold_for_adapters_in_different_layers(family: str) -> None:
+    """Two of three in each layer: where there is one, there is nothing to learn."""
+    adapters = tuple(
+        inlay.Pfeiffer(bottleneck=size, std=0.3, at=inlay.Where("block", layers))
+        for size, layers in ((3, (0, 1)), (4, (0, 2)), (5, (1, 2)))
+    )
+    spec = inlay.Fusion(adapters=adapters, names=("a", "b", "c"))
+    verdict = laws_hold(spec, family)
+    assert verdict.refusal is None
+    assert {"save → load", "rows do not meet", "only pieces learn"} <= set(verdict.spoke)

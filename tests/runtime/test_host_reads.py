@@ -14,6 +14,7 @@ from transformers import DynamicCache, StaticCache
 
 import inlay
 from inlay.core.method import Spec
+from inlay.errors import DataError
 from inlay.laws.batches import pad_batch
 from inlay.laws.case import perturb
 from inlay.laws.compare import relative_error
@@ -79,7 +80,7 @@ def dressed(family: str, spec: Any) -> Any:
     return model
 
 
-def batch(family: str) -> dict[str, Tensor]:
+def batch(family: str, side: str = "right") -> dict[str, Tensor]:
     """Four rows of different lengths with a common opening."""
     generator = torch.Generator().manual_seed(1)
     rows = []
@@ -87,7 +88,7 @@ def batch(family: str) -> dict[str, Tensor]:
         ids = torch.randint(8, 60, (1, length), generator=generator)
         ids[:, :10] = torch.arange(20, 30)
         rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    inputs = pad_batch(rows)
+    inputs = pad_batch(rows, side)
     if family == "t5":
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :5]
     return inputs
@@ -101,10 +102,11 @@ def train(model: Any, inputs: dict[str, Tensor]) -> None:
         states.float().sum().backward()
 
 
-def decode(model: Any, inputs: dict[str, Tensor], cache: Any) -> None:
+def decode(model: Any, inputs: dict[str, Tensor], cache: Any, masked: bool) -> None:
     ids = inputs["input_ids"][:, :12]
+    mask = torch.ones_like(ids).index_fill(1, torch.tensor([0]), 0) if masked else None
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, attention_mask=mask, past_key_values=cache)
         for number in range(12, 14):
             mask = torch.ones(len(ids), number + 1, dtype=torch.long)
             model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache)
@@ -133,16 +135,21 @@ def test_a_pass_with_gradients_waits_for_nothing(family: str, method: str) -> No
         assert not waits(model, lambda: train(model, inputs), rows) - bare, rows
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+DECODED = [(family, method) for family in ("llama", "gpt2") for method in SPECS]
+IN_ROWS = [("olmo2", "Prompt"), ("olmo2", "sum"), ("gemma3", "Prompt")]
+"""Prompts that run in their rows."""
+
+
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("method", SPECS)
+@pytest.mark.parametrize(("family", "method"), [*DECODED, *IN_ROWS])
 def test_decoding_waits_for_nothing(family: str, method: str, kind: Any) -> None:
     model, bare, inputs = dressed(family, SPECS[method]), zoo.model(family), batch(family)
 
     def run(model: Any) -> None:
         more = {"max_cache_len": 20} if kind is StaticCache else {}
-        decode(model, inputs, kind(config=model.config, **more))
+        decode(model, inputs, kind(config=model.config, **more), masked)
 
+    masked = (family, method) in IN_ROWS  # of a mask transformers asks the device itself
     expected = waits(model, lambda: run(bare), None)
     for rows in ROWS:
         assert not waits(model, lambda: run(model), rows) - expected, rows
@@ -197,6 +204,64 @@ def test_other_tensors_than_those_of_the_batch_get_no_opening_of_it() -> None:
     other = dict(inputs, input_ids=torch.randint(8, 60, (4, 14)))
     with inlay.rows(model, ["a"]), known_openings([prefix.openings], [(other, other)]):
         assert sizes(model, inputs)[1] == [(4, 14)]
+
+
+def moved(noted: Any) -> Any:
+    """A batch on another device, as far as objects can tell."""
+    return {name: tensor.clone() for name, tensor in noted.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["LoRA", "Prefix with MLP", "Prompt"])
+def test_a_note_of_the_opening_goes_where_the_batch_goes(family: str, method: str) -> None:
+    model, inputs = dressed(family, SPECS[method]), batch(family)
+    noted = inlay.note_opening(inputs)
+    assert noted.keys() - inputs.keys() == {"inlay_opening"}
+    assert noted["inlay_opening"].shape == (4, 10, 0, 0)
+    prompt = 4 if method == "Prompt" else 0
+    with inlay.rows(model, ["a"]):
+        plain, whole = sizes(model, inputs)
+        with Waits() as waited:
+            logits, parts = sizes(model, moved(noted))
+        assert sizes(model, inputs)[1] == whole  # nothing of the note is left
+    assert whole[-1] == (4, 14)
+    assert parts == [(1, 10 + prompt), (4, 4)]
+    assert waited.names.count("aten::_local_scalar_dense") <= 2  # transformers' own, of the mask
+    text = inputs["attention_mask"].bool()
+    assert relative_error(logits[text], plain[text]) < 1e-4
+
+
+def test_a_note_is_of_the_batch_that_it_is_in() -> None:
+    model, inputs = dressed("llama", SPECS["LoRA"]), batch("llama")
+    with inlay.rows(model, ["a"]):
+        with pytest.raises(ValueError, match="exactly one"):
+            model(**inlay.note_opening(inputs), inputs_embeds=torch.zeros(4, 14, 32))
+        other = torch.randint(8, 60, (4, 14))
+        with torch.no_grad():
+            model.base_model(input_ids=other, attention_mask=inputs["attention_mask"])
+        assert sizes(model, dict(inputs, input_ids=other))[1] == [(4, 14)]
+
+
+def test_a_table_of_positions_shares_no_opening_behind_padding() -> None:
+    inputs = batch("llama", "left")
+    noted = inlay.note_opening(inputs)
+    assert noted["inlay_opening"].shape == (4, 10, 1, 0)
+    for family, shared in (("llama", True), ("gpt2", False)):
+        model = dressed(family, SPECS["LoRA"])
+        with inlay.rows(model, ["a"]):
+            logits, parts = sizes(model, moved(noted))
+            plain, _ = sizes(model, inputs)
+        assert (len(parts) > 1) == shared
+        text = inputs["attention_mask"].bool()
+        assert relative_error(logits[text], plain[text]) < 1e-4
+
+
+def test_a_batch_on_a_device_gets_no_note() -> None:
+    ids = torch.zeros(2, 9, dtype=torch.long, device="meta")
+    with pytest.raises(DataError, match="on meta already"):
+        inlay.note_opening({"input_ids": ids})
+    positions = {"input_ids": torch.zeros(2, 9).long(), "position_ids": torch.arange(9)[None]}
+    assert inlay.note_opening(positions) is positions
 
 
 def test_a_virtual_token_without_a_vector_never_gets_one() -> None:

@@ -189,6 +189,43 @@ class TestContinuedCache:
         )
         assert torch.equal(result, expected)
 
+    @pytest.mark.parametrize("family", ["olmo2", "gemma3", "gptj", "llama"])
+    @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+    def test_a_static_cache_is_one_pass(self, family: str, masked: bool) -> None:
+        model, text = base(family), ids(3, 9)
+        perturb(inlay.attach(model, PROMPT, name="a"))
+        perturb(inlay.attach(model, inlay.Prompt(length=2), name="b"))
+        cache = hf.StaticCache(config=model.config, max_cache_len=14)
+        with inlay.rows(model, ["a", None, "b"]):
+            whole = logits(model, input_ids=text, use_cache=False)
+            parts = [logits(model, input_ids=text[:, :5], past_key_values=cache)]
+            for end in range(6, 10):
+                more = {"attention_mask": torch.ones_like(text[:, :end])} if masked else {}
+                token = text[:, end - 1 : end]
+                parts.append(logits(model, input_ids=token, past_key_values=cache, **more))
+        assert relative_error(torch.cat(parts, 1), whole) < 1e-4
+
+    @pytest.mark.parametrize("family", ["olmo2", "gemma3", "gptj", "llama"])
+    def test_generate_computes_the_same_with_a_static_cache(self, family: str) -> None:
+        model, text = base(family), ids(3, 9)
+        mask = torch.ones_like(text)
+        if family != "gptj":  # which is not inert to padding
+            mask[1, :3] = 0
+        perturb(inlay.attach(model, PROMPT, name="a"))
+        perturb(inlay.attach(model, inlay.Prompt(length=2), name="b"))
+        options: dict[str, Any] = {
+            "max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
+            "return_dict_in_generate": True, "output_logits": True, "disable_compile": True,
+        }  # fmt: skip
+        with inlay.rows(model, ["a", None, "b"]):
+            written = [
+                model.generate(text, attention_mask=mask, **options, **more)
+                for more in ({}, {"cache_implementation": "static"})
+            ]
+        grown, static = (torch.stack(output.logits) for output in written)
+        assert torch.equal(written[0].sequences, written[1].sequences)
+        assert relative_error(static, grown) < 1e-4
+
     @pytest.mark.parametrize("family", ["gemma3", "llama"])
     def test_other_rows_are_refused(self, family: str) -> None:
         model, text = base(family), ids(2, 9)

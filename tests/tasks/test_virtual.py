@@ -9,7 +9,7 @@ import torch
 
 import inlay
 from inlay.data.template import VIRTUAL_TOKEN, Template
-from inlay.errors import DataError, RowsError, TrainingError
+from inlay.errors import DataError, RowsError, TaskError, TrainingError
 from inlay.laws.compare import relative_error
 from inlay.tasks import Classify, Generate, TrainedHead, Verbalizer
 from tests import zoo
@@ -152,3 +152,16 @@ def test_a_long_text_is_cut_and_its_virtual_tokens_stay() -> None:
     row = task.encode(examples({"text": "the dog sat on the mat", "label": "yes"})[0], 0)
     assert len(row.input_ids) == 6
     assert [number for number in row.input_ids if number >= V] == [V, V + 1, V + 2]
+
+
+def test_a_task_that_was_bound_before_a_resize_is_bound_again() -> None:
+    task = Classify(template="{p*2} {text} was", by=Verbalizer(WORDS))
+    model = bound(task, "llama", "decoder")
+    row = examples({"text": "the dog", "label": "yes"})
+    rows = task.encode_all(row)
+    model.resize_token_embeddings(V + 5, mean_resizing=False)
+    for use in (lambda: task.encode_all(row), lambda: task.collate(rows)):
+        with pytest.raises(TaskError, match=r"had 99 tokens .* has 104 now; call bind"):
+            use()
+    task.bind(model, tokenizer("decoder"))
+    assert task.encode_all(row)[0].input_ids[:2] == [V + 5, V + 6]

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 import inlay
 from inlay import LoRA, Prefix, Prompt
 from inlay.errors import TrainingError
+from inlay.runtime import stack_inputs
 from tests.training import tiny
 from tests.training.methods import Compared, Pruned
 
@@ -85,6 +86,30 @@ def test_trainer_changes_the_pieces_and_nothing_else(tmp_path, spec):
     batch = collate(rows(3))
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits)
+
+
+def test_trainer_runs_an_opening_that_its_collator_notes_once(tmp_path, monkeypatch):
+    """As on an accelerator, where nothing is looked at in a pass."""
+    monkeypatch.setattr(stack_inputs, "HOST", "no CPU")
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(1, 15, (12, 14), generator=generator)
+    texts[:, :10] = torch.arange(1, 11)
+    results = []
+    for noted in (False, True):
+        model, handle, _ = start(LoRA(rank=2))
+        shapes = []
+        model.model.layers[0].register_forward_pre_hook(
+            lambda module, args, shapes=shapes: shapes.append(tuple(args[0].shape[:2]))
+        )
+        loop = trainer(model, tmp_path, max_steps=2, train=[{"input_ids": row} for row in texts])
+        if noted:
+            loop.data_collator = lambda rows: inlay.note_opening(collate(rows))
+        loop.train()
+        assert shapes[:2] == ([(1, 10), (4, 4)] if noted else [(4, 14), (4, 14)])
+        results.append(tiny.state(handle))
+    plain, once = results
+    for name in plain:
+        torch.testing.assert_close(once[name], plain[name], rtol=1e-3, atol=1e-4)
 
 
 def test_trainer_clips_the_gradient_of_the_pieces(tmp_path):

@@ -27,7 +27,8 @@ class PassContext:
             `cross.k` and `cross.v`, whose x they are, `mask` is this one.
     continues: whether the pass goes on with texts that are in the cache already; not in training.
     cache:  the cache of the pass, None without one. Pieces write to it with `append_to_cache`.
-    seed:   what random draws start from; None unless a piece of the pass declares `draws = True`.
+    seed:   what random draws start from, in a compiled pass a tensor `[]` on the CPU; None unless
+            a piece of the pass declares `draws = True`.
     batch:  how many rows the pass has; row_numbers `[b]`: which of them x holds, None for all.
 
     The same context is used again when a checkpointed block is recomputed in backward.
@@ -37,7 +38,7 @@ class PassContext:
     source_mask: Tensor | None = None
     continues: bool = False
     cache: Cache | None = None
-    seed: int | None = None
+    seed: int | Tensor | None = None
     batch: int = 0
     row_numbers: Tensor | None = None
 
@@ -46,12 +47,28 @@ class PassContext:
 
         Equal keys give equal draws within one pass: in the block and in its recomputation, and
         for every group of rows. Put the site's name into the key for draws that differ from layer
-        to layer. Raises SpecError where the piece does not declare `draws = True`.
+        to layer. A compiled pass has no generators; it takes `draw`.
+
+        Raises SpecError where the piece does not declare `draws = True`.
         """
+        return _generator(int(self._seed()), _words(key))
+
+    def draw(self, high: int, count: int, *key: object) -> Tensor:
+        """Whole numbers from 0 to before `high`, `[count]`, on the CPU, for the draw called `key`.
+
+        They are those of `generator`; a compiled pass draws them too, without knowing them (see
+        `blocks.draws`). Raises SpecError where the piece does not declare `draws = True`.
+        """
+        seed = self._seed()
+        if isinstance(seed, int):
+            return torch.randint(high, (count,), generator=_generator(seed, _words(key)))
+        drawn: Tensor = torch.ops.inlay.draw(seed, _words(key), high, count)
+        return drawn
+
+    def _seed(self) -> int | Tensor:
         if self.seed is None:
             raise SpecError("a piece that draws random numbers must declare draws = True")
-        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return self.seed
 
     def append_to_cache(
         self, owner: object, keys: Tensor, values: Tensor, number: int = 0
@@ -113,3 +130,25 @@ class PassContext:
         masks = (self.mask, self.source_mask)
         mask, source = (None if m is None else m[index.to(m.device)] for m in masks)
         return replace(self, mask=mask, source_mask=source, row_numbers=index)
+
+
+def _words(key: tuple[object, ...]) -> str:
+    return ", ".join(repr(part) for part in key)
+
+
+def _generator(seed: int, words: str) -> torch.Generator:
+    digest = hashlib.sha256(f"({seed}, {words})".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _draw(seed: Tensor, words: str, high: int, count: int) -> Tensor:
+    return torch.randint(high, (count,), generator=_generator(int(seed), words))
+
+
+torch.library.custom_op(
+    "inlay::draw",
+    _draw,
+    mutates_args=(),
+    schema="(Tensor seed, str words, int high, int count) -> Tensor",
+)
+torch.library.register_fake("inlay::draw", lambda seed, words, high, count: seed.new_empty(count))

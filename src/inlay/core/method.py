@@ -205,6 +205,19 @@ class Method(Spec):
         """The method in another size; a whole number of the steps that its size can have."""
         return dataclasses.replace(self, **{self.size: steps})  # type: ignore[type-var]
 
+    def in_layers(self, layers: Sequence[int]) -> Self:
+        """The method in these of its layers alone; its places outside of layers stay.
+
+        layers: counted from 0. A method whose places follow from others in it hands this on.
+
+        Raises SpecError where the places follow from something else.
+        """
+        if all(field.name != "at" for field in dataclasses.fields(self)):  # type: ignore[arg-type]
+            kind = type(self).__name__
+            raise SpecError(f"the layers of {kind} follow from its other fields; change those")
+        at = Where(self.at.roles, tuple(layers), self.at.stacks)
+        return dataclasses.replace(self, at=at)  # type: ignore[type-var]
+
     @property
     def needs_preparation(self) -> bool:
         """Whether `prepare` must run before a new inlay of this method is attached."""

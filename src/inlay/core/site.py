@@ -75,6 +75,9 @@ ROLES: dict[str, str] = {
 }
 """Every role there is, with what it means."""
 
+AFTER_BLOCKS = frozenset({"norm.final", "final", "final.target", "head", "base_head"})
+"""The roles of places after the last block."""
+
 BLOCK_ROLES = (
     "attn.q?",
     "attn.k?",

@@ -29,6 +29,11 @@ class Wrapper(Method, listed=False):
         return changed
 
     @override
+    def in_layers(self, layers: Sequence[int]) -> Self:
+        changed: Any = dataclasses.replace(self, inner=self.inner.in_layers(layers))  # type: ignore[type-var]
+        return changed
+
+    @override
     def learning_rate(self) -> float:
         return self.inner.learning_rate()
 

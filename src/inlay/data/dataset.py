@@ -92,19 +92,21 @@ class Stream(Iterable[Example]):
         return self.count
 
 
-def bad_rows(rows: Sequence[Skipped], cure: str = "skip_bad") -> DataError:
+def bad_rows(
+    rows: Sequence[Skipped], cure: str = "skip_bad", *, encoding: Sequence[Skipped] = ()
+) -> DataError:
     """The error about the bad rows of a source, at least one: the first, and how many more.
 
-    cure: what leaves them out, in Python.
+    rows: those that one reader found. cure: what leaves them out, in Python. encoding: those of
+    the same source that are read and cannot be encoded; their first is named as well.
     """
-    first, more = rows[0], len(rows) - 1
-    if not more:
-        return DataError(str(first))
-    others = "1 more row is bad" if more == 1 else f"{more} more rows are bad"
-    return DataError(
-        f"{first}; {others}, the next at {rows[1].where}: mend them, or leave them out by {cure} "
-        "(--skip-bad-rows)"
-    )
+    named = "; ".join(str(found[0]) for found in (rows, encoding) if found)
+    rest = [*rows[1:], *encoding[1:]]
+    if not rest and not (rows and encoding):
+        return DataError(named)
+    count = "1 more row is bad" if len(rest) == 1 else f"{len(rest)} more rows are bad"
+    others = f"; {count}, the next at {rest[0].where}" if rest else ""
+    return DataError(f"{named}{others}: mend them, or leave them out by {cure} (--skip-bad-rows)")
 
 
 def no_rows(source: str, skipped: Sequence[Skipped]) -> DataError:

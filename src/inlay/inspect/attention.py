@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from inlay.core.modes import evaluating
 from inlay.errors import PortError
-from inlay.handle import Inlay, rows
+from inlay.handle import Inlay
+from inlay.inspect.passes import served_alone
 from inlay.inspect.recorder import AttentionRecorder, AttentionShare
 from inlay.runtime.attention import eagerly
 from inlay.runtime.observation import observed
@@ -44,7 +44,7 @@ def attention_shares(
     recorder = AttentionRecorder(handle)
     with (
         evaluating(handle.model),
-        _served_alone(handle),
+        served_alone(handle),
         eagerly(handle.model),
         observed(handle.model, recorder.add),
     ):
@@ -52,15 +52,3 @@ def attention_shares(
             recorder.begin(batch)
             chart.last_hidden_state(handle.model, **batch)
     return recorder.shares(chart)
-
-
-@contextmanager
-def _served_alone(handle: Inlay) -> Iterator[None]:
-    """Inside, every row is served by this inlay, enabled or not, and by no other."""
-    enabled = handle.enabled
-    handle.enabled = True
-    try:
-        with rows(handle.model, [handle.name]):
-            yield
-    finally:
-        handle.enabled = enabled

@@ -8,18 +8,13 @@ from torch import Tensor
 from inlay.core.context import PassContext
 from inlay.core.piece import ExtraKV, PromptVectors, VirtualTokens
 from inlay.core.site import Site
-from inlay.errors import SpecError
 from inlay.handle import Inlay
 
 
-def require_vectors(handle: Inlay) -> None:
-    """Raise SpecError where an inlay has no prompt, virtual token or prefix to look into."""
+def has_vectors(handle: Inlay) -> bool:
+    """Whether an inlay has a prompt, virtual tokens or a prefix to look into."""
     kinds = (PromptVectors, VirtualTokens, ExtraKV)
-    if not any(isinstance(placed.piece, kinds) for placed in handle.placed):
-        raise SpecError(
-            f"{handle.spec!r} has no prompt or prefix to inspect; "
-            "give an inlay of a method such as Prompt or Prefix"
-        )
+    return any(isinstance(placed.piece, kinds) for placed in handle.placed)
 
 
 def prompt_vectors(handle: Inlay) -> list[tuple[str, Site, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
 
+from inlay.blocks.draws import chosen
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, positive_int
 from inlay.core.piece import Foldable, OutputDelta, Piece, TwoProjections
@@ -94,6 +95,10 @@ class AdaMix(Method):
         return dataclasses.replace(self, inner=self.inner.with_size(steps))
 
     @override
+    def in_layers(self, layers: Sequence[int]) -> Self:
+        return dataclasses.replace(self, inner=self.inner.in_layers(layers))
+
+    @override
     def learning_rate(self) -> float:
         return self.inner.learning_rate()
 
@@ -150,11 +155,9 @@ class Mixture(OutputDelta):
         """The parameters that this pass takes: drawn ones, or the means."""
         return self._drawn(*self.route(context)) if self.training or self.random else self.means()
 
-    def route(self, context: PassContext) -> tuple[int, int]:
-        """The numbers of the down- and up-projection that this pass takes, for all of its rows."""
-        generator = context.generator("route", self.name)
-        numbers = torch.randint(len(self.copies), (2,), generator=generator).tolist()
-        return numbers[0], numbers[1]
+    def route(self, context: PassContext) -> Tensor:
+        """The numbers of the down- and up-projection of this pass, for all of its rows: `[2]`."""
+        return context.draw(len(self.copies), 2, "route", self.name)
 
     def means(self) -> dict[str, Tensor]:
         """The mean of the copies of each parameter, by its name in the inner piece."""
@@ -175,9 +178,12 @@ class Mixture(OutputDelta):
             if name.startswith(FIRST) or name.split(".", 2)[2] not in self.shared
         }
 
-    def _drawn(self, down: int, up: int) -> dict[str, Tensor]:
+    def _drawn(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        every = range(len(self.copies))
         return {
-            name: self._parameter(number, name)
+            name: self._parameter(0, name)
+            if name in self.shared
+            else chosen([self._parameter(i, name) for i in every], number)
             for half, number in (("down", down), ("up", up))
             for name in self.names[half]
         }

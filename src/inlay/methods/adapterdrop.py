@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
+from inlay.blocks.draws import unless
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared
 from inlay.core.piece import Foldable, OutputDelta, Piece
@@ -89,28 +89,26 @@ class Dropped(OutputDelta):
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        return _nothing(y) if self._left_out(context) else self.inner.delta(x, y, context)
+        return self._unless_dropped(lambda: self.inner.delta(x, y, context), y, context)
 
     @override
     def scaled(self, factor: Tensor, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
-        return _nothing(y) if self._left_out(context) else self.inner.scaled(factor, x, y, context)
+        return self._unless_dropped(lambda: self.inner.scaled(factor, x, y, context), y, context)
 
-    def _left_out(self, context: PassContext) -> bool:
-        return self.training and self.layer is not None and self.layer < self.drawn(context)
+    def _unless_dropped(
+        self, compute: Callable[[], Tensor], y: Tensor, context: PassContext
+    ) -> Tensor:
+        if not self.training or self.layer is None:
+            return compute()
+        return unless(self.drawn(context) > self.layer, compute, y)
 
-    def drawn(self, context: PassContext) -> int:
-        """k, the same for all layers of a stack and for all rows of a batch."""
-        generator = context.generator("adapterdrop")
-        return int(torch.randint(self.most + 1, (), generator=generator))
+    def drawn(self, context: PassContext) -> Tensor:
+        """k, the same for all layers of a stack and for all rows of a batch: `[]`."""
+        return context.draw(self.most + 1, 1, "adapterdrop")[0]
 
     @override
     def export(self) -> dict[str, Tensor]:
         return self.inner.export()
-
-
-def _nothing(y: Tensor) -> Tensor:
-    """Zeros in the shape of y, without its memory."""
-    return y.new_zeros(()).expand_as(y)
 
 
 class FoldableDropped(Foldable, Dropped):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from inlay.blocks.init import normal
 from inlay.core.context import PassContext
 from inlay.core.method import Method, Shared, fraction, positive
 from inlay.core.piece import HoldsBottleneck, OutputDelta, Piece
-from inlay.core.site import Site
+from inlay.core.readings import Readable, Reading
+from inlay.core.site import Site, Where
 from inlay.errors import PortError, SpecError
 from inlay.methods.pfeiffer import Pfeiffer
 
@@ -33,8 +34,9 @@ class Fusion(Method):
     the adapters read; keys and values are what they would add. `inlay.fuse(model, files)` sets
     one up from files of adapters; its file holds copies of them and needs no other.
 
-    adapters: the adapters, all of one kind and in the same places: `Pfeiffer`, `Houlsby` without
-              its norms, or `Parallel`.
+    adapters: the adapters, all of one kind and at the same roles: `Pfeiffer`, `Houlsby` without
+              its norms, or `Parallel`. They may be in different layers, as pruning leaves them;
+              each place listens to those that are there.
     names:    what each is called, in this order.
     std:      standard deviation of the query and key matrices at the start.
     dropout:  fraction of the attention scores that is dropped, in training.
@@ -70,19 +72,50 @@ class Fusion(Method):
             )
         if len(set(self.names)) < len(self.names):
             raise SpecError(f"Fusion: each adapter needs a name of its own, not {self.names!r:.80}")
-        kinds = {(type(adapter), adapter.at) for adapter in self.adapters}
+        kinds = {(type(a), a.at.roles, a.at.stacks) for a in self.adapters}
         if len(kinds) > 1:
             raise SpecError(
-                "Fusion: its adapters must be of one kind and in the same places; train them with "
+                "Fusion: its adapters must be of one kind and at the same roles; train them with "
                 "the same method and the same at="
+            )
+        if not self._everywhere and any(n < 0 for a in self.adapters for n in a.at.layers or ()):
+            raise SpecError(
+                "Fusion: a negative layer counts from the end; where the adapters are in different "
+                "layers, write their numbers from 0 on"
             )
         if self.identity_weight < 0:
             raise SpecError("Fusion: identity_weight must be 0 or more; 0 leaves the penalty out")
-        object.__setattr__(self, "at", self.adapters[0].at)
+        object.__setattr__(self, "at", self._places())
+
+    @property
+    def _everywhere(self) -> bool:
+        """Whether all adapters are in the same layers."""
+        return len({adapter.at.layers for adapter in self.adapters}) == 1
+
+    def _places(self) -> Where:
+        """Where any of the adapters is."""
+        first = self.adapters[0].at
+        if self._everywhere:
+            return first
+        chosen = [adapter.at.layers for adapter in self.adapters]
+        layers = None if None in chosen else {n for numbers in chosen for n in numbers or ()}
+        return Where(first.roles, None if layers is None else tuple(sorted(layers)), first.stacks)
+
+    def _numbers_at(self, site: Site) -> list[int]:
+        """The numbers of the adapters that are at a site."""
+        layers = [adapter.at.layers for adapter in self.adapters]
+        return [
+            number
+            for number, chosen in enumerate(layers)
+            if self._everywhere or chosen is None or site.layer in chosen
+        ]
 
     @override
     def build(self, site: Site, shared: Shared) -> Fused | None:
-        pieces = [adapter.build(site, shared) for adapter in self.adapters]
+        numbers = self._numbers_at(site)
+        if not numbers:
+            return None
+        pieces = [self.adapters[number].build(site, shared) for number in numbers]
         for piece in pieces:
             if not (isinstance(piece, OutputDelta) and isinstance(piece, HoldsBottleneck)):
                 raise PortError(
@@ -91,12 +124,14 @@ class Fusion(Method):
                     'Pfeiffer() or Houlsby(at=("attn", "mlp"))'
                 )
         start = shared.prepared
-        for number, piece in enumerate(pieces):
+        for number, piece in zip(numbers, pieces, strict=True):
             prefix = f"{site.name}/{number}/"
             tensors = {n.removeprefix(prefix): t for n, t in start.items() if n.startswith(prefix)}
             if piece is not None and tensors:
                 piece.load(tensors)
-        return Fused([piece for piece in pieces if isinstance(piece, OutputDelta)], site, self)
+        names = tuple(self.names[number] for number in numbers)
+        adapters = [piece for piece in pieces if isinstance(piece, OutputDelta)]
+        return Fused(adapters, names, site, self)
 
     @override
     def penalty(
@@ -107,12 +142,26 @@ class Fusion(Method):
         ]
         return self.identity_weight * torch.stack(terms).sum() if self.identity_weight else None
 
-    def without(self, names: set[str]) -> Fusion:
-        """The fusion of the adapters that are not called so."""
-        kept = [
-            pair for pair in zip(self.names, self.adapters, strict=True) if pair[0] not in names
-        ]
-        return replace(self, names=tuple(n for n, _ in kept), adapters=tuple(a for _, a in kept))
+    @override
+    def in_layers(self, layers: Sequence[int]) -> Self:
+        return self.keeping(dict.fromkeys(self.names, layers))
+
+    def keeping(self, layers: Mapping[str, Sequence[int] | None]) -> Self:
+        """The fusion of these adapters alone, each in these of its layers; None for all of them.
+
+        layers: counted from 0, by the name of the adapter. One without any is left out.
+        """
+        kept: dict[str, Method] = {}
+        for name, adapter in zip(self.names, self.adapters, strict=True):
+            chosen = layers.get(name, ())
+            if chosen is None:
+                kept[name] = adapter
+                continue
+            own = None if self._everywhere else adapter.at.layers
+            numbers = [number for number in chosen if own is None or number in own]
+            if numbers:
+                kept[name] = adapter.in_layers(numbers)
+        return replace(self, names=tuple(kept), adapters=tuple(kept.values()))
 
 
 Fusion.examples = (
@@ -162,11 +211,17 @@ class FusedBottlenecks(nn.Module):
         return linear((weights[..., None] * outputs).sum(-2), self.attention.value.mT)
 
 
-class Fused(OutputDelta):
-    """The adapter of one place with all bottlenecks in it; they stay frozen."""
+class Fused(Readable, OutputDelta):
+    """The adapter of one place with all bottlenecks in it; they stay frozen.
 
-    def __init__(self, adapters: list[OutputDelta], site: Site, spec: Fusion):
+    names: of the adapters that are there.
+    """
+
+    def __init__(
+        self, adapters: list[OutputDelta], names: tuple[str, ...], site: Site, spec: Fusion
+    ):
         super().__init__()
+        self.names = names
         attention = AdapterAttention(site.d_out, spec)
         for adapter in adapters:
             adapter.requires_grad_(False)
@@ -176,20 +231,27 @@ class Fused(OutputDelta):
         ]
         self.adapter.inner = FusedBottlenecks(bottlenecks, attention)
 
-    def take(self, other: Fused, numbers: Sequence[int]) -> None:
-        """Copy the trained part of another, and its adapters with these numbers."""
-        inner, source = self.adapter.inner, other.adapter.inner
-        assert isinstance(inner, FusedBottlenecks) and isinstance(source, FusedBottlenecks)
+    def take(self, other: Fused) -> None:
+        """Copy the trained part of another, and those of its adapters that are here too."""
+        inner, source = self._inner, other._inner
         inner.attention.load_state_dict(source.attention.state_dict())
-        for bottleneck, number in zip(inner.bottlenecks, numbers, strict=True):
-            bottleneck.load_state_dict(source.bottlenecks[number].state_dict())
+        for bottleneck, name in zip(inner.bottlenecks, self.names, strict=True):
+            bottleneck.load_state_dict(source.bottlenecks[other.names.index(name)].state_dict())
+
+    @override
+    def readings(self) -> Sequence[Reading]:
+        return [Reading("attention over adapters", "adapter", self.names, self.attention)]
 
     @property
     def attention(self) -> AdapterAttention:
         """The trained part."""
+        return self._inner.attention
+
+    @property
+    def _inner(self) -> FusedBottlenecks:
         inner = self.adapter.inner
         assert isinstance(inner, FusedBottlenecks)
-        return inner.attention
+        return inner
 
     @override
     def delta(self, x: Tensor, y: Tensor, context: PassContext) -> Tensor:

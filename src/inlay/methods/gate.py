@@ -14,6 +14,7 @@ from inlay.blocks.gates import InputGate, ScalarGate
 from inlay.core.context import PassContext
 from inlay.core.method import Method, ParameterGroup, Shared, Spec, sum_of
 from inlay.core.piece import ExtraKV, Foldable, InputMap, OutputDelta, Piece
+from inlay.core.readings import Readable, Reading
 from inlay.core.site import Site
 from inlay.core.wrapper import Wrapper
 from inlay.errors import PortError, SpecError
@@ -80,12 +81,13 @@ class Gate(Wrapper):
                 f"{type(self.inner).__name__} does something else at {site.name}; gate a method "
                 "such as LoRA, Houlsby or Prefix"
             )
+        name = type(self.inner).__name__
         if self.reads == "input":
             width = site.d_out if reads_output(piece) else site.d_in
             for_keys = isinstance(piece, ExtraKV)
-            return kind.by_input(piece, InputGate(site, width, for_keys=for_keys))
+            return kind.by_input(piece, InputGate(site, width, for_keys=for_keys), name)
         gate = ScalarGate(self.start)
-        return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate)
+        return (kind.foldable if isinstance(piece, Foldable) else kind.plain)(piece, gate, name)
 
     @override
     def parameter_groups(
@@ -116,13 +118,21 @@ Gate.examples = (
 )
 
 
-class Gated(Piece):
-    """A piece and its gate. A file holds the gate as `gate.…`, the inner piece as `inner.…`."""
+class Gated(Readable, Piece):
+    """A piece and its gate. A file holds the gate as `gate.…`, the inner piece as `inner.…`.
 
-    def __init__(self, inner: Piece, gate: ScalarGate | InputGate):
+    name: of the method that is gated.
+    """
+
+    def __init__(self, inner: Piece, gate: ScalarGate | InputGate, name: str):
         super().__init__()
         self.inner = inner
         self.gate = gate
+        self.name = name
+
+    @override
+    def readings(self) -> Sequence[Reading]:
+        return [Reading("gate", "method", (self.name,), self.gate)]
 
 
 def reads_output(piece: nn.Module) -> bool:
@@ -135,8 +145,8 @@ class GatedOutput(Gated, OutputDelta):
 
     inner: OutputDelta
 
-    def __init__(self, inner: OutputDelta, gate: ScalarGate | InputGate):
-        super().__init__(inner, gate)
+    def __init__(self, inner: OutputDelta, gate: ScalarGate | InputGate, name: str):
+        super().__init__(inner, gate, name)
         self.after = reads_output(inner)
 
     @override
@@ -162,8 +172,8 @@ class GatedInput(Gated, InputMap):
 class GatedKV(Gated, ExtraKV):
     """Keys and values, both times g."""
 
-    def __init__(self, inner: ExtraKV, gate: ScalarGate | InputGate):
-        super().__init__(inner, gate)
+    def __init__(self, inner: ExtraKV, gate: ScalarGate | InputGate, name: str):
+        super().__init__(inner, gate, name)
         self.length, self.shift = inner.length, inner.shift
 
     @override

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from inlay.core.own_files import how_to_get
+from inlay.dropping import in_place_of
 from inlay.errors import FetchError, FileError, RecipeError
 from inlay.files.format import InlayFile, read
 from inlay.files.usage import Usage
@@ -36,6 +37,7 @@ def open_inlay(
     dtype: torch.dtype | Literal["stored"] | None = None,
     device: torch.device | str = "auto",
     quantize: str | None = None,
+    drop_layers: int = 0,
     report: Report = announce,
 ) -> Predictor:
     """Open a trained inlay with everything it needs: its base, its tokenizer and its task.
@@ -50,10 +52,12 @@ def open_inlay(
         dtype: of the base's weights; by default as in training.
         quantize: how the base's matrices are kept, as for `load_base`; by default as in training.
         device: where the base is put; "auto" takes an accelerator if there is one.
+        drop_layers: how many of the lowest layers it leaves out, as `inlay.drop_layers` does.
         report: called with one line of text where something takes time.
 
     Raises FileError for a file that is damaged or says neither base nor task, BaseError for
-    another base, and FetchError where the base cannot be found.
+    another base, FetchError where the base cannot be found, and SpecError where layers cannot be
+    left out.
     """
     path = Path(path)
     usage = read_usage(path, base=base, task=task)
@@ -79,7 +83,7 @@ def open_inlay(
         ) from None
     if usage.chat_template is not None:
         tokenizer.chat_template = usage.chat_template
-    handle = load(model, path, tokenizer=tokenizer)
+    handle = in_place_of(load(model, path, tokenizer=tokenizer), drop_layers)
     model.eval()  # for good: threads that predict side by side have no mode to put back
     bound = task_of(usage, handle.spec.methods)
     bound.bind(model, tokenizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from inlay.architectures.paths import CHILD
 from inlay.core.piece_set import PieceSet
 from inlay.runtime.gate import Gate, GateHooks
 from inlay.runtime.head_input import ContiguousHeadInput
+from inlay.runtime.openings import NOTE
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.stack import StackHooks
@@ -55,7 +57,7 @@ class Container(nn.Module):
         inputs = [] if head is None else [ContiguousHeadInput(head)]
         self.gate = Gate()
         entrances = [
-            GateHooks(module, self.gate, module is chart.base, self.routing.bind)
+            GateHooks(module, self.gate, module is chart.base, self._begin)
             for module in dict.fromkeys((chart.base, *(stack.module for stack in chart.stacks)))
         ]
         self.hooks: list[StackHooks | ContiguousHeadInput | GateHooks] = [
@@ -63,6 +65,14 @@ class Container(nn.Module):
             *inputs,
             *entrances,  # last, and so the first to be called
         ]
+
+    def _begin(self, arguments: dict[str, Any]) -> None:
+        """Bind the rows of a pass that begins, and read the note that its batch may have."""
+        self.routing.bind()
+        note = arguments.pop(NOTE, None)
+        for stack in self.stacks:
+            if stack.prefix is not None:
+                stack.prefix.openings.read(note, arguments)
 
     def stack(self, name: str) -> StackHooks:
         """The hooks of the stack of that name."""

@@ -10,11 +10,16 @@ the pass, the module gets a single token to compute, and what it should have com
 here from its own parameters, with the pieces between them: pairs of token and expert are put in
 order by expert, and within an expert by the inlays of their rows, each run with its own pieces.
 Where no piece serves a row, the module runs as ever.
+
+How many tokens an expert gets is a number on a device, for which each mixture waits, once a pass. A
+compiled pass cannot: there every piece runs on the tokens of all experts, and what it computes for
+those of others is left out. Pieces are small beside the experts, but a graph with hundreds of
+experts is a large one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +33,7 @@ from inlay.core.per_thread import PerThread
 from inlay.core.piece import InputMap, OutputDelta, Piece, VirtualTokenDelta
 from inlay.core.site import Site
 from inlay.errors import PortError
+from inlay.runtime.grouped import grouped_product
 from inlay.runtime.port import StackState
 from inlay.runtime.routing import Groups, Names
 
@@ -70,6 +76,28 @@ class Call:
     tokens: Tensor
     experts: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of token and expert, sorted by expert.
+
+    experts `[N · k]`: of each pair. group `[N · k]`: of its token's row; None where there is one.
+    names: the inlays of every group, in order.
+    """
+
+    experts: Tensor
+    group: Tensor | None
+    names: tuple[Names, ...]
+
+    def served(self, expert: int) -> Iterator[tuple[str, Tensor]]:
+        """Every inlay that may act at an expert, and at which pairs it does, `[N · k, 1]`."""
+        for number, names in enumerate(self.names):
+            here = self.experts == expert
+            if self.group is not None:
+                here = here & (self.group == number)
+            for name in names:
+                yield name, here[:, None]
 
 
 class _Call(PerThread):
@@ -151,7 +179,9 @@ class ExpertHooks:
 
     def _compute(self, call: Call) -> Tensor:
         """What the module computes with the pieces: `[N, D]`."""
-        count, top = call.experts.shape
+        if torch.compiler.is_compiling():
+            return self._compute_at_once(call)
+        top = call.experts.shape[1]
         numbers, groups = call.experts.reshape(-1), len(call.groups.names)
         if call.groups.group is not None:
             of_token = call.groups.index(numbers.device)
@@ -170,9 +200,57 @@ class ExpertHooks:
                 names = call.groups.names[group]
                 outputs.append(self._expert(expert, names, x[start : start + size], run))
             start += size
-        y = torch.cat(outputs) * call.weights.reshape(-1)[order, None]
-        back = torch.argsort(order)
-        return y[back].unflatten(0, (count, top)).sum(1).to(call.tokens.dtype)
+        return _summed(torch.cat(outputs), call, order)
+
+    def _compute_at_once(self, call: Call) -> Tensor:
+        """The same without knowing how many tokens each expert gets."""
+        module: Any = self.host
+        top = call.experts.shape[1]
+        up = "gate_up_proj" if module.has_gate else "up_proj"
+        numbers = call.experts.reshape(-1)
+        order = torch.argsort(numbers, stable=True)
+        groups = call.groups
+        group = None if groups.group is None else groups.index(numbers.device)[order // top]
+        pairs = Pairs(numbers[order], group, groups.names)
+        context = replace(
+            self.state.context,
+            mask=None, source_mask=None, cache=None, batch=len(numbers), row_numbers=None,
+        )  # fmt: skip
+        inner = self._project_at_once(up, pairs, call.tokens[order // top], context)
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        y = self._project_at_once("down_proj", pairs, inner, context)
+        y = module.post_expert_norm(y) if module.has_post_expert_norm else y
+        return _summed(y, call, order)
+
+    def _project_at_once(
+        self, parameter: str, pairs: Pairs, x: Tensor, context: PassContext
+    ) -> Tensor:
+        """One matrix of all experts with the pieces: x `[N · k, d_in]`, sorted by expert."""
+        module: Any = self.host
+        sites = [
+            (number, pieces)
+            for (number, matrix), by_name in self.matrices.items()
+            if matrix == parameter
+            for pieces in by_name.values()
+        ]
+        for number, pieces in sites:
+            for name, here in pairs.served(number):
+                for input_map in pieces.input.get(name, ()):
+                    x = torch.where(here, input_map(x, context), x)
+        weight = getattr(module, parameter)
+        ends = (pairs.experts <= torch.arange(len(weight), device=x.device)[:, None]).sum(1)
+        matrices = weight if module.is_transposed else weight.transpose(1, 2)
+        y = grouped_product(x.to(weight.dtype), matrices, ends)
+        if module.has_bias:
+            y = y + getattr(module, f"{parameter}_bias")[pairs.experts]
+        for number, pieces in sites:
+            part = pieces.site.part
+            own = y if part is None else part.take(y)
+            for name, here in pairs.served(number):
+                for piece in pieces.output.get(name, ()):
+                    own = own + torch.where(here, piece(x, own, context), 0)
+            y = own if part is None else part.put(y, own)
+        return y
 
     def _learning(self) -> int:
         """How many experts there are, where each must get a gradient; else 0.
@@ -214,6 +292,14 @@ class ExpertHooks:
             if changed is not own:
                 y = changed if part is None else part.put(y, changed)
         return y
+
+
+def _summed(y: Tensor, call: Call, order: Tensor) -> Tensor:
+    """What the experts computed, sorted `[N · k, D]`, as the sum of each token's: `[N, D]`."""
+    y = y * call.weights.reshape(-1)[order, None]
+    count, top = call.experts.shape
+    back = torch.argsort(order)
+    return y[back].unflatten(0, (count, top)).sum(1).to(call.tokens.dtype)
 
 
 def _mapped(

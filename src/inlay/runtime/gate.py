@@ -96,10 +96,17 @@ class GateHooks:
     """The hooks of one module at which threads enter and leave a base.
 
     outermost: whether that module is the base itself, which is not inside any other.
-    begin: called when a thread enters the base: some bases embed tokens before any stack.
+    begin: called with the arguments by name when a thread enters the base, and may change them:
+    some bases embed tokens before any stack.
     """
 
-    def __init__(self, module: nn.Module, gate: Gate, outermost: bool, begin: Callable[[], None]):
+    def __init__(
+        self,
+        module: nn.Module,
+        gate: Gate,
+        outermost: bool,
+        begin: Callable[[dict[str, Any]], None],
+    ):
         self.module = module
         self.gate = gate
         self.outermost = outermost
@@ -109,7 +116,7 @@ class GateHooks:
     def hook(self) -> None:
         """Put the hooks on, before and after all others of the module."""
         self._hooks = [
-            self.module.register_forward_pre_hook(self._enter, prepend=True),
+            self.module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             self.module.register_forward_hook(self._leave, always_call=True),
         ]
 
@@ -118,11 +125,14 @@ class GateHooks:
         for handle in self._hooks:
             handle.remove()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not torch.compiler.is_compiling():
             self.gate.enter(self.outermost)
         if self.outermost:
-            self.begin()
+            self.begin(kwargs)
+        return args, kwargs
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():

@@ -23,7 +23,11 @@ def check_rows(routing: Routing, inputs: dict[str, Any]) -> None:
 
 
 def check_continuous_batching(state: StackState, inputs: dict[str, Any]) -> None:
-    """Raise PortError where an inlay cannot act on texts whose keys lie in shared pages."""
+    """Raise PortError where an inlay cannot act on texts whose keys lie in shared pages.
+
+    transformers runs these passes in a thread of its own, and asks nothing of the base in the
+    caller's: the message is the `error` of each result.
+    """
     if not isinstance(inputs.get("cache"), PagedAttentionCache):
         return
     if state.routing.chosen_elsewhere:

@@ -59,9 +59,11 @@ class Positions:
         return {**counted, "position_ids": positions}
 
     def _alone(self) -> Numbering:
-        """How the base numbers positions where it is given none."""
+        """How the base numbers positions where it is given none; in a graph it is not measured."""
         if self._numbering is None:
-            self._numbering = all_positions if torch.compiler.is_compiling() else self._measured()
+            if torch.compiler.is_compiling():
+                return all_positions
+            self._numbering = self._measured()
         return self._numbering
 
     def _measured(self) -> Numbering:

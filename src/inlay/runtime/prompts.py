@@ -26,7 +26,7 @@ from inlay.runtime.embeds import check_vectors
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.positions import is_packed
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import cached, continues, leading_padding, text_of
+from inlay.runtime.stack_inputs import arange, cached, continues, leading_padding, text_of
 from inlay.runtime.virtual_tokens import VirtualTokenPort, check_embed
 
 BEFORE = "inlay_before"
@@ -155,12 +155,9 @@ class PromptPort(Port):
                 f"{type(self.state.chart.base).__name__} reads a prompt as part of its row, and "
                 "these rows hold several texts each; give every text a row of its own"
             )
-        tokens = text.shape[1]
         if goes_on:
-            tokens += int(cached(inputs)) - max(self._lengths(groups))
-        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), tokens)
-        if goes_on:
-            return self._continue(inputs, groups, mask, tokens, text)
+            return self._continue(inputs, groups, text)
+        mask = flat_mask(inputs.get("attention_mask"), inputs.get("past_key_values"), text.shape[1])
         return self._begin(inputs, groups, mask, text)
 
     def _begin(
@@ -207,29 +204,44 @@ class PromptPort(Port):
         without = ids.new_full((len(ids), layout.extra), self.stack.vocabulary)
         return self.stack.looked_up(torch.cat((ids, without), 1).gather(1, layout.source))
 
-    def _continue(
-        self,
-        inputs: dict[str, Any],
-        groups: Groups,
-        mask: Tensor | None,
-        tokens: int,
-        text: Tensor,
-    ) -> dict[str, Any]:
-        """A later step of generation, `tokens` in all: the prompt is in the cache already."""
-        batch, length = text.shape[:2]
+    def _continue(self, inputs: dict[str, Any], groups: Groups, text: Tensor) -> dict[str, Any]:
+        """A later step of generation: the prompt is in the cache already."""
         before = vars(inputs["past_key_values"]).get(BEFORE)
-        if not isinstance(before, PromptLayout) or (mask is not None and mask.shape[1] != tokens):
+        if not isinstance(before, PromptLayout):
             raise RowsError(OTHER_ROWS)
-        layout = self.plan(groups, batch, tokens, mask, text.device)
-        inputs_with_prompt = {**inputs, "attention_mask": layout.mask}
+        mask, columns = self._mask_so_far(inputs, groups, text, before)
+        inputs_with_prompt = {**inputs, "attention_mask": mask}
         if self.stack.takes("position_ids"):
-            positions = inputs.get("position_ids")
-            if positions is None:
-                counted = layout.mask.long().cumsum(-1)[:, -length:] - 1
+            of_text = inputs.get("position_ids")
+            if of_text is None:
+                counted = mask.long().cumsum(-1).gather(1, columns.expand(len(text), -1)) - 1
                 inputs_with_prompt["position_ids"] = counted + self.stack.position_start
             else:
-                inputs_with_prompt["position_ids"] = positions + layout.lengths[:, None]
+                inputs_with_prompt["position_ids"] = of_text + before.lengths[:, None]
         return inputs_with_prompt
+
+    def _mask_so_far(
+        self, inputs: dict[str, Any], groups: Groups, text: Tensor, before: PromptLayout
+    ) -> tuple[Tensor, Tensor]:
+        """The mask over cache and text with the prompts, and the columns of the text, `[1, T]`.
+
+        The length of a static cache is a number on its device, which is not asked for: the mask
+        that the caller gave says how many tokens there are, and else it covers all that the cache
+        has room for.
+        """
+        batch, length = text.shape[:2]
+        given, positions = inputs.get("attention_mask"), cached(inputs)
+        if not isinstance(positions, Tensor):
+            tokens = positions - max(self._lengths(groups)) + length
+            flat = flat_mask(given, inputs["past_key_values"], tokens)
+            if flat is not None and flat.shape[1] != tokens:
+                raise RowsError(OTHER_ROWS)
+        elif isinstance(given, Tensor) and given.dim() == 2:
+            tokens, flat = given.shape[1], given
+        else:
+            return _whole_mask(before, inputs["past_key_values"]), arange(text, positions)
+        mask = self.plan(groups, batch, tokens, flat, text.device).mask
+        return mask, arange(text, mask.shape[1] - length)
 
     def trim(self, output: Any) -> Any:
         """Cut the prompts' positions off the stack's output."""
@@ -342,6 +354,15 @@ class PromptPort(Port):
 def _texts(layout: PromptLayout, states: Tensor) -> Tensor:
     """The states of the text, `[B, T, D]`, out of those of the widened rows, `[B, T + P, D]`."""
     return states.gather(1, layout.back[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _whole_mask(before: PromptLayout, cache: StaticCache) -> Tensor:
+    """The mask over all that a static cache has room for, `[B, S]`; its length is not asked for.
+
+    What follows the first pass is text; what is still to come, no query sees.
+    """
+    room = max(layer.max_cache_len for layer in cache.layers if isinstance(layer, StaticLayer))
+    return F.pad(before.mask, (0, room - before.mask.shape[1]), value=1)
 
 
 def flat_mask(mask: Any, cache: Any, tokens: int | Tensor) -> Tensor | None:

@@ -261,6 +261,7 @@ class StackHooks:
         self.extra_kv.attention_pass.prefix = None
         if self.prefix is not None:
             self.prefix.forget()
+            self.prefix.openings.read(None, {})
         for modules in self.once.values():
             for once in modules:
                 once.forget()
@@ -336,6 +337,7 @@ def after_backward(run: Callable[[], None]) -> None:
     Variable._execution_engine.queue_callback(run)
 
 
-def _seed() -> int:
+def _seed() -> int | Tensor:
     """A number for the draws of one pass, from torch's own generator: resumed runs repeat it."""
-    return int(torch.randint(2**62, ()))
+    seed = torch.randint(2**62, ())
+    return seed if torch.compiler.is_compiling() else int(seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.architectures.chart import Chart
@@ -174,8 +174,7 @@ class Task(ABC, Generic[B, O]):
         """
         chart = resolve(model)
         require_text(model, chart, self.name)
-        embeddings: Any = model.get_input_embeddings()
-        vocabulary = len(embeddings.weight)
+        vocabulary = _vocabulary(model)
         if len(tokenizer) > vocabulary:
             raise TaskError(
                 f"the tokenizer has {len(tokenizer)} tokens and the model {vocabulary}; "
@@ -204,10 +203,22 @@ class Task(ABC, Generic[B, O]):
 
     @property
     def bound(self) -> Bound:
-        """What the task is bound to. Raises TaskError before `bind`."""
-        if self._bound is None:
+        """What the task is bound to.
+
+        Raises TaskError before `bind`, and where the model's embedding table has been resized
+        since: the ids of virtual tokens, which begin after it, would mean other tokens.
+        """
+        bound = self._bound
+        if bound is None:
             raise TaskError(f"{self.name}: call bind(model, tokenizer) first")
-        return self._bound
+        vocabulary = _vocabulary(bound.chart.base)
+        if vocabulary != bound.first_virtual_id:
+            raise TaskError(
+                f"{self.name}: the model had {bound.first_virtual_id} tokens when the task was "
+                f"bound to it, and has {vocabulary} now; call bind(model, tokenizer) again, and "
+                "encode the rows anew"
+            )
+        return bound
 
     def chart(self, model: PreTrainedModel) -> Chart:
         """The chart of this model, which is the bound one or a copy of it."""
@@ -448,3 +459,11 @@ class Task(ABC, Generic[B, O]):
         Empty where a prediction is not one of a set of labels.
         """
         return {}
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """V, how many tokens the model embeds; known where its table is spread over processes too."""
+    embeddings: Any = model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding):
+        return embeddings.num_embeddings
+    return len(embeddings.weight)

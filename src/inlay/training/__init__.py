@@ -2,6 +2,9 @@
 
 from inlay.training.callback import InlayCallback
 from inlay.training.fit import fit, tune
+from inlay.training.fusion.recipe import FuseRecipe
+from inlay.training.fusion.results import FuseResult
+from inlay.training.fusion.run import train_fusion
 from inlay.training.ipt_decoder import fit_decoder
 from inlay.training.loop.evaluation import evaluate, predict
 from inlay.training.loop.options import Options
@@ -22,6 +25,8 @@ __all__ = [
     "CrossValidation",
     "EnsembleResult",
     "Evaluation",
+    "FuseRecipe",
+    "FuseResult",
     "InlayCallback",
     "Options",
     "Outcome",
@@ -40,6 +45,7 @@ __all__ = [
     "predict",
     "prepare",
     "run",
+    "train_fusion",
     "tune",
     "vote",
 ]

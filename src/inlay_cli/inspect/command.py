@@ -15,13 +15,13 @@ from inlay_cli.inspect.page import page
 from inlay_cli.inspect.report import Comparison, Report, as_json
 from inlay_cli.inspect.terminal import show
 from inlay_cli.shared import (
-    BaseArgument,
     DeviceOption,
     DtypeOption,
-    FileArgument,
     QuantizeOption,
+    base_and_files,
     examples,
     open_base,
+    usage_of,
 )
 
 if TYPE_CHECKING:
@@ -35,25 +35,25 @@ def register(app: typer.Typer, panel: str) -> None:
         "inspect",
         rich_help_panel=panel,
         epilog=examples(
-            ("inlay inspect smollm2 run/default.safetensors", "nearest tokens, and attention"),
+            ("inlay inspect run/default.safetensors", "nearest tokens, attention, gates"),
             ("inlay inspect smollm2 a.safetensors b.safetensors", "do two seeds agree?"),
-            ('inlay inspect smollm2 a.safetensors --words "good,bad" --html a.html', "as a page"),
+            ('inlay inspect a.safetensors --words "good,bad" --html a.html', "as a page"),
+            ("inlay inspect fused.safetensors --data dev.csv --json a.json", "what it listens to"),
         ),
     )(inspect)
 
 
 def inspect(
-    base: BaseArgument,
-    file: FileArgument,
-    other: Annotated[
-        Path | None,
+    places: Annotated[
+        list[str],
         typer.Argument(
-            metavar="OTHER",
-            help="A second inlay, to compare with.",
-            autocompletion=names.inlays,
+            metavar="[BASE] FILE [OTHER]",
+            help="A trained inlay, before it another base than that of its training, and after it "
+            "a second inlay to compare with.",
+            autocompletion=names.bases_or_inlays,
             show_default=False,
         ),
-    ] = None,
+    ],
     count: Annotated[
         int, typer.Option("--neighbours", min=1, help="Tokens to list for each position.")
     ] = 5,
@@ -100,17 +100,19 @@ def inspect(
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
 ) -> None:
-    """Look inside a prompt or prefix: the tokens near it, and the attention it gets.
+    """Look inside an inlay: tokens near a prompt, attention on a prefix, what pieces decide.
 
-    Attention is shown by layer and head, next to what a query would give if it attended equally to
-    everything it sees.
+    Attention on prompts and prefixes is shown by layer and head, next to what a query would give if
+    it attended equally to everything it sees. Of a fusion it shows what each layer listens to, and
+    of gates their values, by layer and by text.
     """
     if text and data is not None:
         raise typer.BadParameter("give either --text or --data")
     from inlay_cli.inspect.inputs import Probe, rows_of, task_of, template_of, words_of
 
+    base, file, other, trained_with = _places(places)
     rows = rows_of(text, data, limit)
-    model, tokenizer = open_base(base, dtype, device, quantize)
+    model, tokenizer = open_base(base, dtype, device, quantize or trained_with)
     with busy(f"inspecting {file}"):
         from inlay.handle import load
         from inlay.inspect import word_forms
@@ -122,11 +124,14 @@ def inspect(
             write(f"left out: {word!r} is not a single token", err())
             del tokens[word]
         probe = Probe(tokenizer, count, tokens, rows, template_of(template, task, rows))
+        measured = probe.measure(handle, file)
         report = Report(
             base,
             str(file),
             repr(handle.spec),
-            *probe.measure(handle, file),
+            measured.prompts,
+            measured.shares,
+            measured.readings,
             probe.texts(handle),
             probe.template_for(handle),
             tokenizer,
@@ -143,11 +148,24 @@ def inspect(
     show(report)
 
 
+def _places(words: list[str]) -> tuple[str, Path, Path | None, str | None]:
+    """The base, the inlay's file, that of a second if there is one, and how the base was kept."""
+    base, files = base_and_files(words)
+    if not 1 <= len(files) <= 2:
+        raise typer.BadParameter("give a FILE, or two to compare: inlay inspect FILE [OTHER]")
+    usage = usage_of(files[0], base)
+    place = usage.base_path(files[0]) if base is None and usage is not None else base
+    assert place is not None
+    quantize = None if usage is None else usage.quantize
+    return place, files[0], files[1] if len(files) == 2 else None, quantize
+
+
 def _compare(report: Report, first: Inlay, second: Inlay, file: Path, probe: Probe) -> Comparison:
     """Compare a second inlay with the one of a report."""
     from inlay.inspect import compare_prefixes, compare_prompts, share_correlation
 
-    prompts, shares = probe.measure(second, file)
+    measured = probe.measure(second, file)
+    prompts, shares = measured.prompts, measured.shares
     by_place = {(share.kind, share.attention, share.layers): share for share in shares}
     pairs = [
         (share, by_place.get((share.kind, share.attention, share.layers)))

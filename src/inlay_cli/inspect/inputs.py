@@ -17,10 +17,13 @@ from inlay.inspect import (
     TEXTS,
     AttentionShare,
     Neighbours,
+    PlaceReading,
     attention_shares,
+    has_vectors,
     max_tokens,
     neighbours,
-    require_vectors,
+    readings,
+    require_inspectable,
     token_batches,
 )
 from inlay.methods.head import Head
@@ -31,6 +34,19 @@ from inlay.tasks.templated import with_virtual_tokens
 from inlay.training.recipes.recipe import Recipe
 from inlay_cli.inspect.report import VIRTUAL_SIGN
 from inlay_cli.shared import RECIPE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one inlay.
+
+    prompts: the tokens near its prompts. shares: the attention on its prompts and prefixes.
+    readings: what its pieces decide on the texts, such as the values of gates.
+    """
+
+    prompts: list[Neighbours]
+    shares: list[AttentionShare]
+    readings: list[PlaceReading]
 
 
 @dataclass(frozen=True)
@@ -47,22 +63,28 @@ class Probe:
     rows: list[Example]
     template: str
 
-    def measure(self, handle: Inlay, file: Path) -> tuple[list[Neighbours], list[AttentionShare]]:
-        """The tokens near an inlay's prompts, and the attention on its prompts and prefixes.
+    def measure(self, handle: Inlay, file: Path) -> Measured:
+        """Everything that can be measured of an inlay.
 
-        Raises SpecError if the inlay has neither.
+        Raises SpecError if there is nothing.
         """
         try:
-            require_vectors(handle)
+            require_inspectable(handle)
         except SpecError as error:
             raise SpecError(f"{file}: {error}") from None
-        texts = token_batches(
-            handle,
-            self._sources(handle),
-            self._targets(),
-            pad=self.tokenizer.pad_token_id or 0,
+        texts = list(
+            token_batches(
+                handle,
+                self._sources(handle),
+                self._targets(),
+                pad=self.tokenizer.pad_token_id or 0,
+            )
         )
-        return neighbours(handle, self.count, self.tokens), attention_shares(handle, texts)
+        near, shares = [], []
+        if has_vectors(handle):
+            near = neighbours(handle, self.count, self.tokens)
+            shares = attention_shares(handle, texts)
+        return Measured(near, shares, readings(handle, texts))
 
     def template_for(self, handle: Inlay) -> str:
         """The template, with the inlay's virtual tokens if it names none itself.

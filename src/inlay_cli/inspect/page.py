@@ -7,6 +7,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from inlay_cli.inspect import report as reports
+from inlay_cli.inspect.heat import heat_map, scale
+from inlay_cli.inspect.readings import maps, rounded
 from inlay_cli.inspect.report import VIRTUAL_SIGN, Comparison, Report
 
 if TYPE_CHECKING:
@@ -17,12 +19,6 @@ if TYPE_CHECKING:
         Neighbours,
         PrefixSimilarity,
     )
-
-CELL, LEFT, TOP, RIGHT, BOTTOM = 20, 64, 40, 64, 34
-"""Pixels: the side of a square, and the margins around the squares of a map."""
-
-STEPS = (0, 0.25, 0.5, 0.75, 1)
-"""The squares of a map's scale, as parts of its highest value."""
 
 MOST_TEXTS = 50
 """How many texts a page shows."""
@@ -35,6 +31,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2.2rem; }
+h3 { font-size: .95rem; font-weight: 600; margin-top: 1.4rem; }
 p { margin: .4rem 0; } .soft, small { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; }
@@ -58,7 +55,8 @@ def page(report: Report) -> str:
         _p(f"<code>{escape(report.method)}</code> on {escape(report.base)}"),
         *(part for prompt in report.prompts for part in _prompt(report, prompt)),
         *(part for share in report.shares for part in _map(share, report.measured)),
-        *(_texts(report) if report.shares else []),
+        *_readings(report),
+        *(_texts(report) if report.shares or report.readings else []),
     ]
     if report.comparison is not None:
         parts += _comparison(report, report.comparison)
@@ -136,72 +134,64 @@ def _map(share: AttentionShare, measured: str) -> list[str]:
 
 def svg_map(share: AttentionShare) -> str:
     """An attention map as SVG: a column for each head, a line for each layer from the first on."""
-    layers, heads = share.shares.shape
-    highest = float(share.shares.max()) or 1.0
-    bottom, right = TOP + layers * CELL, LEFT + heads * CELL
-    width, height = right + RIGHT, bottom + BOTTOM
-    shapes = [
-        _text(LEFT + heads * CELL / 2, 14, "head", "middle", "axis"),
-        _text(14, TOP + layers * CELL / 2, "layer", "middle", "axis", turned=True),
-        _text(right + 8, TOP - 8, "mean"),
-        *(_text(LEFT + (head + 0.5) * CELL, TOP - 8, str(head), "middle") for head in range(heads)),
-    ]
-    for line, (layer, values) in enumerate(zip(share.layers, share.shares.tolist(), strict=True)):
-        top = TOP + line * CELL
-        shapes.append(_text(LEFT - 8, top + CELL * 0.7, str(layer), "end"))
-        for head, value in enumerate(values):
-            note = f"layer {layer}, head {head}: {reports.percent(value)}"
-            shapes.append(_square(LEFT + head * CELL, top, value / highest, note))
-        mean = reports.percent(sum(values) / len(values))
-        shapes.append(_text(right + 8, top + CELL * 0.7, mean))
-    frame = (
-        f'<rect class="frame" x="{LEFT - 1}" y="{TOP - 1}" width="{heads * CELL + 1}" '
-        f'height="{layers * CELL + 1}"/>'
-    )
-    label = escape(f"{reports.title(share)}: {reports.summary(share)}")
-    svg = (
-        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">{frame}{"".join(shapes)}</svg>'
+    values = share.shares.tolist()
+    svg = heat_map(
+        values,
+        [str(layer) for layer in share.layers],
+        [str(head) for head in range(share.shares.shape[1])],
+        axes=("layer", "head"),
+        label=f"{reports.title(share)}: {reports.summary(share)}",
+        show=reports.percent,
+        means=True,
     )
     legend = (
         "Share of a head's attention that falls on it: "
-        f"{_scale(highest)}. A line is a layer, a column one of its heads."
+        f"{scale(values, reports.percent)}. A line is a layer, a column one of its heads."
     )
     return f'<div class="wide">{svg}</div><p class="soft">{legend}</p>'
 
 
-def _scale(highest: float) -> str:
-    """A square for each step of a map's colours, with its value."""
-    size = f'width="{CELL - 1}" height="{CELL - 1}"'
-    squares = (
-        f'<span class="step"><svg {size} aria-hidden="true"><rect class="square step" {size} '
-        f'fill-opacity="{step:.3f}"/></svg> {reports.percent(step * highest)}</span>'
-        for step in STEPS
-    )
-    return " ".join(squares)
+def _readings(report: Report) -> list[str]:
+    """What pieces decide: a map by layer, and where texts differ one of each column by text."""
+    parts: list[str] = []
+    for shown in maps(report.readings):
+        values = shown.mean.tolist()
+        parts += [
+            f"<h2>{escape(shown.title)}</h2>",
+            _p(escape(f"Mean over {report.measured}.")),
+            _value_map(values, shown.layers, shown.columns, ("layer", shown.axis), shown.title),
+        ]
+        if not shown.depends:
+            parts.append(_p("It is the same for every text."))
+            continue
+        texts = [str(number + 1) for number in range(min(shown.values.shape[2], MOST_TEXTS))]
+        for number, column in enumerate(shown.columns):
+            title = f"{shown.title}, of {column} by text"
+            by_text = shown.values[:, number, : len(texts)].tolist()
+            parts += [
+                f"<h3>{escape(title)}</h3>",
+                _value_map(by_text, shown.layers, texts, ("layer", "text"), title),
+            ]
+    return parts
 
 
-def _square(x: float, y: float, opacity: float, note: str) -> str:
-    return (
-        f'<rect class="square" x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" '
-        f'fill-opacity="{opacity:.3f}"><title>{note}</title></rect>'
-    )
-
-
-def _text(
-    x: float, y: float, text: str, anchor: str = "start", style: str = "", turned: bool = False
+def _value_map(
+    values: list[list[float]],
+    lines: Sequence[str],
+    columns: Sequence[str],
+    axes: tuple[str, str],
+    label: str,
 ) -> str:
-    """A text in a map; turned: written upwards."""
-    kind = f' class="{style}"' if style else ""
-    turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{kind}{turn}>{escape(text)}</text>'
+    svg = heat_map(values, lines, columns, axes=axes, label=label, show=rounded)
+    legend = f"{scale(values, rounded)}. A line is a {axes[0]}, a column one {axes[1]}."
+    return f'<div class="wide">{svg}</div><p class="soft">{legend}</p>'
 
 
 def _texts(report: Report) -> list[str]:
-    """The texts that attention was measured on."""
+    """The texts that it was measured on."""
     shown = report.texts[:MOST_TEXTS]
     parts = [
-        "<h2>Texts that attention was measured on</h2>",
+        "<h2>Texts that this was measured on</h2>",
         "<ol>" + "".join(f"<li>{escape(text)}</li>" for text in shown) + "</ol>",
     ]
     if any(VIRTUAL_SIGN in text for text in shown):

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inlay_cli.inspect.readings import as_entry
+
 if TYPE_CHECKING:
     from inlay.inspect import (
         AttentionShare,
         MatchedPrompts,
         NearestTokens,
         Neighbours,
+        PlaceReading,
         PrefixSimilarity,
         Score,
     )
@@ -41,7 +44,7 @@ class Comparison:
 class Report:
     """Everything that was measured.
 
-    texts, template: the texts that the attention was measured on, and how a row is written as one.
+    texts, template: the texts that it was measured on, and how a row is written as one.
     """
 
     base: str
@@ -49,6 +52,7 @@ class Report:
     method: str
     prompts: list[Neighbours]
     shares: list[AttentionShare]
+    readings: list[PlaceReading]
     texts: list[str]
     template: str
     tokenizer: Any
@@ -56,7 +60,7 @@ class Report:
 
     @property
     def measured(self) -> str:
-        """What the attention was measured on, in words."""
+        """What it was measured on, in words."""
         texts = f"{len(self.texts)} {'text' if len(self.texts) == 1 else 'texts'}"
         as_is = self.template in ("{text}", "{source}")
         return texts if as_is else f"{texts}, written {self.template!r}"
@@ -85,6 +89,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "texts": report.texts,
         "template": report.template,
         "attention": [_share(share) for share in report.shares],
+        "readings": [as_entry(reading) for reading in report.readings],
     }
     comparison = report.comparison
     if comparison is not None:

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from inlay_cli.console import out, table
 from inlay_cli.inspect import report as reports
+from inlay_cli.inspect.readings import ReadingMap, maps, rounded
 from inlay_cli.inspect.report import Comparison, Report
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ MOST_TOKENS = 10
 """Shared tokens that are listed; the page and the JSON file list all."""
 
 
+MOST_TEXTS = 20
+"""Texts that are listed with what is read out of each."""
+
+LONGEST_TEXT = 60
+"""How many characters of a text are shown."""
+
+
 def show(report: Report) -> None:
     """Print the report."""
     _print(f"[bold]{escape(report.file)}[/]  {escape(report.method)}")
@@ -31,6 +39,8 @@ def show(report: Report) -> None:
         _show_prompt(report, prompt)
     for share in report.shares:
         _show_map(share, report.measured)
+    for shown in maps(report.readings):
+        _show_readings(shown, report)
     if report.comparison is not None:
         _show_comparison(report, report.comparison)
 
@@ -99,6 +109,34 @@ def _show_map(share: AttentionShare, measured: str) -> None:
         rows.add_row(str(layer), *map(reports.percent, numbers), _bars(values, highest))
     out().print(rows)
     _print(f"{reports.summary(share)}. █ is {reports.percent(highest)}, the highest of all heads.")
+
+
+def _show_readings(shown: ReadingMap, report: Report) -> None:
+    """What pieces decide, by layer, and by text where texts differ."""
+    rows = _titled(f"{shown.title} (mean over {report.measured})")
+    rows.add_column("layer", justify="right", style="bold cyan")
+    for column in shown.columns:
+        rows.add_column(escape(column), justify="right")
+    for layer, values in zip(shown.layers, shown.mean.tolist(), strict=True):
+        rows.add_row(layer, *map(rounded, values))
+    means = map(rounded, shown.mean.nanmean(0).tolist())
+    rows.add_row("mean", *means, style="dim")
+    out().print(rows)
+    if not shown.depends:
+        _print("It is the same for every text.")
+        return
+    rows = _titled(f"{shown.title}, by text (mean over layers)")
+    rows.add_column("text", justify="right", style="bold cyan")
+    for column in shown.columns:
+        rows.add_column(escape(column), justify="right")
+    rows.add_column("")
+    lines = list(zip(report.texts, shown.by_text.tolist(), strict=False))
+    for place, (text, values) in enumerate(lines[:MOST_TEXTS], 1):
+        beginning = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+        rows.add_row(str(place), *map(rounded, values), escape(" ".join(beginning.split())))
+    out().print(rows)
+    if len(lines) > MOST_TEXTS:
+        _print(f"[dim]and {len(lines) - MOST_TEXTS} more texts; --json has all[/]")
 
 
 def _bars(values: Tensor, highest: float) -> str:

@@ -415,3 +415,20 @@ def test_a_classifier_of_other_columns_than_text():
     assert patterns.head_task() == Classify(
         by=TrainedHead(("no", "yes")), template="{premise}\n{hypothesis}"
     )
+
+
+def test_bad_rows_of_every_kind_end_a_run_before_it_begins(recipe, tmp_path):
+    too_long = {"text": "film " * 90, "label": "yes"}
+    texts, train = tmp_path / "texts.jsonl", tmp_path / "train.jsonl"
+    write(texts, [*rows(4), too_long])
+    write(train, rows(8))
+    train.write_text(f"{train.read_text()}not json\n")
+    data = {"unlabelled": {"source": str(texts)}, "train": {"source": str(train)}}
+    with pytest.raises(DataError, match="the data has 2 faults") as caught:
+        pet(recipe(data=data), tiny.quiet())
+    assert "train.jsonl:9: not valid JSON" in str(caught.value)
+    assert "texts.jsonl:5: its" in str(caught.value)
+    write(train, rows(8))
+    with pytest.raises(DataError, match=r"texts.jsonl:5: its"):
+        pet(recipe(data=data), tiny.quiet())
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("log.jsonl"))

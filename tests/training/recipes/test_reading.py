@@ -153,6 +153,23 @@ def test_bad_rows_of_every_part_are_errors_before_training(tmp_path, base):
     assert not (tmp_path / "out" / "log.jsonl").exists()
 
 
+def test_rows_that_cannot_be_read_and_rows_that_cannot_be_used_are_one_message(tmp_path, base):
+    parts = {
+        "train": [f"{LONG};yes", *GOOD, "b", "c", f"{LONG};no"],
+        "dev": [*GOOD, f"{LONG};no"],
+        "test": GOOD,
+    }
+    data = {part: table(tmp_path / f"{part}.csv", rows) for part, rows in parts.items()}
+    with pytest.raises(DataError) as caught:
+        run(recipe(tmp_path, base, data), tiny.quiet())
+    message = str(caught.value)
+    assert message.startswith("the data has 2 faults: (1) ")
+    assert "train.csv:6: " in message and "train.csv:2: its input is 4" in message
+    assert "2 more rows are bad, the next at" in message and "train.csv:7: mend" in message
+    assert "dev.csv:5: its input is 4" in message and "test.csv" not in message
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
 def test_bad_rows_of_every_part_are_left_out_on_request(tmp_path, base):
     parts = {
         "train": [*GOOD, f"{LONG};yes", "a dog;", "b"],

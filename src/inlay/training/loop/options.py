@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -162,11 +162,18 @@ def _path(
     has written it.
     """
     path: list[str] = []
-    for step in map(str, steps):
+    rest = map(str, steps)
+    for step in rest:
         if step not in model.model_fields:
             break
         path.append(step)
         annotation = model.model_fields[step].annotation
+        if get_origin(annotation) is dict:
+            key = next(rest, None)
+            if key is None:
+                break
+            path.append(key)
+            annotation = get_args(annotation)[1]
         types = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type)]
         models = [t for t in types if issubclass(t, BaseModel)]
         if not models:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +28,7 @@ from inlay.training.fit import fit
 from inlay.training.loop.evaluation import evaluate
 from inlay.training.loop.full_model import BASE, require_full_precision, save_base
 from inlay.training.loop.launch import processes
-from inlay.training.loop.progress import ProgressDisplay, print_line
+from inlay.training.loop.progress import print_line
 from inlay.training.pet.distillation import weighted_mean, with_scores
 from inlay.training.pet.pattern_models import PatternModels
 from inlay.training.pet.patterns import Patterns
@@ -34,8 +36,9 @@ from inlay.training.pet.recipe import PetRecipe
 from inlay.training.pet.results import PetResult
 from inlay.training.preparation import prepare
 from inlay.training.recipes.ensemble import attach_member
+from inlay.training.recipes.reading import open_base, read_data, usable
 from inlay.training.recipes.recipe import Recipe, Source, output_folder
-from inlay.training.recipes.run import open_base, spec_with_head
+from inlay.training.recipes.run import spec_with_head
 
 CLASSIFIER = "classifier"
 
@@ -70,7 +73,10 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     else:
         student = patterns.head_task(**recipe.task_fields())
     student.objective = Distillation(temperature=recipe.temperature)
-    train, texts, test = _read_data(recipe, patterns, console)
+    sources = recipe.data.parts()
+    data = read_data(
+        sources, partial(_load, patterns), lambda _: _drafts(recipe, tasks, console), console
+    )
     model, tokenizer = open_base(recipe.base, recipe.dtype, console)
     trains_base = recipe.training.base_lr is not None
     if trains_base:
@@ -78,12 +84,8 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     for task in tasks:
         task.bind(model, tokenizer)
         auxiliary.check_weight(recipe.auxiliary_weight, task.bound)
-    sources = recipe.data.parts()
-    train, test = (
-        _usable(tasks, data, sources.get(part)) for part, data in (("train", train), ("test", test))
-    )
-    texts = _usable(tasks, texts, sources["unlabelled"])
-    unlabelled = [] if texts is None else list(texts)
+    data = usable(tasks, data, {part: s.skip_bad for part, s in sources.items()}, console)
+    train, test, unlabelled = data.get("train"), data.get("test"), list(data["unlabelled"])
     models = PatternModels(
         recipe,
         model,
@@ -103,13 +105,13 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     print_line(console, "the classifier")
     student.bind(model, tokenizer)
     spec = spec_with_head(recipe.make_spec(), student)
-    data = with_scores(unlabelled, weighted_mean(models.scores, models.weights))
+    scored = with_scores(unlabelled, weighted_mean(models.scores, models.weights))
     folder = out / CLASSIFIER
     prepared = prepare(
         model,
         spec,
         student,
-        data,
+        scored,
         batch_size=recipe.distilling.rows or 16,
         seed=recipe.seed,
         folder=folder,
@@ -119,7 +121,7 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     handle = attach_member(model, spec, CLASSIFIER, recipe.seed, 0, prepared)
     with rows(model, [handle.name]):
         options = models.fit_options(recipe.distilling, folder)
-        training = fit(model, handle, student, data, prepared=prepared, **options)
+        training = fit(model, handle, student, scored, prepared=prepared, **options)
         scores = None if test is None else evaluate(model, student, test, **models.sizes)
     result = PetResult(
         recipe=recipe,
@@ -137,40 +139,27 @@ def pet(recipe: PetRecipe, console: Console | None = None, *, resume: bool = Tru
     return result
 
 
-def _read_data(
-    recipe: PetRecipe, patterns: Patterns, console: Console
-) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """The labelled rows, the texts without their labels, and the rows to test on."""
-    with ProgressDisplay(console) as display:
-
-        def read(part: str, columns: Sequence[str]) -> Dataset | None:
-            source = sources.get(part)
-            if source is None:
-                return None
-            with display.counting(f"reading {part}"):
-                return load(**source.model_dump(), need=columns)
-
-        sources = recipe.data.parts()
-        labelled = (*patterns.columns, "label")
-        train, test = read("train", labelled), read("test", labelled)
-        texts = read("unlabelled", patterns.columns)
-    assert texts is not None
+def _load(patterns: Patterns, part: str, source: Source) -> Dataset:
+    """The rows of a part; those without labels have no fields but what the patterns read."""
+    texts_alone = part == "unlabelled"
+    need = patterns.columns if texts_alone else (*patterns.columns, "label")
+    data = load(**source.model_dump(), need=need)
+    if not texts_alone:
+        return data
     bare = tuple(
         Example({name: example.fields[name] for name in patterns.columns}, example.where)
-        for example in texts
+        for example in data
     )
-    return train, Dataset(texts.source, bare, texts.skipped), test
+    return Dataset(data.source, bare, data.skipped)
 
 
-def _usable(
-    tasks: Sequence[Classify], data: Dataset | None, source: Source | None
-) -> Dataset | None:
-    """The data without the rows that some pattern cannot encode, where bad rows are left out."""
-    if data is None or source is None or not source.skip_bad:
-        return data
-    for task in tasks:
-        data = task.usable(data)
-    return data
+def _drafts(recipe: PetRecipe, tasks: Sequence[Classify], console: Console) -> list[Classify]:
+    """Copies of the patterns' tasks, bound to the base."""
+    model, tokenizer = open_base(recipe.base, recipe.dtype, console)
+    drafts = [deepcopy(task) for task in tasks]
+    for draft in drafts:
+        draft.bind(model, tokenizer)
+    return drafts
 
 
 def _write(

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -141,6 +143,10 @@ class Source(Reading):
         fields = self.model_dump(exclude={"limit", "shots", "seed"})
         return stream(**fields, need=task.required_fields, check=task.check)
 
+    def without_bad(self) -> Source:
+        """The same source without its bad rows."""
+        return self.model_copy(update={"skip_bad": True})
+
     def read_as(self, shared: Reading) -> Source:
         """The same source, read as `shared` says where it says nothing itself.
 
@@ -168,6 +174,46 @@ class Data(Reading):
         """The sources that there are, by part, with the fields that all parts share."""
         sources = {"train": self.train, "dev": self.dev, "test": self.test}
         return {part: s.read_as(self) for part, s in sources.items() if s is not None}
+
+
+def _check_method(value: str, info: ValidationInfo) -> str:
+    validate(partial(parse, run_files=_may_run_files(info)), value)
+    return value
+
+
+def check_name(value: str) -> str:
+    """The name of an inlay as it is. Raises ValueError for one that no inlay can have."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value):
+        raise ValueError(f"a name is letters, digits, '_' and '-', not {value!r}")
+    return value
+
+
+def _check_mapping(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004  # pydantic reports no TypeError
+            f"write its fields, such as {{kind: classify}}, not {value!r:.80}"
+        )
+    return value
+
+
+def _check_task(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    if "kind" not in value:
+        raise ValueError("the kind of task is missing, as in {kind: generate}")
+    validate(partial(_task_of, run_files=_may_run_files(info)), value)
+    return value
+
+
+Quantize = Literal["int8", "nf4", "torchao-int8", "torchao-int4"]
+"""How the matrices of a frozen base may be kept."""
+
+MethodText = Annotated[str, AfterValidator(_check_method)]
+"""A spec, written as in Python."""
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""The name of an inlay."""
+
+TaskFields = Annotated[dict[str, Any], BeforeValidator(_check_mapping), AfterValidator(_check_task)]
+"""The `kind` of a task and its fields."""
 
 
 class Recipe(BaseModel):
@@ -199,12 +245,12 @@ class Recipe(BaseModel):
 
     base: str
     dtype: Literal["float32", "bfloat16"] | None = None
-    quantize: Literal["int8", "nf4", "torchao-int8", "torchao-int4"] | None = None
-    method: str | None = None
+    quantize: Quantize | None = None
+    method: MethodText | None = None
     budget: str | None = None
-    name: str = "default"
+    name: Name = "default"
     start: str | None = None
-    task: dict[str, Any]
+    task: TaskFields
     data: Data
     training: Training = Training()
     out: str
@@ -212,37 +258,6 @@ class Recipe(BaseModel):
     ensemble: Annotated[int, Field(ge=1, le=100)] = 1
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     fold: PositiveInt | None = None
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None:
-            validate(partial(parse, run_files=_may_run_files(info)), value)
-        return value
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value):
-            raise ValueError(f"a name is letters, digits, '_' and '-', not {value!r}")
-        return value
-
-    @field_validator("task", mode="before")
-    @classmethod
-    def _mapping(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError(  # noqa: TRY004  # pydantic reports no TypeError
-                f"write its fields, such as {{kind: classify}}, not {value!r:.80}"
-            )
-        return value
-
-    @field_validator("task")
-    @classmethod
-    def _task(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "kind" not in value:
-            raise ValueError("the kind of task is missing, as in {kind: generate}")
-        validate(partial(_task_of, run_files=_may_run_files(info)), value)
-        return value
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Recipe:

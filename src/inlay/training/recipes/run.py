@@ -7,18 +7,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
-from inlay.errors import DataError, RecipeError, together
+from inlay.errors import RecipeError
 from inlay.files.atomic import write_whole
 from inlay.files.format import InlayFile
 from inlay.handle import Inlay, rows
-from inlay.hub import load_base
 from inlay.runtime.install import Prepared
 from inlay.tasks import Task
 from inlay.tasks.calibration import Calibration
@@ -27,7 +25,7 @@ from inlay.training.loop import checkpoint
 from inlay.training.loop.evaluation import evaluate
 from inlay.training.loop.full_model import BASE, require_full_precision
 from inlay.training.loop.launch import processes
-from inlay.training.loop.progress import ProgressDisplay, print_line
+from inlay.training.loop.progress import print_line
 from inlay.training.loop.results import Result
 from inlay.training.preparation import needs_preparation, prepare
 from inlay.training.recipes.calibrate import calibrate
@@ -45,13 +43,21 @@ from inlay.training.recipes.outcome import (
     report_outcome,
     write_outcome,
 )
+from inlay.training.recipes.reading import open_base, read_data, usable
 from inlay.training.recipes.recipe import Recipe, output_folder
 from inlay.training.recipes.start import adopt_labels, read_start, start_from
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LoadedBase = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A base that is loaded, and its tokenizer."""
 
 
-def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) -> Outcome:
+def run(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = True,
+    opened: LoadedBase | None = None,
+) -> Outcome:
     """Do what a recipe says.
 
     Writes into the folder `out`: `<name>.safetensors`, `recipe.yaml`, `log.jsonl`, `result.json`
@@ -69,6 +75,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
         recipe: the run.
         console: where progress is shown; None for the error stream.
         resume: resume from the folder's checkpoint, where there is one.
+        opened: the recipe's base, where it is loaded already. The trained inlay stays attached.
 
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError; and RecipeError for folds without a fold.
@@ -82,13 +89,13 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     start = read_start(recipe.start)
     if start is not None:
         adopt_labels(task, start)
-    data = _read_data(recipe, task, console)
+    data = _read_data(recipe, task, opened, console)
     if recipe.folds is not None and recipe.fold is not None:
         _set_all_labels(task, recipe, data["train"])
         splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
         data["train"], data["test"] = splits[recipe.fold - 1]
     task.prepare(data["train"])
-    model, tokenizer = open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+    model, tokenizer = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
     recipe = recipe.fitted(model)
     spec = spec_with_head(recipe.make_spec(), task)
     trains_base = recipe.training.base_lr is not None
@@ -102,7 +109,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     if needs_preparation(model, spec):
         draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
         draft.bind(model, tokenizer)
-        data = _usable(draft, data, skipping, console)
+        data = usable([draft], data, skipping, console)
         prepared = prepare(
             model,
             spec,
@@ -122,7 +129,7 @@ def run(recipe: Recipe, console: Console | None = None, *, resume: bool = True) 
     of_base = base_parameters if trains_base else 0
     parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
     print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
-    data = _usable(task, data, skipping, console)
+    data = usable([task], data, skipping, console)
     _print_skipped(data, console)
     context = _RunContext(
         recipe, out, model, tokenizer, task, data, console, resume, prepared, start
@@ -253,6 +260,19 @@ class _RunContext:
         return vote(self.model, members, self.task, data, batch_size=batch_size)
 
 
+def check_data(recipe: Recipe, opened: LoadedBase, console: Console) -> None:
+    """Read and encode all rows of a recipe, as `run` will; nothing is trained.
+
+    Raises DataError and TaskError where `run` would.
+    """
+    task = recipe.make_task()
+    data = _read_data(recipe, task, opened, console)
+    task.prepare(data["train"])
+    task.bind(*opened)
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    usable([task], data, skipping, console)
+
+
 def spec_with_head(spec: Spec, task: Task) -> Spec:
     """The spec, with the trained head that the task reads added where it has none."""
     if any(method.has_head for method in spec.methods):
@@ -261,60 +281,22 @@ def spec_with_head(spec: Spec, task: Task) -> Spec:
     return spec if head is None else spec + head
 
 
-def open_base(
-    base: str, dtype: str | None, console: Console, quantize: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the base of a recipe and its tokenizer, with progress."""
-    with ProgressDisplay(console) as display, display.counting(f"loading {base}"):
-        return load_base(
-            base,
-            dtype=None if dtype is None else DTYPES[dtype],
-            device=processes().device,
-            quantize=quantize,
-            report=lambda line: print_line(console, line),
-        )
-
-
-def _read_data(recipe: Recipe, task: Task, console: Console) -> dict[str, Dataset]:
-    """The rows of every part that the recipe names."""
-    data: dict[str, Dataset] = {}
-    faults = []
-    for part, source in recipe.data.parts().items():
-        with ProgressDisplay(console) as display, display.counting(f"reading {part}"):
-            try:
-                data[part] = source.load(task)
-            except DataError as error:
-                faults.append(str(error))
-    if faults:
-        raise DataError(together(faults, "the data"))
-    return data
-
-
-def _usable(
-    task: Task, data: Mapping[str, Dataset], skipping: Mapping[str, bool], console: Console
+def _read_data(
+    recipe: Recipe, task: Task, opened: LoadedBase | None, console: Console
 ) -> dict[str, Dataset]:
-    """The data, checked before any training, without the rows that the task cannot encode.
+    """The rows of every part. opened: the base, where it is loaded already."""
 
-    skipping: the parts of which such rows are left out; of others they are errors.
+    def drafts(data: Mapping[str, Dataset]) -> list[Task]:
+        if "train" not in data:
+            return []
+        draft = deepcopy(task)
+        draft.prepare(data["train"])
+        base = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+        draft.bind(*base)
+        return [draft]
 
-    Raises DataError.
-    """
-    usable: dict[str, Dataset] = {}
-    faults = []
-    with ProgressDisplay(console) as display:
-        for part, dataset in data.items():
-            with display.counting(f"checking {part}", len(dataset)) as advance:
-                try:
-                    if skipping[part]:
-                        usable[part] = task.usable(dataset)
-                    else:
-                        task.encode_all(dataset, advance)
-                        usable[part] = dataset
-                except DataError as error:
-                    faults.append(str(error))
-    if faults:
-        raise DataError(together(faults, "the data"))
-    return usable
+    sources = recipe.data.parts()
+    return read_data(sources, lambda part, source: source.load(task), drafts, console)
 
 
 def _print_skipped(data: Mapping[str, Dataset], console: Console) -> None:

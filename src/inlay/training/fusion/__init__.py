@@ -1,0 +1,1 @@
+"""AdapterFusion from a recipe: adapters first, then attention over them."""
