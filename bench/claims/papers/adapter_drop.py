@@ -44,11 +44,9 @@ def measure(run: Run) -> Numbers:
     head = task.head()
     assert head is not None
     robust = experiment.fit("robust", AdapterDrop(inner=Pfeiffer()) + head, task, data.train)
-    tensors = robust.named_tensors()
-    robust.detach()
+    robust.enabled = False
     for dropped in DROPPED:
-        rest = inlay.attach(experiment.model, above(dropped) + head)
-        rest.load_tensors({name: tensors[name] for name in rest.named_tensors()})
+        rest = inlay.drop_layers(robust, dropped)
         numbers[f"robust{dropped}"] = experiment.score(task, data.test)
         rest.detach()
     return numbers

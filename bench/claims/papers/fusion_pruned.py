@@ -19,6 +19,7 @@ from bench.claims.fusing import (
     train_fusion,
 )
 from bench.claims.plots import bars
+from inlay import Fusion
 
 SOURCES = ("trec", "subj", "sst2", "movie", "tweets", "nyt", "glue_rte")
 
@@ -62,20 +63,11 @@ def measure(run: Run) -> Numbers:
 
 def prune(fusion: Trained, data: LabelledTexts, keep: int) -> tuple[str, ...]:
     """Leave the adapters alone that the fusion listens to most; returns their names."""
-    model = fusion.experiment.model
+    weights = inlay.adapter_weights(fusion.handle, batches(fusion, data))
+    pruned = inlay.prune_fusion(fusion.handle, weights, keep)
     fusion.handle.detach()
-    method = fusion.handle.spec.methods[0]
-    whole = inlay.attach(model, method, name="whole")
-    whole.copy_from(fusion.handle, {0: 0})
-    weights = inlay.adapter_weights(whole, batches(fusion, data))
-    part = inlay.prune_fusion(whole, weights, keep, name="part")
-    whole.detach()
-    part.detach()
-    pruned = inlay.attach(model, part.spec + fusion.head, name="pruned")
-    pruned.copy_from(part, {0: 0})
-    pruned.copy_from(fusion.handle, {1: 1})
-    names: tuple[str, ...] = part.spec.methods[0].names
-    return names
+    [method] = [method for method in pruned.spec.methods if isinstance(method, Fusion)]
+    return method.names
 
 
 def batches(fusion: Trained, data: LabelledTexts) -> Iterator[dict[str, Any]]:
