@@ -80,7 +80,8 @@ class Recite(Task):
     metric: str = "likelihood"
 
     def bind(self, model, tokenizer=None):
-        self._bound = Bound(resolve(model), tokenizer, None, 0, 99)
+        chart = resolve(model)
+        self._bound = Bound(chart, tokenizer, None, 0, chart.vocabulary)
 
     def on_bind(self, bound, model):
         pass

@@ -44,7 +44,7 @@ CLAIM = Claim(
     sentence="A mixture of adapters is worse without the consistency loss, and with random routes "
     "at inference in place of the means of the copies.",
     figures="no checked figure, only text",
-    minutes=6,
+    minutes=5,
     settings=SETTINGS,
     measure=measure,
     margin=lambda n: n["mean"] - max(n["no_consistency"], n["random"]),

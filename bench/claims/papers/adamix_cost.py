@@ -74,7 +74,7 @@ CLAIM = Claim(
     sentence="The consistency pass costs a mixture of adapters up to twice the memory and time in "
     "training.",
     figures="no figure; two forward passes in the authors' code",
-    minutes=2,
+    minutes=1.5,
     settings=SETTINGS,
     measure=measure,
     margin=margin,

@@ -42,7 +42,7 @@ CLAIM = Claim(
     sentence="Adapters that start near the identity, with weights of a standard deviation up to "
     "0.01, learn well; with large starting weights they do not.",
     figures="no checked figure, only text and a plot",
-    minutes=8,
+    minutes=7,
     settings=SETTINGS,
     measure=measure,
     margin=margin,

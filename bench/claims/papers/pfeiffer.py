@@ -52,7 +52,7 @@ CLAIM = Claim(
     sentence="One adapter a layer, after the feed-forward layer, is at most 1.5 points behind two "
     "a layer, with as many parameters in all or with twice as many.",
     figures="no checked figure, only text",
-    minutes=8,
+    minutes=6,
     settings=SETTINGS,
     measure=measure,
     margin=margin,

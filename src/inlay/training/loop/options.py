@@ -17,6 +17,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+LONG = 50
+"""From how many steps on a run is worth a step that measures what it will take."""
+
+
 class Training(BaseModel):
     """How pieces are trained. Give `epochs`, `steps`, `minutes` or several: the first one ends it.
 
@@ -80,6 +84,11 @@ class Training(BaseModel):
     def rows(self) -> int | None:
         """Rows in a batch, or None where `tokens` decides."""
         return 16 if self.batch_size is None and self.tokens is None else self.batch_size
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a run is worth a step that measures what it will take."""
+        return (self.steps or LONG) >= LONG and (self.minutes or 1) >= 1
 
 
 class Options(Training):
