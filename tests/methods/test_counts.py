@@ -117,6 +117,8 @@ LST_T5_BASE = (
         ("bert-base", inlay.TopLayers(layers=1), 12 * D**2 + 13 * D),
         # card 20: 4d² an attention and its norm, 28.3M of T5-base's 222.9M = 12.7 %
         ("t5-base", inlay.CrossAttention(), L * (4 * D**2 + D)),
+        # Intrinsic: d, of which one for each matrix and bias are scales
+        ("bert-base", inlay.Intrinsic(dimensions=1000, at=("attn.q",)), 1_000),
         # VeRA: L (d + r) for L matrices (the paper's formula): 43K for RoBERTa-base on GLUE
         ("roberta-base", inlay.VeRA(rank=1024), 43_008),
         ("roberta-base", inlay.VeRA(rank=256), 24_576),
