@@ -16,6 +16,7 @@ from inlay.core.modes import evaluating
 from inlay.data.dataset import Example
 from inlay.data.loading import load
 from inlay.hub import fetch_sentiment, load_base
+from inlay.runtime.install import Prepared
 from inlay.tasks import Classify, Task, TrainedHead, Verbalizer
 from inlay.training import evaluate
 from inlay.training.loop.batches import batches_by_length
@@ -62,17 +63,18 @@ class Experiment:
         lr: float | None = None,
         base_lr: float | None = None,
         seed: int | None = None,
+        prepared: Prepared | None = None,
     ) -> inlay.Inlay:
         """Attach a method and train it, with the steps and the batch size of the claim.
 
         step: what to show as progress. lr: the claim's if None, and where the claim has none each
         method's own. base_lr: the base's learning rate; the base is frozen if None. seed: of
-        everything random; the run's if None.
+        everything random; the run's if None. prepared: see `inlay.attach`.
         """
         settings = self.run.settings
         seed = self.run.seed if seed is None else seed
         torch.manual_seed(seed)
-        handle = inlay.attach(self.model, spec, name=name)
+        handle = inlay.attach(self.model, spec, name=name, prepared=prepared)
         self.run.show(step)
         inlay.fit(
             self.model,
@@ -81,6 +83,7 @@ class Experiment:
             rows,
             console=self.run.console,
             seed=seed,
+            prepared=prepared,
             steps=settings["steps"],
             lr=settings.get("lr") if lr is None else lr,
             base_lr=base_lr,
@@ -135,6 +138,21 @@ def labelled(run: Run, name: str) -> LabelledTexts:
     )
 
 
+def accuracy(run: Run, step: str, spec: Spec, data: LabelledTexts) -> float:
+    """The accuracy on test rows of a method and a head, trained on a fresh base.
+
+    step: what to show as progress. spec: `Sum(())` for full fine-tuning, at the rate `lr_full`; a
+    head alone where the claim has no such rate.
+    """
+    experiment = Experiment(run)
+    task = experiment.by_head(data.labels)
+    head = task.head()
+    assert head is not None
+    base_lr = None if spec.methods else run.settings.get("lr_full")
+    experiment.fit(step, spec + head, task, data.train, base_lr=base_lr)
+    return experiment.score(task, data.test)
+
+
 def accuracies(run: Run, specs: Mapping[str, Spec]) -> Numbers:
     """The accuracy of methods on every data set of the claim, each trained on a fresh base.
 
@@ -147,13 +165,7 @@ def accuracies(run: Run, specs: Mapping[str, Spec]) -> Numbers:
     for name in names:
         data = labelled(run, name)
         for method, spec in specs.items():
-            experiment = Experiment(run)
-            task = experiment.by_head(data.labels)
-            head = task.head()
-            assert head is not None
-            base_lr = None if spec.methods else run.settings["lr_full"]
-            experiment.fit(f"{method}, {name}", spec + head, task, data.train, base_lr=base_lr)
-            numbers[f"{method}_{name}"] = experiment.score(task, data.test)
+            numbers[f"{method}_{name}"] = accuracy(run, f"{method}, {name}", spec, data)
     for method in specs:
         numbers[method] = fmean(numbers[f"{method}_{name}"] for name in names)
     return numbers

@@ -275,6 +275,22 @@ def test_a_plot_is_a_file_that_does_not_change(monkeypatch, tmp_path):
         ("transfer", {"prompt_others": 0.8, "full_others": 0.7}, True),
         ("lama", {"trained": 0.4, "hand": 0.3}, True),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.3, "f1_full": 0.4}, True),
+        ("adapter_fusion", {"own": 0.7, "fusion": 0.8}, True),
+        ("adapter_fusion", {"own": 0.8, "fusion": 0.7}, False),
+        ("adapter_time", {"training": 0.7, "inference": 1.05}, True),
+        ("adapter_time", {"training": 1.1, "inference": 1.05}, False),
+        ("adapter_time", {"training": 0.7, "inference": 1.2}, False),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.79, "robust2": 0.77}, True),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.79, "robust2": 0.75}, False),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.75, "robust2": 0.77}, False),
+        ("fusion_pruned", {"time": 0.5, "whole": 0.8, "pruned": 0.79}, True),
+        ("fusion_pruned", {"time": 0.5, "whole": 0.8, "pruned": 0.77}, False),
+        ("fusion_pruned", {"time": 1.1, "whole": 0.8, "pruned": 0.8}, False),
+        ("hybrids", {"lora": 0.7, "mam": 0.8, "s4": 0.75}, True),
+        ("hybrids", {"lora": 0.7, "mam": 0.6, "s4": 0.75}, False),
+        ("hybrids", {"lora": 0.7, "mam": 0.8, "s4": 0.65}, False),
+        ("mam", {"loss_mam": 1.04, "loss_full": 1.0}, True),
+        ("mam", {"loss_mam": 1.06, "loss_full": 1.0}, False),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.2, "f1_full": 0.4}, False),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.3, "f1_full": 0.0}, False),
         ("adapters_full", {"adapters": 0.89, "full": 0.9, "percent": 3}, True),
@@ -298,6 +314,21 @@ def test_a_plot_is_a_file_that_does_not_change(monkeypatch, tmp_path):
 )
 def test_a_margin_is_positive_where_the_sentence_is_true(name, numbers, speaks_for_it):
     assert (find(name).margin(numbers) > 0) is speaks_for_it
+
+
+@pytest.mark.parametrize(("least", "speaks_for_it"), [(0.7, True), (0.9, False)])
+def test_every_number_of_tasks_must_be_faster(least, speaks_for_it):
+    numbers = {f"dropped0_{count}": 1.0 for count in (2, 4, 8, 16)}
+    numbers |= {f"dropped50_{count}": 0.6 for count in (4, 8, 16)} | {"dropped50_2": least}
+    assert (find("shared_trunk").margin(numbers) > 0) is speaks_for_it
+
+
+@pytest.mark.parametrize(("prefix", "speaks_for_it"), [(0.6, True), (0.9, False)])
+def test_unipelt_must_be_better_than_each_member_with_both_sizes(prefix, speaks_for_it):
+    members = ("lora", "prefix", "adapter")
+    numbers = {f"{name}_{size}": 0.5 for name in members for size in (100, 500)}
+    numbers |= {"prefix_500": prefix, "unipelt_100": 0.7, "unipelt_500": 0.8}
+    assert (find("unipelt").margin(numbers) > 0) is speaks_for_it
 
 
 def test_neighbours_of_vectors():
