@@ -59,7 +59,7 @@ class _LiveTensors(TorchDispatchMode):
         tree_map_only(Tensor, lambda tensor: self._note(tensor, 1), result)
         return result
 
-    def _note(self, tensor: Tensor, times: int) -> None:
+    def _note(self, tensor: Any, times: int) -> None:
         """Count a tensor's storage, unless it is known; times: 0 for one that was there before."""
         if is_traceable_wrapper_subclass(tensor):
             return

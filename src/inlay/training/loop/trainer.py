@@ -233,19 +233,21 @@ class TrainingLoop:
             counters.step, self.position.epochs(), self._seconds(), score, scores
         )
         counters.evaluations.append(evaluation)
-        if counters.best is None or score > counters.evaluations[counters.best].score:
+        settled = self.trainable.settled
+        best = counters.best is None or score > counters.evaluations[counters.best].score
+        if settled and best:
             counters.best = len(counters.evaluations) - 1
             counters.without_improvement = 0
             if o.keep_best:
                 state = self.trainable.training_state()
                 self.best_state = {name: tensor.clone() for name, tensor in state.items()}
-        else:
+        elif settled:
             counters.without_improvement += 1
         self.log.write(
             step=counters.step, epoch=evaluation.epoch, scores=scores, seconds=evaluation.seconds
         )
         self.accelerator.log({f"dev/{k}": v for k, v in scores.items()}, step=counters.step)
-        mark = "  (best)" if counters.without_improvement == 0 else ""
+        mark = "  (best)" if settled and best else ""
         self.display.print(f"step {counters.step}: {self.task.metric} {score:.4f} on dev{mark}")
         return True
 

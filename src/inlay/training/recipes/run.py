@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inlay.budget import count_parameters
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
@@ -101,7 +102,7 @@ def run(
         path=out / f"{recipe.name}.safetensors" if handle.spec.methods else None,
         base=out / BASE if recipe.training.base_lr is not None else None,
         parameters=ready.parameters,
-        saved_parameters=ready.saved_parameters,
+        saved_parameters=handle.saved_count() + ready.trained_base_parameters,
         base_parameters=ready.base_parameters,
         metric=context.task.metric,
         untouched=untouched,
@@ -225,15 +226,15 @@ class RunContext:
 class ReadyRun:
     """A run before its first step.
 
-    handle: the inlay that will be trained. parameters, saved_parameters, base_parameters: as in
-    `Outcome`.
+    handle: the inlay that will be trained. parameters, base_parameters: as in `Outcome`.
+    trained_base_parameters: those of the base, if it is trained too, else 0.
     """
 
     context: RunContext
     handle: Inlay
     parameters: int
-    saved_parameters: int
     base_parameters: int
+    trained_base_parameters: int
 
 
 def open_run(
@@ -294,14 +295,15 @@ def open_run(
     recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
     task.bind(model, tokenizer)
     of_base = base_parameters if trains_base else 0
-    parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
-    print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
+    parameters = handle.count() + of_base
+    saved = handle.saved_count() if handle.settled else count_parameters(model, handle.spec)
+    print_line(console, describe_size(spec, parameters, saved + of_base, base_parameters))
     data = usable([task], data, skipping, console)
     _print_skipped(data, console)
     context = RunContext(
         recipe, out, model, tokenizer, task, data, console, resume, prepared, start
     )
-    return ReadyRun(context, handle, parameters, saved_parameters, base_parameters)
+    return ReadyRun(context, handle, parameters, base_parameters, of_base)
 
 
 def check_data(recipe: Recipe, opened: LoadedBase, console: Console) -> None:
