@@ -45,7 +45,7 @@ def measure(run: Run) -> Numbers:
 CLAIM = Claim(
     name="adapter_fusion",
     paper="Pfeiffer et al., EACL 2021",
-    section="not looked up",
+    section="",
     sentence="On a target with few examples a fusion of its own adapter with those of other tasks "
     "is better than that adapter alone.",
     figures="better than full fine-tuning and multi-task training on average over 16 tasks; the "

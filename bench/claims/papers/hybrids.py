@@ -45,7 +45,7 @@ def measure(run: Run) -> Numbers:
 CLAIM = Claim(
     name="hybrids",
     paper="He et al., ICLR 2022; Chen et al., ICLR 2023",
-    section="not looked up",
+    section="",
     sentence="With as many parameters MAM and S4 are both better than LoRA.",
     figures="MAM equal to full fine-tuning on MNLI and SST-2 with 0.5 % of the parameters; S4's "
     "figures were not checked",

@@ -75,7 +75,7 @@ def short(run: Run, split: str) -> list[Example]:
 CLAIM = Claim(
     name="mam",
     paper="He et al., ICLR 2022",
-    section="not looked up",
+    section="",
     sentence="With 6.7 % of the parameters MAM's loss is at most a twentieth above that of full "
     "fine-tuning.",
     figures="XSum, ROUGE-2: MAM 21.90 with 6.7 % of the parameters, all weights 21.94 (BART-large)",

@@ -52,7 +52,7 @@ def margin(n: Mapping[str, float]) -> float:
 CLAIM = Claim(
     name="unipelt",
     paper="Mao et al., ACL 2022",
-    section="not looked up",
+    section="",
     sentence="With 100 and with 500 examples UniPELT is better than each of its members.",
     figures="GLUE on average with 100 examples: UniPELT 62.59, LoRA 49.26, prefix 47.99, adapter "
     "58.24; with 500: UniPELT 69.98 (BERT-base)",
