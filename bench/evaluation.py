@@ -24,7 +24,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import inlay
 from bench.base import quiet
-from bench.memory import MIB, RESET, status
+from bench.live import MIB
+from bench.memory import RESET, status
 from inlay import LoRA
 from inlay.data.dataset import Dataset
 from inlay.data.loading import load, stream

@@ -16,15 +16,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 from bench import steps
 from bench.base import quiet
+from bench.live import live
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
-MIB = 2**20
 
 KINDS: dict[str, Callable[[], steps.Step]] = {
     "limit": steps.limit,
@@ -57,24 +54,8 @@ def measure(kind: str) -> dict[str, float]:
         peak = status("VmHWM")
         numbers |= {"loaded": loaded, "total": peak, "resident": peak - loaded}
     step()
-    numbers["live"] = _live(step)
+    numbers["live"] = live(step)
     return numbers
-
-
-def _live(step: steps.Step) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    current = highest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        current += event.nbytes()
-        highest = max(highest, current)
-    return highest / MIB
 
 
 def status(field: str) -> float:

@@ -96,6 +96,18 @@ def test_an_encoder_without_pieces_runs_once() -> None:
     assert set(encoder) == {2} and decoder == [2, 4]
 
 
+def test_a_decoder_reads_what_the_last_norm_of_its_encoder_learned() -> None:
+    specs = {
+        "norm": inlay.LayerNorm(at=Where("norm.final", stacks=("encoder",))),
+        "lora": inlay.LoRA(rank=2, at=Where("attn.q", (-1,), ("decoder",))),
+    }
+    model = prepared("t5", specs)
+    inputs = exact.batch("t5")
+    outputs = inlay.ask_all(model, list(specs), **inputs)
+    for name in specs:
+        assert relative_error(outputs[name].logits, alone(model, name, inputs)) < 1e-5, name
+
+
 @pytest.mark.parametrize(
     "spec",
     [inlay.Prompt(length=2), inlay.Prefix(length=2, mlp=None, shifts=True), inlay.BitFit()],

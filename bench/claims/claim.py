@@ -54,7 +54,8 @@ class Run:
 class Claim:
     """A sentence of a paper, as a measurement.
 
-    name: of its file. paper, section: where the paper says so. sentence: the claim, in our words.
+    name: of its file. paper, section: where the paper says so; no section where nobody looked it
+    up. sentence: the claim, in our words.
     figures: the paper's, as text. minutes: what three seeds take on two cores. settings: every
     number of the measurement; results are stored with them. data: the data sets that it reads.
     measure: the numbers of one seed. margin: how far the numbers of one seed speak for the claim;

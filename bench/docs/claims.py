@@ -32,7 +32,7 @@ def of_results(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             f"[`{stored['claim']}`](#{stored['claim']})",
-            f"{stored['paper']}, section {stored['section']}",
+            _source(stored),
             cell(stored["figures"]),
             summary(stored),
             _held(stored),
@@ -42,13 +42,18 @@ def of_results(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([TITLE, table(head, rows), *map(_section, results)])
 
 
+def _source(stored: Mapping[str, Any]) -> str:
+    section = stored["section"]
+    return f"{stored['paper']}, section {section}" if section else str(stored["paper"])
+
+
 def _section(stored: Mapping[str, Any]) -> str:
     machine, name = stored["machine"], stored["claim"]
     settings = ", ".join(f"{setting} {value}" for setting, value in stored["settings"].items())
     margins = ", ".join(f"{margin:.3g}" for margin in stored["margins"])
     lines = [
         f"## {name}\n",
-        f"{stored['sentence']} ({stored['paper']}, section {stored['section']})\n",
+        f"{stored['sentence']} ({_source(stored)})\n",
         f"![{name}](../{(RESULTS / name).as_posix()}.svg)\n",
         f"Held: {_held(stored)}. Margin of each of {len(stored['seeds'])} seeds: {margins}. "
         f"Measured on {stored['date']}, {stored['minutes_per_seed']:.1f} minutes a seed on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from inlay.architectures.chart import Chart, Stack
-from inlay.core.site import AFTER_BLOCKS
 from inlay.errors import NamingError, RowsError, nearest
-from inlay.handle import Inlay, attached, rows
-from inlay.runtime.shared_layers import repeated, run_once
+from inlay.handle import attached, rows
+from inlay.runtime.container import container_of
+from inlay.runtime.shared_layers import repeated, run_once, untouched_layers
 
 
 def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[str, ModelOutput]:
@@ -36,8 +35,9 @@ def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[
             raise NamingError(f"no inlay is called {name!r}{nearest(name, present)}")
     if len(set(names)) < len(names) or not names:
         raise RowsError("ask_all needs the names of inlays, each once")
-    handles = [present[name] for name in names]
-    chart = handles[0].chart
+    container = container_of(model)
+    assert container is not None
+    pieces = [container.pieces(name) for name in names]
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     if not tensors:
         raise RowsError("ask_all needs a batch, such as input_ids= and attention_mask=")
@@ -46,7 +46,7 @@ def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[
     requested = [name for name in names for _ in range(count)]
     with ExitStack() as context:
         context.enter_context(rows(model, requested))
-        for stack, layers in _shared_layers(chart, handles):
+        for stack, layers in untouched_layers(container.chart, pieces):
             context.enter_context(run_once(model, stack, layers, count, times))
         output = model(**all_rows, use_cache=False, return_dict=True)
     return {
@@ -55,30 +55,6 @@ def ask_all(model: PreTrainedModel, names: Sequence[str], **batch: Any) -> dict[
         )
         for number, name in enumerate(names)
     }
-
-
-def _shared_layers(chart: Chart, handles: Sequence[Inlay]) -> Iterator[tuple[Stack, int]]:
-    """How many of its first layers each stack can run once.
-
-    A decoder that reads an encoder shares none, unless no piece acts in the encoder.
-    """
-    placed = [entry for handle in handles for entry in handle.placed]
-    for stack in chart.stacks:
-        depth = len(stack.layers)
-        layers = [
-            (depth if entry.site.role in AFTER_BLOCKS else 0)
-            if entry.site.layer is None
-            else entry.site.layer
-            for entry in placed
-            if entry.site.stack == stack.name
-        ]
-        shared = min(layers, default=depth)
-        if any(handle.shifts(stack.name) for handle in handles):
-            shared = 0
-        if shared:
-            yield stack, shared
-        if shared < depth:
-            return
 
 
 def _part(value: Any, start: int, count: int, times: int) -> Any:

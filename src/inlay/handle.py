@@ -172,6 +172,11 @@ class Inlay:
         self._reminder().note_step()
         self._pieces.after_step(progress)
 
+    @property
+    def settled(self) -> bool:
+        """Whether its pieces are what a file should hold; some are pruned during training."""
+        return self._pieces.settled()
+
     def train(self, mode: bool = True) -> Inlay:
         """Set its pieces, and nothing else, to training or evaluation mode."""
         self._pieces.train(mode)
@@ -208,8 +213,12 @@ class Inlay:
         return sum(p.numel() for p in self.parameters())
 
     def saved_count(self) -> int:
-        """How many numbers a file holds: a reparameterisation, such as an MLP, is dropped there."""
-        return sum(tensor.numel() for tensor in self.named_tensors().values())
+        """How many numbers a file holds: a reparameterisation, such as an MLP, is dropped there.
+
+        Indices and masks, which say what the numbers belong to, do not count.
+        """
+        tensors = self.named_tensors().values()
+        return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
 
     def save(self, path: str | Path, *, tokenizer: Any = None, usage: Usage | None = None) -> Path:
         """Write one file, whole or not at all.

@@ -28,6 +28,7 @@ from inlay_cli import (
     methods,
     names,
     pet,
+    plan,
     predict,
     sites,
     train,
@@ -94,7 +95,7 @@ app = typer.Typer(
 
 PANELS = {
     "Begin": (demo, methods, sites),
-    "Train": (train, pet, fuse, intrinsic_dimension),
+    "Train": (train, plan, pet, fuse, intrinsic_dimension),
     "Use": (predict, evaluate, generate, check, inspect, merge, export),
 }
 """The commands by heading, in the order of the help page."""

@@ -47,7 +47,8 @@ class Entry:
     line: the first line of its file, with the paper. equation: the same without name and paper.
     about: its docstring without the fields. port: how it acts on the base; empty if no small model
     has its sites. merges: whether it folds into weights; None if no small model has its sites.
-    identity: whether it starts as the base. learning_rate: the default, and where it comes from.
+    identity: whether it starts as the base. prepares: whether it looks at data before it is
+    attached. learning_rate: the default, and where it comes from.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Entry:
     port: str
     merges: bool | None
     identity: bool
+    prepares: bool
     learning_rate: tuple[float, str]
     fields: tuple[Field, ...]
 
@@ -90,6 +92,7 @@ def entry(name: str) -> Entry:
         port=port,
         merges=merges,
         identity=method.identity,
+        prepares=method.needs_preparation,
         learning_rate=(method.learning_rate(), method.sources.get("lr", "")),
         fields=tuple(
             Field(
@@ -136,7 +139,7 @@ def _try(method: type[Method]) -> tuple[str, bool | None]:
     """The ports that a method uses and whether it merges, found by attaching it to small models."""
     for model in _small_models():
         try:
-            handle = attach(model, make_method(method.__name__, {}))
+            handle = attach(model, make_method(method.__name__, {}), prepared={0: {}})
         except InlayError:
             continue
         try:

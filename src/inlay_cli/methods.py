@@ -88,7 +88,16 @@ def _explain(entry: Entry, name: str) -> None:
     console.print(facts)
     console.print()
     spec = escape(f"{entry.name}({_example(entry)})")
-    console.print("  [dim]in Python[/]", f"  inlay.attach(model, {spec})", soft_wrap=True)
+    calls = [f"inlay.attach(model, {spec})"]
+    if entry.prepares:
+        calls = [
+            f"spec = {spec}",
+            "prepared = inlay.training.prepare(model, spec, task, data)",
+            "inlay.attach(model, spec, prepared=prepared)",
+        ]
+    for number, call in enumerate(calls):
+        label = " " * 9 if number else "[dim]in Python[/]"
+        console.print(f"  {label}", f"  {call}", soft_wrap=True)
     shell = f'inlay train recipe.yaml --method "{escape(f"{name}({_example(entry)})")}"'
     console.print("  [dim]in a shell[/]", f" {shell}", soft_wrap=True)
 

@@ -275,12 +275,60 @@ def test_a_plot_is_a_file_that_does_not_change(monkeypatch, tmp_path):
         ("transfer", {"prompt_others": 0.8, "full_others": 0.7}, True),
         ("lama", {"trained": 0.4, "hand": 0.3}, True),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.3, "f1_full": 0.4}, True),
+        ("adapter_fusion", {"own": 0.7, "fusion": 0.8}, True),
+        ("adapter_fusion", {"own": 0.8, "fusion": 0.7}, False),
+        ("adapter_time", {"training": 0.7, "inference": 1.05}, True),
+        ("adapter_time", {"training": 1.1, "inference": 1.05}, False),
+        ("adapter_time", {"training": 0.7, "inference": 1.2}, False),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.79, "robust2": 0.77}, True),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.79, "robust2": 0.75}, False),
+        ("adapter_drop", {"special0": 0.8, "special2": 0.75, "robust2": 0.77}, False),
+        ("fusion_pruned", {"time": 0.5, "whole": 0.8, "pruned": 0.79}, True),
+        ("fusion_pruned", {"time": 0.5, "whole": 0.8, "pruned": 0.77}, False),
+        ("fusion_pruned", {"time": 1.1, "whole": 0.8, "pruned": 0.8}, False),
+        ("hybrids", {"lora": 0.7, "mam": 0.8, "s4": 0.75}, True),
+        ("hybrids", {"lora": 0.7, "mam": 0.6, "s4": 0.75}, False),
+        ("hybrids", {"lora": 0.7, "mam": 0.8, "s4": 0.65}, False),
+        ("mam", {"loss_mam": 1.04, "loss_full": 1.0}, True),
+        ("mam", {"loss_mam": 1.06, "loss_full": 1.0}, False),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.2, "f1_full": 0.4}, False),
         ("tagging", {"f1_prompt": 0.1, "f1_v2": 0.3, "f1_full": 0.0}, False),
+        ("adapters_full", {"adapters": 0.89, "full": 0.9, "percent": 3}, True),
+        ("adapters_full", {"adapters": 0.88, "full": 0.9, "percent": 3}, False),
+        ("adapters_full", {"adapters": 0.9, "full": 0.9, "percent": 5}, False),
+        ("pfeiffer", {"one": 0.89, "equal": 0.8, "double": 0.9}, True),
+        ("pfeiffer", {"one": 0.88, "equal": 0.9, "double": 0.8}, False),
+        ("adapter_init", {"0.001": 0.8, "0.01": 0.9, "0.1": 0.9, "1": 0.5}, True),
+        ("adapter_init", {"0.001": 0.4, "0.01": 0.9, "0.1": 0.9, "1": 0.5}, False),
+        ("adamix", {"adamix": 0.9, "one": 0.8, "full": 0.85}, True),
+        ("adamix", {"adamix": 0.9, "one": 0.8, "full": 0.95}, False),
+        ("adamix_ablation", {"mean": 0.9, "no_consistency": 0.8, "random": 0.8}, True),
+        ("adamix_ablation", {"mean": 0.9, "no_consistency": 0.95, "random": 0.8}, False),
+        ("adamix_ablation", {"mean": 0.9, "no_consistency": 0.8, "random": 0.95}, False),
+        ("adamix_sharing", {"up": 0.9, "none": 0.8}, True),
+        ("adamix_cost", {"memory_ratio": 1.9, "seconds_ratio": 1.8}, True),
+        ("adamix_cost", {"memory_ratio": 0.9, "seconds_ratio": 1.8}, False),
+        ("adamix_cost", {"memory_ratio": 1.9, "seconds_ratio": 2.5}, False),
+        ("adalora", {"adalora": 0.9, "lora": 0.8}, True),
     ],
 )
 def test_a_margin_is_positive_where_the_sentence_is_true(name, numbers, speaks_for_it):
     assert (find(name).margin(numbers) > 0) is speaks_for_it
+
+
+@pytest.mark.parametrize(("least", "speaks_for_it"), [(0.7, True), (0.9, False)])
+def test_every_number_of_tasks_must_be_faster(least, speaks_for_it):
+    numbers = {f"dropped0_{count}": 1.0 for count in (2, 4, 8, 16)}
+    numbers |= {f"dropped50_{count}": 0.6 for count in (4, 8, 16)} | {"dropped50_2": least}
+    assert (find("shared_trunk").margin(numbers) > 0) is speaks_for_it
+
+
+@pytest.mark.parametrize(("prefix", "speaks_for_it"), [(0.6, True), (0.9, False)])
+def test_unipelt_must_be_better_than_each_member_with_both_sizes(prefix, speaks_for_it):
+    members = ("lora", "prefix", "adapter")
+    numbers = {f"{name}_{size}": 0.5 for name in members for size in (100, 500)}
+    numbers |= {"prefix_500": prefix, "unipelt_100": 0.7, "unipelt_500": 0.8}
+    assert (find("unipelt").margin(numbers) > 0) is speaks_for_it
 
 
 def test_neighbours_of_vectors():
@@ -303,3 +351,22 @@ def test_a_run_names_a_missing_data_set(tmp_path):
     run = Run(0, {}, tmp_path, None)
     with pytest.raises(DataError, match="has no e2e; name the folder with --data"):
         run.folder("e2e")
+
+
+def test_labelled_texts_of_the_folder(tmp_path):
+    for name, split, rows in (
+        ("sst2", "train", [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(8)]),
+        ("sst2", "test", [{"text": "t", "label": "a"}] * 3),
+        ("glue_rte", "train", [{"premise": "p", "hypothesis": "h", "label": "x"}] * 3),
+        ("glue_rte", "dev", [{"premise": "q", "hypothesis": "i", "label": "x"}]),
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    run = Run(0, {"train": 1, "test": 2}, tmp_path, None)
+    data = experiment.labelled(run, "sst2")
+    assert data.labels == ("a", "b")  # of all rows, though one is drawn
+    assert (len(data.train), len(data.test)) == (1, 2)
+    pairs = experiment.labelled(run, "glue_rte")
+    assert pairs.test[0].fields["text"] == "q"  # the dev rows, whose labels are known
+    assert pairs.test[0].fields["text_pair"] == "i"

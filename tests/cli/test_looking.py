@@ -26,6 +26,12 @@ def test_methods_explains_one(inlay):
     assert "inlay.attach(model, LoRA(rank=8))" in run.out
 
 
+def test_methods_says_how_to_prepare_one(inlay):
+    run = inlay("methods", "FISH")
+    assert "prepared = inlay.training.prepare(model, spec, task, data)" in run.out
+    assert "inlay.attach(model, spec, prepared=prepared)" in run.out
+
+
 def test_methods_names_the_nearest(inlay):
     assert "did you mean 'LoRA'?" in inlay("methods", "lora").error
 
@@ -35,6 +41,7 @@ def test_methods_names_the_nearest(inlay):
     [
         ("LoRA", "module hooks", True, True),
         ("IA3", "module hooks", True, True),
+        ("FAR", "module hooks", True, True),  # which prepares
         ("Houlsby", "module hooks", False, False),
         ("Prefix", "extra keys and values", False, False),
         ("Prompt", "prompts", False, False),

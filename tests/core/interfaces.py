@@ -375,7 +375,7 @@ class Summed(SideNetwork):
         self.w = nn.Parameter(torch.eye(width))
 
     @override
-    def forward(self, states: tuple[Tensor, ...], context: PassContext) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
         assert len(states) == len(self.weights)
         weights = self.weights.softmax(0)
         mixed = sum(w * state for w, state in zip(weights, states, strict=True))
@@ -402,7 +402,7 @@ class Attending(SideNetwork):
         self.o = nn.Parameter(torch.randn(d, width) * 0.3)
 
     @override
-    def forward(self, states: tuple[Tensor, ...], context: PassContext) -> Tensor:
+    def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
         x = states[-1]
         q, k, v = (F.linear(x, w)[:, None] for w in (self.q, self.k, self.v))
         k, v = context.append_to_cache(self, k, v)

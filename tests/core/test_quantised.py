@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 from transformers.utils.import_utils import is_torchao_available
 
 import inlay
+from inlay.architectures.resolve import resolve
 from inlay.core.quantised import dequantised, keep_layout, quantisation, quantised_modules
 from inlay.errors import BaseError, FetchError, QuantisedError, SpecError
 from inlay.hub.quantise import QUANTISATIONS, quantisation_config
@@ -42,6 +43,7 @@ SPECS = (
     inlay.DoRA(rank=2),
     inlay.KronA(),
     inlay.TopLayers(layers=1),
+    inlay.Sparse(keep=0.1),
 )
 
 
@@ -229,3 +231,12 @@ def test_unknown_names():
     assert set(KINDS) == set(QUANTISATIONS)
     with pytest.raises(FetchError, match="did you mean 'nf4'"):
         quantisation_config("nf5", torch.float32)
+
+
+@every_kind
+@pytest.mark.parametrize("method", [inlay.FISH(at="attn.q"), inlay.FAR(at="mlp.up")], ids=repr)
+def test_methods_that_need_gradients_of_the_base_refuse(folders, method, kind):
+    model = quantised(folders["llama"], kind)
+    sites = [site for site in resolve(model).sites if site.role in method.at.roles]
+    with pytest.raises(SpecError, match="quantised; open the base without quantisation"):
+        method.prepare(model, sites, [])

@@ -63,6 +63,7 @@ def test_what_is_kept_at_the_end_is_the_budget_and_stays() -> None:
     count = len(handle.placed)
     assert kept[3] == 3 * count  # warm-up: all
     assert kept[13:] == [count] * 7  # the last 30 %: the target, on average one a matrix
+    assert handle.settled
     ranks = {int((p.e != 0).sum()) for p in triplets(handle)}
     assert len(ranks) > 1  # some matrices earned more than others
 
@@ -115,6 +116,7 @@ def test_the_file_holds_what_was_kept_and_computes_the_same(tmp_path: Path) -> N
 
 def test_a_checkpoint_holds_importance_and_what_is_kept() -> None:
     _, half, _ = train(SPEC, stop=9)
+    assert not half.settled  # no state of it may be the best one
     other = inlay.attach(zoo.fresh("llama"), SPEC)
     other.load_training_state(half.training_state())
     for ours, theirs in zip(triplets(other), triplets(half), strict=True):

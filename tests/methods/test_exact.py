@@ -13,6 +13,7 @@ from inlay.errors import MergeError, SiteError, SpecError
 from inlay.laws.case import perturb
 from inlay.laws.compare import model_output, relative_error
 from tests import zoo
+from tests.methods import exact
 
 PRE_NORM = ("llama", "gpt2", "t5", "gpt_neox", "modernbert", "gemma2")
 POST_NORM = ("bert", "roberta", "distilbert", "bart", "marian")
@@ -186,6 +187,28 @@ def test_bitfit_leaves_every_matrix_alone_and_key_biases_do_nothing() -> None:
     assert sizes["attn.k"] < 1e-6 < 1e-4 < sizes["attn.q"]
     handle.merge()
     assert all(torch.equal(model.get_parameter(n), p) for n, p in matrices.items())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_bitfit_on_its_subset_trains_two_biases_a_layer(family: str) -> None:
+    """Query and feed-forward up (card 18); matrices and all other biases stay bit for bit."""
+    spec = inlay.BitFit(at=inlay.Where(("attn.q", "mlp.up")))
+    model, handle = exact.train(family, spec)
+    layers = 1 + max(site.layer for _, site, _ in zoo.pieces(handle))
+    assert len(handle.named_tensors()) == 2 * layers
+    assert {name.split(".", 2)[2] for name in handle.named_tensors()} == {
+        "attn.q/0/bitfit/shift",
+        "mlp.up/0/bitfit/shift",
+    }
+    width = {role: s.d_out for _, s, _ in zoo.pieces(handle) for role in [s.role]}
+    assert handle.count() == layers * (width["attn.q"] + width["mlp.up"])
+    before = dict(zoo.fresh(family).named_parameters())
+    handle.merge()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert len(changed) == 2 * layers and all(name.endswith("bias") for name in changed)
+    for name in changed & {n for n in changed if "c_attn" in n}:  # queries, keys, values in one
+        third = len(before[name]) // 3
+        assert torch.equal(model.get_parameter(name)[third:], before[name][third:])
 
 
 def test_bitfit_creates_biases_or_leaves_the_places_out() -> None:

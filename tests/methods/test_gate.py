@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -340,6 +341,18 @@ def test_in_a_decoder_no_gate_looks_ahead(spec: inlay.Method) -> None:
         assert all(value.shape == (1,) for value in whole)
     else:
         assert all(value.shape == (2, 7, 1) for value in whole)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_static_cache_writes_the_same(family: str) -> None:
+    """What a gate keeps in it must not make transformers attend to its unused places."""
+    model, _ = exact.moved(family, READING[0])
+    ids = exact.batch(family)["input_ids"]
+    options: dict[str, Any] = {"input_ids": ids, "max_new_tokens": 6, "do_sample": False}
+    options |= {"min_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
+    expected = torch.stack(model.generate(**options).logits)
+    written = torch.stack(model.generate(**options, cache_implementation="static").logits)
+    assert relative_error(written, expected) < 1e-5
 
 
 def test_what_depends_on_the_input_is_not_merged() -> None:

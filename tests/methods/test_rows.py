@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import inlay
-from inlay.errors import MergeError, SpecError
+from inlay.errors import BaseError, MergeError, SpecError
 from inlay.files import format as file_format
 from tests import zoo
 from tests.methods import exact
+from tests.tasks import tiny as words
 
 TOKENS = (9, 12, 99)
 
@@ -109,3 +111,46 @@ def test_refusals() -> None:
         inlay.attach(zoo.fresh("llama"), inlay.Rows(tokens=(99,)))
     with pytest.raises(MergeError, match="cannot be folded"):
         inlay.attach(zoo.fresh("llama"), inlay.Rows()).merge()
+
+
+def tokenizer_with(*tokens: str) -> Any:
+    """The tokenizer of the tiny models with more tokens than their embeddings have rows."""
+    tokenizer = words.tokenizer("decoder", bos=True)
+    tokenizer.add_tokens([f"<filler-{n}>" for n in range(len(tokenizer), 99)])
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def fitted(family: str, tokenizer: Any) -> Any:
+    """A model with a row for every token, new ones at random."""
+    model = zoo.fresh(family)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
+
+
+def test_tokens_added_to_a_tokenizer_are_learned_saved_and_loaded(tmp_path: Path) -> None:
+    """As a user does it: the tokenizer is saved by itself, and another base gets its rows."""
+    tokenizer = tokenizer_with("<speaker>", "<stage>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = fitted("llama", tokenizer)
+    tokens = tuple(tokenizer.convert_tokens_to_ids(["<speaker>", "<stage>"]))
+    assert tokens == (99, 100)
+    handle = inlay.attach(model, inlay.Rows(tokens=tokens) + inlay.LoRA(rank=2))
+    text = tokenizer("<speaker> the film <stage> was good", return_tensors="pt")
+    ids = {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+    assert {99, 100} <= set(ids["input_ids"].flatten().tolist())
+    optimiser = torch.optim.AdamW(handle.parameters(), lr=0.1)
+    for _ in range(3):
+        model(**ids).logits.logsumexp(-1).mean().backward()
+        optimiser.step()
+    path = handle.save(tmp_path / "rows.safetensors", tokenizer=tokenizer)
+    again = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    other = fitted("llama", again)
+    inlay.load(other, path, tokenizer=again)
+    torch.testing.assert_close(exact.run(other, ids), exact.run(model, ids), rtol=1e-4, atol=1e-5)
+    for wrong in (tokenizer_with("<stage>", "<speaker>"), tokenizer_with("<speaker>")):
+        with pytest.raises(BaseError, match="tokenizer"):
+            inlay.load(fitted("llama", again), path, tokenizer=wrong)
+    with pytest.raises(inlay.InlayError) as refusal:
+        inlay.load(zoo.fresh("llama"), path)
+    assert "resize_token_embeddings" in str(refusal.value)

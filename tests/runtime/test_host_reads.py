@@ -34,6 +34,8 @@ SPECS: dict[str, Spec | Any] = {
     "Prompt": inlay.Prompt(length=4),
     "PTuning": inlay.PTuning(length=3, encoder="mlp"),
     "Infix": inlay.Infix(length=3),
+    "Sparse": inlay.Sparse(keep=0.1),
+    "DiffPruning": inlay.DiffPruning(gate=0.7),
     "sum": inlay.LoRA(rank=2)
     + inlay.Prompt(length=2)
     + inlay.Prefix(length=1, mlp=None, shifts=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -12,6 +14,42 @@ from inlay.core.context import PassContext
 from inlay.core.method import Method, require_site
 from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site
+from inlay.errors import SpecError
+
+ROLES = (
+    "attn.q?",
+    "attn.k?",
+    "attn.v?",
+    "attn.o?",
+    "attn.qkv?",
+    "attn.q_a?",
+    "attn.q_b?",
+    "attn.kv_a?",
+    "attn.kv_b?",
+    "mixer.in?",
+    "mixer.qkvz?",
+    "mixer.qkv?",
+    "mixer.z?",
+    "mixer.ba?",
+    "mixer.b?",
+    "mixer.a?",
+    "mixer.x?",
+    "mixer.out?",
+    "cross.q?",
+    "cross.k?",
+    "cross.v?",
+    "cross.o?",
+    "mlp.gate?",
+    "mlp.up?",
+    "mlp.down?",
+    "mlp.router?",
+    "norm.attn?",
+    "norm.mixer?",
+    "norm.cross?",
+    "norm.mlp?",
+    "norm.final?",
+)
+"""Everything of a block that has a place of its own, and the norm after the last block."""
 
 
 class DenseTwin(Foldable, OutputDelta):
@@ -36,3 +74,23 @@ def twin(method: Method, site: Site) -> OutputDelta:
     """The piece that trains all weights of a projection or a norm. Raises SiteError elsewhere."""
     require_site(method, site, site.is_projection or site.is_norm, "projections and norms")
     return NormTwin(site) if site.is_norm else DenseTwin(site)
+
+
+def own_parameters(method: Method, sites: Sequence[Site]) -> dict[int, Tensor]:
+    """The base's own matrices, gains and biases at these sites, each once, by its id.
+
+    For a preparation that looks at their gradients. Raises SiteError at places without weights,
+    and SpecError where weights are quantised and so have no gradients.
+    """
+    parameters: dict[int, Tensor] = {}
+    for site in sites:
+        require_site(method, site, site.is_projection or site.is_norm, "projections and norms")
+        if site.quantisation is not None or not site.parameter.is_floating_point():
+            raise SpecError(
+                f"{type(method).__name__} needs gradients of the base's weights, and those of "
+                f"{site.name} are quantised; open the base without quantisation"
+            )
+        for tensor in (site.parameter, site.bias_parameter):
+            if tensor is not None:
+                parameters[id(tensor)] = tensor
+    return parameters

@@ -15,6 +15,16 @@ LAYERS = "inlay_layers"
 """The attribute under which a cache keeps the numbers of the layers that pieces added to it."""
 
 
+class KeptLayer(DynamicLayer):
+    """What pieces keep in a cache. It grows, and does not change what kind of cache that is.
+
+    transformers takes a cache for a static one, whose unused places must be masked, while all of
+    its layers say that they can be compiled.
+    """
+
+    is_compileable = True
+
+
 @dataclass(frozen=True)
 class PassContext:
     """The forward pass under way, as the rows that a piece serves see it.
@@ -30,6 +40,8 @@ class PassContext:
     seed:   what random draws start from, in a compiled pass a tensor `[]` on the CPU; None unless
             a piece of the pass declares `draws = True`.
     batch:  how many rows the pass has; row_numbers `[b]`: which of them x holds, None for all.
+    side_states: what a `SideEncoder` computed of the rows' source texts, `[B, S', W]`, for the side
+            network of the decoder; None elsewhere, and where the states were computed without it.
 
     The same context is used again when a checkpointed block is recomputed in backward.
     """
@@ -41,6 +53,7 @@ class PassContext:
     seed: int | Tensor | None = None
     batch: int = 0
     row_numbers: Tensor | None = None
+    side_states: Tensor | None = None
 
     def generator(self, *key: object) -> torch.Generator:
         """A CPU random generator for the draw called `key`.
@@ -94,9 +107,9 @@ class PassContext:
                     "with the rows it shall use, and an empty cache in the first pass"
                 )
             place = places[id(owner), number] = len(layers.layers)
-            layers.layers.append(DynamicLayer())
+            layers.layers.append(KeptLayer())
         layer = layers.layers[place]
-        assert isinstance(layer, DynamicLayer)
+        assert isinstance(layer, KeptLayer)
         kept = layer.update(self._spread(keys), self._spread(values))
         if self.row_numbers is None:
             return kept
@@ -113,7 +126,9 @@ class PassContext:
         """The context for a module that reads x `[B', …]`: without rows where B' is not B."""
         if len(x) == self.batch:
             return self
-        return replace(self, mask=None, source_mask=None, cache=None, batch=len(x))
+        return replace(
+            self, mask=None, source_mask=None, cache=None, side_states=None, batch=len(x)
+        )
 
     def of_source(self) -> PassContext:
         """The context for a module that reads the states of the encoder."""
@@ -121,15 +136,16 @@ class PassContext:
 
     def rows(self, start: int, stop: int, device: torch.device) -> PassContext:
         """The context of the rows from `start` to before `stop` of an x on this device."""
-        if self.mask is None and self.source_mask is None and self.cache is None:
+        depends = (self.mask, self.source_mask, self.cache, self.side_states)
+        if all(part is None for part in depends):
             return self
         return self.select(torch.arange(start, stop, device=device))
 
     def select(self, index: Tensor) -> PassContext:
         """The context of the rows with these indices, `[b]`."""
-        masks = (self.mask, self.source_mask)
-        mask, source = (None if m is None else m[index.to(m.device)] for m in masks)
-        return replace(self, mask=mask, source_mask=source, row_numbers=index)
+        tensors = (self.mask, self.source_mask, self.side_states)
+        mask, source, side = (None if t is None else t[index.to(t.device)] for t in tensors)
+        return replace(self, mask=mask, source_mask=source, side_states=side, row_numbers=index)
 
 
 def _words(key: tuple[object, ...]) -> str:

@@ -224,6 +224,11 @@ class Method(Spec):
         return type(self).prepare is not Method.prepare
 
     @property
+    def preparation_rows(self) -> int | None:
+        """How many rows a batch of `prepare` has; None for as many as in training."""
+        return None
+
+    @property
     def has_penalty(self) -> bool:
         """Whether `penalty` can return a term, so that a training loop must ask for it."""
         return type(self).penalty is not Method.penalty
@@ -238,8 +243,10 @@ class Method(Spec):
     ) -> Mapping[str, Tensor]:
         """Look at the base and at data, once, before a new inlay is attached.
 
-        base: the model, frozen, in evaluation mode. sites: those of this method. batches: calls
-        that each run one batch of training rows through the base and return its loss, a scalar.
+        base: the model, frozen, in evaluation mode; a trained head that the task reads is there
+        and may be trained meanwhile: it is dropped afterwards. sites: those of this method.
+        batches: calls that each run one batch of training rows, `preparation_rows` in each, through
+        the base and return its loss, a scalar. What is changed of the base must be put back.
         Returns tensors by name, which `build` finds in `shared.prepared`.
         """
         return {}
@@ -272,6 +279,13 @@ class Method(Spec):
         progress: how much of the training is done, from 0 to 1. What it keeps from step to step
         lives in buffers of the pieces, so that checkpoints hold it.
         """
+
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        """Whether the pieces are what a file should hold, such as pruned to their budget.
+
+        As long as they are not, training keeps no state of theirs as the best one.
+        """
+        return True
 
     def parameter_groups(
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], learning_rate: float

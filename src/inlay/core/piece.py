@@ -1,6 +1,6 @@
 """What a method builds: pieces. A piece knows its parameters and its arithmetic, nothing else.
 
-Eight kinds, by where their output goes:
+Nine kinds, by where their output goes:
 
     OutputDelta        x and y of a module -> what is added to y
     InputMap           x of a module -> the x that the module reads instead
@@ -10,6 +10,7 @@ Eight kinds, by where their output goes:
     VirtualTokenDelta  y of a module -> what is added to y where virtual tokens stand
     HeadPiece          a classifier over the last hidden state; tasks call it, nothing is hooked
     SideNetwork        the outputs of a stack's blocks -> the last hidden state
+    SideEncoder        the outputs of an encoder's blocks -> what the decoder's side network reads
 
 Letters in shapes: B batch, T positions, P extra positions, D width, H heads, K head width,
 R rank, M bottleneck, C classes, V vocabulary.
@@ -27,6 +28,7 @@ from typing_extensions import override
 
 from inlay.core.context import PassContext
 from inlay.core.per_thread import PerThread
+from inlay.core.site import Site
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -299,14 +301,38 @@ class SideNetwork(Piece):
     It reads what the blocks compute, detached, so that no gradient enters the base. In generation
     it keeps what it needs of earlier positions with `context.append_to_cache`. Whatever is trained
     together with it below the last state gets no gradient.
+
+    taps: projections inside the blocks whose x and y it reads as well.
     """
 
     relates_positions: ClassVar[bool] = True
+    taps: tuple[Site, ...] = ()
+
+    @abstractmethod
+    @override
+    def forward(self, states: tuple[Tensor, ...], last: Tensor, context: PassContext) -> Tensor:
+        """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`.
+
+        After these come x `[B, T, d_in]` and y `[B, T, d_out]` of every tap, in their order.
+        last: the last state that it replaces, which a norm may have changed after the last block.
+        """
+
+
+class SideEncoder(Piece):
+    """A network beside an encoder, read by the side network of the decoder of the same inlay.
+
+    The base's decoder reads the states of the base's encoder, as ever. Those of the side network
+    come to the decoder's as `context.side_states`, with as many columns as the widest `SideEncoder`
+    of the batch has: the first `width` are its own.
+    """
+
+    relates_positions: ClassVar[bool] = True
+    width: int
 
     @abstractmethod
     @override
     def forward(self, states: tuple[Tensor, ...], context: PassContext) -> Tensor:
-        """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, D]`."""
+        """The embeddings and every block's output, L + 1 times `[B, T, D]` -> `[B, T, W]`."""
 
 
 class _Once(PerThread):

@@ -69,6 +69,10 @@ class PieceSet(nn.Module):
             for part in self.parts():
                 part.method.after_step(part.pieces, part.shared, progress)
 
+    def settled(self) -> bool:
+        """Whether every method's pieces are what a file should hold."""
+        return all(part.method.settled(part.pieces, part.shared) for part in self.parts())
+
     def once_per_pass(self) -> list[OncePerPass]:
         """The shared modules that a stack runs once per pass."""
         return [module for module in self.shared.values() if isinstance(module, OncePerPass)]

@@ -313,6 +313,13 @@ class Site:
         return parameter
 
     @property
+    def bias_parameter(self) -> Tensor | None:
+        """The host's parameter in which the bias lies, or None where the host has none."""
+        name = "bias" if self.expert is None else self.expert.bias
+        parameter = None if name is None else getattr(self.host, name, None)
+        return parameter if isinstance(parameter, Tensor) else None
+
+    @property
     def quantisation(self) -> str | None:
         """How the matrix is quantised, such as "nf4"; None where it is not."""
         return None if self.expert is not None else quantisation(self.host)
@@ -327,29 +334,41 @@ class Site:
 
         Both share memory with the host's parameters, of an expert with its slices of them.
         """
-        expert = self.expert
-        if expert is None:
-            bias = getattr(self.host, "bias", None)
-            return self.parameter, bias if isinstance(bias, Tensor) else None
-        bias = None if expert.bias is None else getattr(self.host, expert.bias)
-        return self.parameter[expert.number], None if bias is None else bias[expert.number]
+        bias = self.bias_parameter
+        return self._slice(self.parameter), None if bias is None else self._slice(bias)
 
     def weight(self) -> Tensor:
         """The matrix of a projection as `[d_out, d_in]`, whatever the host's layout.
 
         It shares memory with the host's, unless that is quantised: then it is new, in fp32.
         """
-        weight, _ = self.stored()
-        if self.quantisation is not None:
-            weight = dequantised(self.host)
-        elif self.transposed:
-            weight = weight.T
+        if self.quantisation is None:
+            return self.own_matrix(self.parameter)
+        weight = dequantised(self.host)
         return weight if self.part is None else self.part.take(weight, 0)
 
     def bias(self) -> Tensor | None:
         """The bias `[d_out]` of this site, or None where the host has none."""
-        _, bias = self.stored()
-        return bias if bias is None or self.part is None else self.part.take(bias, 0)
+        bias = self.bias_parameter
+        return None if bias is None else self.own_bias(bias)
+
+    def own_matrix(self, whole: Tensor) -> Tensor:
+        """This site's matrix `[d_out, d_in]` (a norm's gain `[D]`) of what is laid out as
+        `parameter` is, such as its gradient.
+        """
+        matrix = self._slice(whole)
+        if self.transposed:
+            matrix = matrix.T
+        return matrix if self.part is None else self.part.take(matrix, 0)
+
+    def own_bias(self, whole: Tensor) -> Tensor:
+        """This site's bias `[d_out]` of what is laid out as `bias_parameter` is."""
+        bias = self._slice(whole)
+        return bias if self.part is None else self.part.take(bias, 0)
+
+    def _slice(self, whole: Tensor) -> Tensor:
+        """The expert's own part, where several experts lie in one parameter."""
+        return whole if self.expert is None else whole[self.expert.number]
 
     def device(self) -> torch.device:
         """The device of the module's parameters."""

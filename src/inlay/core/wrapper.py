@@ -44,6 +44,11 @@ class Wrapper(Method, listed=False):
 
     @property
     @override
+    def preparation_rows(self) -> int | None:
+        return self.inner.preparation_rows
+
+    @property
+    @override
     def has_penalty(self) -> bool:
         return self.inner.has_penalty
 
@@ -77,6 +82,10 @@ class Wrapper(Method, listed=False):
         self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module], progress: float
     ) -> None:
         self.inner.after_step(inner_pieces(pieces), shared, progress)
+
+    @override
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        return self.inner.settled(inner_pieces(pieces), shared)
 
     @override
     def parameter_groups(

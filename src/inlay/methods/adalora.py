@@ -121,6 +121,10 @@ class AdaLoRA(Method):
                 piece.window.fill_(window)
                 piece.final.fill_(final)
 
+    @override
+    def settled(self, pieces: Mapping[str, Piece], shared: Mapping[str, nn.Module]) -> bool:
+        return all(bool(piece.final) for piece in _triplets(pieces))
+
     def budget(self, progress: float, matrices: int) -> int:
         """b(t): how many singular values all matrices together may keep at this progress."""
         first, last = self.rank * matrices, self.target * matrices

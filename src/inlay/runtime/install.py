@@ -20,6 +20,7 @@ from inlay.runtime.container import Container
 from inlay.runtime.cures import cure, missing_roles
 from inlay.runtime.port import port_for
 from inlay.runtime.reminder import Reminder
+from inlay.runtime.side import check_gradients
 
 Prepared = Mapping[int, Mapping[str, Tensor]]
 """What `Method.prepare` returned, by the number of the method in the spec."""
@@ -47,6 +48,7 @@ def build(chart: Chart, spec: Spec, prepared: Prepared | None = None) -> PieceSe
         for key, module in shared.modules.items():
             modules[index, key] = module.to(sites[0].device())
         method.finish(pieces, shared)
+    check_gradients(placed)
     return PieceSet(spec, placed, modules)
 
 

@@ -141,6 +141,10 @@ class Port(ABC):
         """The names of the sites at which the port tells rows apart by their first dimension."""
         return ()
 
+    def receive(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Take out of the inputs what this port of another stack put into its output."""
+        return inputs
+
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Change the inputs of the stack, by name, before all blocks."""
         return inputs

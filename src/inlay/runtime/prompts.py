@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.cache_utils import StaticCache, StaticLayer
+from transformers.cache_utils import EncoderDecoderCache, StaticCache, StaticLayer
 from typing_extensions import override
 
 from inlay.architectures.chart import Chart
@@ -377,6 +377,8 @@ def flat_mask(mask: Any, cache: Any, tokens: int | Tensor) -> Tensor | None:
         mask = mask.get("full_attention", next(iter(mask.values())))
     if mask is None or mask.dim() == 2:
         return mask
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
     if not isinstance(cache, StaticCache):
         raise PortError(
             "a prompt needs a padding mask of shape [batch, positions]; "

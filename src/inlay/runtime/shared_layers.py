@@ -10,14 +10,46 @@ and the layers below the first piece would compute each of them several times:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from inlay.architectures.chart import Stack
+from inlay.architectures.chart import Chart, Stack
+from inlay.core.piece import HeadPiece
+from inlay.core.piece_set import PieceSet
+from inlay.core.site import AFTER_BLOCKS
 from inlay.runtime.container import stack_hooks
+
+BESIDE = (HeadPiece,)
+"""Kinds of pieces that change nothing of what the base's own decoder reads of its encoder."""
+
+
+def untouched_layers(chart: Chart, pieces: Sequence[PieceSet]) -> Iterator[tuple[Stack, int]]:
+    """How many of its first layers compute in each stack what they compute without these pieces.
+
+    Stacks without such layers are left out. So is a decoder whose encoder has pieces that change
+    what the decoder reads.
+    """
+    for stack in chart.stacks:
+        placed = [
+            entry for part in pieces for entry in part.placed if entry.site.stack == stack.name
+        ]
+        depth = len(stack.layers)
+        layers = [
+            (depth if entry.site.role in AFTER_BLOCKS else 0)
+            if entry.site.layer is None
+            else entry.site.layer
+            for entry in placed
+        ]
+        untouched = min(layers, default=depth)
+        if any(part.shift(stack.name) for part in pieces):
+            untouched = 0
+        if untouched:
+            yield stack, untouched
+        if untouched < depth or not all(isinstance(entry.piece, BESIDE) for entry in placed):
+            return
 
 
 @contextmanager

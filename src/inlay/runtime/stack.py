@@ -143,6 +143,8 @@ class StackHooks:
             return None
         self._pass.entered = True
         inputs = by_name(self.stack, args, kwargs)
+        for port in self.state.ports.values():
+            inputs = port.receive(inputs)
         count_positions(cache_of(inputs))
         self._begin_pass(inputs)
         for port in self.state.ports.values():

@@ -12,17 +12,20 @@ from inlay.architectures.chart import Chart
 from inlay.core.piece import HeadPiece
 from inlay.errors import RowsError, TaskError
 from inlay.runtime.container import container_of, stack_hooks
+from inlay.runtime.side import SidePort
 
 
 def head_inputs(model: PreTrainedModel, chart: Chart, **inputs: Any) -> tuple[Tensor, Tensor]:
     """Run the first stack, and return what a trained head reads: its last states and their mask.
 
     inputs: what the backbone takes. Returns states `[B, T, D]` and a mask `[B, T]`; in an
-    encoder–decoder with a prompt both hold the prompt's positions too.
+    encoder–decoder with a prompt both hold the prompt's positions too. Raises PortError where the
+    encoder has a side network, which only the decoder reads.
     """
     states = chart.stacks[0].last_hidden_state(**inputs)
     mask = inputs.get("attention_mask")
     for hooks in stack_hooks(model)[:1]:
+        hooks.state.port(SidePort).check_head()
         mask = hooks.widened(mask, states)
     if mask is None:
         mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
@@ -33,6 +36,7 @@ def token_states(model: PreTrainedModel, chart: Chart, **inputs: Any) -> Tensor:
     """Run the first stack, and return its last states at the tokens of the text, `[B, T, D]`."""
     states = chart.stacks[0].last_hidden_state(**inputs)
     for hooks in stack_hooks(model)[:1]:
+        hooks.state.port(SidePort).check_head()
         states = hooks.narrowed(inputs.get("attention_mask"), states)
     return states
 

@@ -40,6 +40,11 @@ class JointInlays:
         for handle in self.handles.values():
             handle.after_step(progress)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the pieces of all inlays are what files should hold."""
+        return all(handle.settled for handle in self.handles.values())
+
     def training_state(self) -> dict[str, Tensor]:
         """The tensors of all inlays, named `<inlay>/…`."""
         return {

@@ -65,10 +65,10 @@ def prepare(
     Args:
         model: the base, on its device.
         spec: what will be attached. Heads of it that need no preparation are attached meanwhile,
-            untrained, since the task reads them.
+            untrained, since the task reads them. A preparation may train them.
         task: bound to the model, without virtual tokens in its template.
         data: training examples.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch, for methods that do not say so themselves.
         batches: how many batches at most, drawn from the data; None for all rows once.
         seed: of the order of the rows and of everything that is drawn.
         folder: where the result is kept; None keeps it nowhere.
@@ -78,7 +78,8 @@ def prepare(
     Returns, by the number of the method in the expanded spec, its tensors by name, on the CPU.
     Empty where no method needs preparation.
 
-    Raises TrainingError where the template has virtual tokens, which the bare base cannot read.
+    Raises TrainingError where there are no rows, or where the template has virtual tokens, which
+    the bare base cannot read.
     """
     expanded = spec.expand(resolve(model).sites)
     if not needs_preparation(model, spec):
@@ -89,6 +90,8 @@ def prepare(
             "the template"
         )
     rows = task.encode_all(data)
+    if not rows:
+        raise TrainingError("a preparation looks at training rows, and there are none; give some")
     run = {
         "base": describe_base(model),
         "method": describe_method(expanded),
@@ -110,8 +113,12 @@ def prepare(
         rng.seed(seed)
         scratch = attach(model, sum_of(heads), name=SCRATCH)
         try:
-            losses = _losses(model, task, _draw(rows, batch_size, batches, seed))
-            prepared = _from_main_process(_prepare(expanded, scratch, losses, console))
+
+            def draw(method: Method) -> list[Callable[[], Tensor]]:
+                count = method.preparation_rows or batch_size
+                return _losses(model, task, _draw(rows, count, batches, seed))
+
+            prepared = _from_main_process(_prepare(expanded, scratch, draw, console))
         finally:
             scratch.detach()
     assert prepared is not None
@@ -168,19 +175,27 @@ def _losses(
 
 
 def _prepare(
-    spec: Spec, scratch: Inlay, losses: Sequence[Callable[[], Tensor]], console: Console
+    spec: Spec,
+    scratch: Inlay,
+    draw: Callable[[Method], Sequence[Callable[[], Tensor]]],
+    console: Console,
 ) -> Prepared:
-    """Run the preparations one after the other, and say what each did."""
+    """Run the preparations one after the other, and say what each did.
+
+    draw: the losses of the batches that a method looks at.
+    """
     prepared: dict[int, dict[str, Tensor]] = {}
     model = scratch.model
     for index, method in enumerate(spec.methods):
         if not method.needs_preparation:
             continue
         begun = time.monotonic()
-        sites = sites_of(scratch.chart, method)
+        sites, losses = sites_of(scratch.chart, method), draw(method)
         with evaluating(model), torch.enable_grad(), inlay_rows(model, [SCRATCH]):
             for parameter in model.parameters():
                 parameter.requires_grad_(False)
+            for parameter in scratch.parameters():
+                parameter.requires_grad_(True)
             tensors = method.prepare(model, sites, losses)
         prepared[index] = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
         summary = _summary(method, prepared[index], len(losses), time.monotonic() - begun)

@@ -125,6 +125,10 @@ def test_what_is_trained_and_what_is_saved(make, capsys):
     outcome = make("second", "LoRA(rank=2)")
     assert outcome.saved_parameters == outcome.parameters
     assert "are saved" not in capsys.readouterr().err
+    outcome = make("third", "DiffPruning(keep=0.25, at='attn.q')")  # it says so before it prunes
+    values = [t for n, t in read(outcome.path).tensors.items() if n.endswith("values")]
+    assert outcome.saved_parameters == sum(t.numel() for t in values)
+    assert f", {outcome.saved_parameters:,} are saved" in capsys.readouterr().err
 
 
 def test_the_calibration_is_in_the_file_the_results_and_the_output(make, capsys):

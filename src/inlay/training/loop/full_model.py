@@ -58,6 +58,11 @@ class FullModel:
         """Let the methods of the inlay act after a step."""
         self.handle.after_step(progress)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the inlay's pieces are what a file should hold."""
+        return self.handle.settled
+
     def training_state(self) -> dict[str, Tensor]:
         """The tensors of both, named `inlay/…` and `base/…`. Tied weights are there once."""
         inlay = {f"inlay/{name}": t for name, t in self.handle.training_state().items()}

@@ -22,8 +22,9 @@ from inlay.tasks import Row, Task
 from inlay.training.loop.options import Options
 from inlay.training.loop.trainable import Trainable
 
-NEUTRAL = {"lr", "weight_decay", "trackers", "checkpoint_every"}
-"""Options that are not compared: they change no number, or each group's own value is compared."""
+NEUTRAL = {"lr", "weight_decay", "trackers", "checkpoint_every", "reuse"}
+"""Options that are not compared: they change no number but for rounding, or each group's own value
+is compared."""
 
 
 def identity(

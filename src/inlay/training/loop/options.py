@@ -17,6 +17,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+LONG = 50
+"""From how many steps on a run is worth a step that measures what it will take."""
+
+
 class Training(BaseModel):
     """How pieces are trained. Give `epochs`, `steps`, `minutes` or several: the first one ends it.
 
@@ -39,6 +43,10 @@ class Training(BaseModel):
     patience: stop after so many evaluations without a new best one.
     keep_best: end with the pieces of the best evaluation, not with the last ones.
     checkpoint_every: steps between checkpoints, 100 where a folder is given.
+    reuse: where the activations of the blocks below every piece are kept, which are the same in
+        every epoch: in "memory", or on "disk" in the run's folder while it lasts. "auto" does so
+        where it pays and there is room, on disk if there is a folder; "never" computes them anew.
+        The numbers are the same but for rounding.
     trackers: names of trackers that accelerate knows, such as "tensorboard".
     """
 
@@ -62,6 +70,7 @@ class Training(BaseModel):
     patience: PositiveInt | None = None
     keep_best: bool = True
     checkpoint_every: PositiveInt | None = None
+    reuse: Literal["auto", "memory", "disk", "never"] = "auto"
     trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -80,6 +89,11 @@ class Training(BaseModel):
     def rows(self) -> int | None:
         """Rows in a batch, or None where `tokens` decides."""
         return 16 if self.batch_size is None and self.tokens is None else self.batch_size
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a run is worth a step that measures what it will take."""
+        return (self.steps or LONG) >= LONG and (self.minutes or 1) >= 1
 
 
 class Options(Training):

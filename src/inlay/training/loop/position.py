@@ -52,6 +52,15 @@ class Position:
         counters = self.counters
         return counters.epoch + (counters.position + ahead) / len(self.steps_of_epoch())
 
+    def planned_epochs(self) -> float | None:
+        """How many epochs the run has at most; None where only minutes end it."""
+        o, ends = self.options, []
+        if o.max_epochs is not None:
+            ends.append(o.max_epochs)
+        if o.steps is not None:
+            ends.append(o.steps / len(self.steps_of_epoch()))
+        return min(ends, default=None)
+
     def progress(self, ahead: float = 0) -> float:
         """How much of the run is done `ahead` steps from here, from 0 to 1, by its first end."""
         counters, o = self.counters, self.options

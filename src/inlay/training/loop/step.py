@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from inlay.errors import TrainingError
 from inlay.tasks import Row, Task
+from inlay.training.loop.memory import cures, gigabytes, is_out_of_memory, peak_memory
 from inlay.training.loop.moving import on_device
 from inlay.training.loop.objective import batch_loss
 from inlay.training.loop.options import Options
@@ -101,7 +102,13 @@ class Stepper:
         Raises TrainingError where the loss or the gradient is not finite, or nothing counts; then
         the pieces are as they were.
         """
-        losses, count = self._backward(batches)
+        try:
+            losses, count = self.backward(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.drop_gradients()
+            raise TrainingError(self._out_of_memory(step, batches)) from None
         if self.accelerator.num_processes > 1:
             total, count = self._reduce(losses, count)
         else:
@@ -131,7 +138,7 @@ class Stepper:
         """Free the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _backward(self, batches: Sequence[Sequence[Row]]) -> tuple[list[Tensor], int]:
+    def backward(self, batches: Sequence[Sequence[Row]]) -> tuple[list[Tensor], int]:
         """Add up the gradients of this process; returns the summed losses and the count."""
         losses, total = [], 0
         for rows in batches:
@@ -147,6 +154,17 @@ class Stepper:
             losses.append(loss.detach().float())
             total += count
         return losses, total
+
+    def _out_of_memory(self, step: int, batches: Sequence[Sequence[Row]]) -> str:
+        """What did not fit, and what would."""
+        largest = max(batches, key=lambda batch: len(batch) * max(map(len, batch)))
+        rows, longest = len(largest), max(map(len, largest))
+        peak = gigabytes(peak_memory(self.device))
+        ways = "; or ".join(cures(rows, rows * longest))
+        return (
+            f"step {step}: no memory is left on {self.device} for a batch of {rows} rows of up to "
+            f"{longest} tokens ({peak} were taken); the pieces are as before this step: try {ways}"
+        )
 
     def _penalty(self, count: int) -> Tensor | None:
         """Add the gradient of the penalty, such that the division by the count makes it exact."""

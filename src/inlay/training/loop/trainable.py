@@ -38,6 +38,10 @@ class Trainable(Protocol):
     def after_step(self, progress: float) -> None:
         """Called after each step of the optimiser; progress: from 0 to 1."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether what is trained now may be kept as the best state."""
+
     def training_state(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint must hold."""
 

@@ -35,6 +35,7 @@ from inlay.training.loop.options import Options
 from inlay.training.loop.position import Position
 from inlay.training.loop.progress import ProgressDisplay
 from inlay.training.loop.results import Counters, Evaluation, Result
+from inlay.training.loop.reuse import Reuse
 from inlay.training.loop.schedule import lr_factor
 from inlay.training.loop.signals import SignalHandler
 from inlay.training.loop.step import Stepper, StepResult
@@ -96,6 +97,14 @@ class TrainingLoop:
         self.stepper = Stepper(model, trainable, task, options, accelerator)
         costs = [len(row) for row in self.rows]
         self.position = Position(options, costs, accelerator.num_processes)
+        self.reuse = Reuse(
+            model,
+            options,
+            [*self.rows, *self.dev_rows],
+            self.position.planned_epochs(),
+            folder,
+            accelerator,
+        )
         self.best_state: dict[str, Tensor] = {}
         self.saved_step = 0
         self.signals = SignalHandler()
@@ -108,7 +117,9 @@ class TrainingLoop:
     def run(self, resume: bool) -> Result:
         """Train to the end; resume: from the folder's checkpoint, where there is one."""
         log_length = self._start(resume)
-        with ExitStack() as stack:
+        with self.reuse.reusing(resume), ExitStack() as stack:
+            if self.reuse.note is not None:
+                self.console.print(self.reuse.note, highlight=False)
             self.log = Log(self._log_path(), log_length)
             stack.callback(self.log.close)
             stack.callback(self.stepper.drop_gradients)
@@ -120,6 +131,8 @@ class TrainingLoop:
             self._clock_start = clock() - self.counters.seconds
             stopped = self._train()
             self.counters.seconds = self._seconds()
+            if stopped is not None:
+                self._log_reuse()
             self._save()
             if stopped is None:
                 self._raise_interrupt()
@@ -194,6 +207,13 @@ class TrainingLoop:
             facts |= {f"lr/{group}": factor * rate for group, rate in enumerate(rates)}
         return facts
 
+    def _log_reuse(self) -> None:
+        """Write into the log how often the blocks below every piece were skipped."""
+        facts, summary = self.reuse.facts(), self.reuse.summary()
+        if facts is not None and summary is not None:
+            self.log.write(step=self.counters.step, reuse=facts)
+            self.display.print(summary)
+
     def _evaluate(self, dev: Sequence[Example]) -> bool:
         """Score the pieces on `dev`. Returns False where Ctrl-C was pressed meanwhile."""
         counters, o = self.counters, self.options
@@ -213,19 +233,21 @@ class TrainingLoop:
             counters.step, self.position.epochs(), self._seconds(), score, scores
         )
         counters.evaluations.append(evaluation)
-        if counters.best is None or score > counters.evaluations[counters.best].score:
+        settled = self.trainable.settled
+        best = counters.best is None or score > counters.evaluations[counters.best].score
+        if settled and best:
             counters.best = len(counters.evaluations) - 1
             counters.without_improvement = 0
             if o.keep_best:
                 state = self.trainable.training_state()
                 self.best_state = {name: tensor.clone() for name, tensor in state.items()}
-        else:
+        elif settled:
             counters.without_improvement += 1
         self.log.write(
             step=counters.step, epoch=evaluation.epoch, scores=scores, seconds=evaluation.seconds
         )
         self.accelerator.log({f"dev/{k}": v for k, v in scores.items()}, step=counters.step)
-        mark = "  (best)" if counters.without_improvement == 0 else ""
+        mark = "  (best)" if settled and best else ""
         self.display.print(f"step {counters.step}: {self.task.metric} {score:.4f} on dev{mark}")
         return True
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inlay.budget import count_parameters
 from inlay.core.method import Spec
 from inlay.core.piece import VirtualTokens
 from inlay.data.dataset import Dataset
@@ -27,6 +28,7 @@ from inlay.training.loop.full_model import BASE, require_full_precision
 from inlay.training.loop.launch import processes
 from inlay.training.loop.progress import print_line
 from inlay.training.loop.results import Result
+from inlay.training.planning import Plan, describe_plan, plan
 from inlay.training.preparation import needs_preparation, prepare
 from inlay.training.recipes.calibrate import calibrate
 from inlay.training.recipes.ensemble import (
@@ -80,78 +82,29 @@ def run(
     Raises what its parts raise: FetchError, DataError, TaskError, SpecError, SiteError,
     TrainingError; and RecipeError for folds without a fold.
     """
-    if recipe.folds is not None and recipe.fold is None:
-        raise RecipeError("run trains one fold; give fold, or call cross_validate for all of them")
-    out = output_folder(recipe.out)
-    main = processes().is_main_process
-    console = (console or Console(stderr=True)) if main else Console(quiet=True)
-    task = recipe.make_task()
-    start = read_start(recipe.start)
-    if start is not None:
-        adopt_labels(task, start)
-    data = _read_data(recipe, task, opened, console)
-    if recipe.folds is not None and recipe.fold is not None:
-        _set_all_labels(task, recipe, data["train"])
-        splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
-        data["train"], data["test"] = splits[recipe.fold - 1]
-    task.prepare(data["train"])
-    model, tokenizer = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
-    recipe = recipe.fitted(model)
-    spec = spec_with_head(recipe.make_spec(), task)
-    trains_base = recipe.training.base_lr is not None
-    if trains_base:
-        require_full_precision(model)
-    base_parameters = sum(p.numel() for p in model.parameters())
-    prepared: Prepared = {}
-    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
-    if recipe.folds is not None:
-        skipping["test"] = skipping["train"]
-    if needs_preparation(model, spec):
-        draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
-        draft.bind(model, tokenizer)
-        data = usable([draft], data, skipping, console)
-        prepared = prepare(
-            model,
-            spec,
-            draft,
-            data["train"],
-            batch_size=recipe.training.rows or 16,
-            seed=recipe.seed,
-            folder=out,
-            resume=resume,
-            console=console,
-        )
-    handle = attach_member(model, spec, recipe.name, recipe.seed, 0, prepared)
-    if start is not None:
-        start_from(handle, start, tokenizer)
-    recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
-    task.bind(model, tokenizer)
-    of_base = base_parameters if trains_base else 0
-    parameters, saved_parameters = handle.count() + of_base, handle.saved_count() + of_base
-    print_line(console, describe_size(spec, parameters, saved_parameters, base_parameters))
-    data = usable([task], data, skipping, console)
-    _print_skipped(data, console)
-    context = _RunContext(
-        recipe, out, model, tokenizer, task, data, console, resume, prepared, start
-    )
+    ready = open_run(recipe, console, resume=resume, opened=opened)
+    context, handle, recipe = ready.context, ready.handle, ready.context.recipe
+    out, console, main = context.out, context.console, processes().is_main_process
     untouched = context.score_untouched(handle)
     if main and not (resume and (out / checkpoint.NAME).exists()):
         write_whole(out / "recipe.yaml", recipe.dump().encode())
+    if recipe.training.is_long:
+        print_line(console, describe_plan(context.plan(handle), context.model.device))
     result = context.train(handle, 0)
     test = context.score("test")
     further = train_further_members(
-        model, handle, recipe.ensemble, recipe.seed, context.train, prepared
+        context.model, handle, recipe.ensemble, recipe.seed, context.train, context.prepared
     )
     members = [handle, *further]
     calibrations = [context.calibrate(member) for member in members]
     outcome = Outcome(
         recipe=recipe,
-        path=out / f"{recipe.name}.safetensors" if spec.methods else None,
-        base=out / BASE if trains_base else None,
-        parameters=parameters,
-        saved_parameters=saved_parameters,
-        base_parameters=base_parameters,
-        metric=task.metric,
+        path=out / f"{recipe.name}.safetensors" if handle.spec.methods else None,
+        base=out / BASE if recipe.training.base_lr is not None else None,
+        parameters=ready.parameters,
+        saved_parameters=handle.saved_count() + ready.trained_base_parameters,
+        base_parameters=ready.base_parameters,
+        metric=context.task.metric,
         untouched=untouched,
         dev=None if result.best is None else result.best.scores,
         test=test,
@@ -160,15 +113,17 @@ def run(
         ensemble=context.vote(members),
     )
     if main:
-        usages = [describe_usage(recipe, task, tokenizer, entry) for entry in calibrations]
-        write_outcome(out, outcome, members, usages, tokenizer, data)
+        usages = [
+            describe_usage(recipe, context.task, context.tokenizer, entry) for entry in calibrations
+        ]
+        write_outcome(out, outcome, members, usages, context.tokenizer, context.data)
     processes().wait_for_everyone()  # whoever is told of the files finds them there
-    report_outcome(outcome, data, console)
+    report_outcome(outcome, context.data, console)
     return outcome
 
 
 @dataclass(frozen=True)
-class _RunContext:
+class RunContext:
     """What all members of a run share.
 
     recipe: the run. out: its folder. model: the base. tokenizer: its own. task: bound to it.
@@ -186,6 +141,13 @@ class _RunContext:
     resume: bool
     prepared: Prepared
     start: InlayFile | None
+
+    def plan(self, handle: Inlay) -> Plan:
+        """What training will take, measured on one step."""
+        options = self.recipe.training.model_dump()
+        return plan(
+            self.model, handle, self.task, self.data["train"], seed=self.recipe.seed, **options
+        )
 
     def score_untouched(self, handle: Inlay) -> dict[str, float] | None:
         """The scores on `dev` before training; see `run`."""
@@ -258,6 +220,90 @@ class _RunContext:
             return None
         batch_size = self.recipe.training.rows or 8
         return vote(self.model, members, self.task, data, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class ReadyRun:
+    """A run before its first step.
+
+    handle: the inlay that will be trained. parameters, base_parameters: as in `Outcome`.
+    trained_base_parameters: those of the base, if it is trained too, else 0.
+    """
+
+    context: RunContext
+    handle: Inlay
+    parameters: int
+    base_parameters: int
+    trained_base_parameters: int
+
+
+def open_run(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = True,
+    opened: LoadedBase | None = None,
+) -> ReadyRun:
+    """All of `run` that comes before its first score: rows, base and inlay are ready then.
+
+    Arguments and exceptions are those of `run`.
+    """
+    if recipe.folds is not None and recipe.fold is None:
+        raise RecipeError("run trains one fold; give fold, or call cross_validate for all of them")
+    out = output_folder(recipe.out)
+    main = processes().is_main_process
+    console = (console or Console(stderr=True)) if main else Console(quiet=True)
+    task = recipe.make_task()
+    start = read_start(recipe.start)
+    if start is not None:
+        adopt_labels(task, start)
+    data = _read_data(recipe, task, opened, console)
+    if recipe.folds is not None and recipe.fold is not None:
+        _set_all_labels(task, recipe, data["train"])
+        splits = split_folds(data["train"], task, recipe.folds, recipe.seed)
+        data["train"], data["test"] = splits[recipe.fold - 1]
+    task.prepare(data["train"])
+    model, tokenizer = opened or open_base(recipe.base, recipe.dtype, console, recipe.quantize)
+    recipe = recipe.fitted(model)
+    spec = spec_with_head(recipe.make_spec(), task)
+    trains_base = recipe.training.base_lr is not None
+    if trains_base:
+        require_full_precision(model)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    prepared: Prepared = {}
+    skipping = {part: source.skip_bad for part, source in recipe.data.parts().items()}
+    if recipe.folds is not None:
+        skipping["test"] = skipping["train"]
+    if needs_preparation(model, spec):
+        draft = deepcopy(task)  # the task itself is bound once its template has virtual tokens
+        draft.bind(model, tokenizer)
+        data = usable([draft], data, skipping, console)
+        prepared = prepare(
+            model,
+            spec,
+            draft,
+            data["train"],
+            batch_size=recipe.training.rows or 16,
+            seed=recipe.seed,
+            folder=out,
+            resume=resume,
+            console=console,
+        )
+    handle = attach_member(model, spec, recipe.name, recipe.seed, 0, prepared)
+    if start is not None:
+        start_from(handle, start, tokenizer)
+    recipe = _place_virtual_tokens(recipe, task, handle, data["train"], console).with_task(task)
+    task.bind(model, tokenizer)
+    of_base = base_parameters if trains_base else 0
+    parameters = handle.count() + of_base
+    saved = handle.saved_count() if handle.settled else count_parameters(model, handle.spec)
+    print_line(console, describe_size(spec, parameters, saved + of_base, base_parameters))
+    data = usable([task], data, skipping, console)
+    _print_skipped(data, console)
+    context = RunContext(
+        recipe, out, model, tokenizer, task, data, console, resume, prepared, start
+    )
+    return ReadyRun(context, handle, parameters, base_parameters, of_base)
 
 
 def check_data(recipe: Recipe, opened: LoadedBase, console: Console) -> None:
