@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from inlay.architectures.chart import Chart
+from inlay.architectures.chart import Chart, last_state
 from inlay.core.method import Placed
 from inlay.core.per_thread import PerThread
 from inlay.core.piece import HeadPiece, Piece, SideEncoder, SideNetwork
@@ -39,7 +39,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import first_output, last_state, replace_last_state
+from inlay.runtime.stack_inputs import first_output, replace_last_state
 
 SOURCE = "encoder_hidden_states"
 """The argument of a decoder that holds the encoder's last states."""
