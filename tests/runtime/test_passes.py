@@ -459,6 +459,17 @@ def test_a_side_network_refuses_blocks_that_do_not_hand_on_states(streams: bool)
         model(input_ids=torch.arange(8, 15)[None])
 
 
+def test_a_side_network_refuses_positions_that_a_base_adds_by_itself() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 60}
+    config = hf.VideoPrismTextConfig(**sizes)
+    model = hf.VideoPrismTextModel(config)
+    inlay.attach(model, inlay.LST(reduction=2, start="random"))
+    ids = torch.arange(8, 15)[None]
+    with pytest.raises(PortError, match="its mask has 7, and it returns 8, .* use a method inside"):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
 def test_a_place_that_computes_no_vectors_is_refused_in_our_words() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.Houlsby(bottleneck=2, at="mlp"))

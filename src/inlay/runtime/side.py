@@ -181,6 +181,13 @@ class SidePort(Port):
         """Raise PortError where the blocks do not hand on one state for each of the positions."""
         wanted, blocks = (3, *last.shape[:2]), len(self.stack.layers)
         shapes = [(state.dim(), *state.shape[:2]) for state in states]
+        mask = self.state.context.mask
+        if last.dim() == 3 and mask is not None and mask.shape[1] < last.shape[1]:
+            raise PortError(
+                f"{type(self.stack.module).__name__} puts positions of its own beside a text: its "
+                f"mask has {mask.shape[1]}, and it returns {last.shape[1]}, which a side network "
+                "cannot tell apart; use a method inside its blocks, such as LoRA"
+            )
         if last.dim() == 3 and shapes == [wanted] * (blocks + 1):
             return
         lists = ", ".join(str(list(shape)) for shape in dict.fromkeys(s.shape for s in states))
