@@ -36,6 +36,9 @@ POSITIONS = {
 }
 """How many positions a tiny model has; what sound is made of is long where there are many."""
 
+LARGEST_IMAGE = 256
+"""The side of an image, in pixels, where height and width are given."""
+
 VOCABULARY = 300
 MISSING = {"vocab_size": 60, "rope_theta": 10000.0}
 """What some config classes have no default for, and their models cannot do without."""
@@ -190,6 +193,8 @@ def _tiny_number(name: str, value: int, factor: int, depth: int, cut_positions: 
 
 def _tiny_list(name: str, value: list[Any], factor: int, fields: Fields, depth: int) -> list[Any]:
     numbers = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
+    if name == "image_size" and numbers:
+        return [min(entry, LARGEST_IMAGE) for entry in value]
     if value and isinstance(value[0], dict):
         return [_tiny(e, factor, True, True) if isinstance(e, dict) else e for e in value]
     layers = fields.get("num_hidden_layers")
