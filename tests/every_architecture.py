@@ -1,13 +1,16 @@
 """Does every architecture of transformers take every method, or refuse it in our own words?
 
-    python -m tests.every_architecture                 # all, on every core; an hour and more
-    python -m tests.every_architecture llama whisper   # some, printed and not stored
+    python -m tests.every_architecture                         # all, on every core; about an hour
+    python -m tests.every_architecture llama whisper           # some, printed and not stored
+    python -m tests.every_architecture --again llama whisper   # some of a whole run, once more
 
 Builds every class that `AutoModel` and the automatic classes with heads know, tiny and random, in
-a process of its own, attaches every example of every method, runs and learns where inputs for it
-can be made, saves and loads. `tests/every_architecture.json` holds what came out: how many specs
-run on each class, how often which message refuses one, and what ends in an exception that is not
-ours. A run that was stopped goes on where it was.
+a process of its own, attaches every example of every method, and with each method's first example
+runs and learns where inputs for it can be made, and on a third of the classes saves and loads.
+`tests/every_architecture.json` holds what came out: how many specs run on each class, how often
+which message refuses one, and what ends in an exception that is not ours. A run that was stopped
+goes on where it was, and a method that is new since is examined on every class; `--anew` forgets
+what runs before this one found.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +31,13 @@ from typing import Any
 
 STORED = Path(__file__).with_suffix(".json")
 STATE = Path(__file__).with_suffix(".jsonl")
-SECONDS, BYTES = 240, 6 * 2**30
-"""What one class may take."""
+"""What was found so far, a class a line; a later line counts."""
 
-TOO_LONG = f"no answer in {SECONDS} s"
+SECONDS, BYTES = 240, 6 * 2**30
+"""What one class may take: seconds of a processor, however many share it, and memory."""
+
+WAIT = 10 * SECONDS
+"""How long a class is waited for, which may do nothing at all."""
 
 HEADS = (
     "MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -55,37 +62,53 @@ def classes() -> Iterator[tuple[str, str, str]]:
             yield model_type, config_name, name if isinstance(name, str) else name[0]
 
 
-def examined(config_name: str, class_name: str) -> dict[str, Any]:
-    """The findings of one class, from a process of its own."""
+def examined(
+    config_name: str, class_name: str, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The findings of one class, from a process of its own.
+
+    known: earlier ones, to which those of further specs are added.
+    """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, config_name, class_name))
+    process = context.Process(
+        target=_child, args=(there, config_name, class_name, known), daemon=True
+    )
     process.start()
     there.close()
-    findings = {"name": class_name, "built": False, "note": TOO_LONG}
+    findings: dict[str, Any] = {
+        "name": class_name,
+        "built": False,
+        "note": f"no answer in {WAIT} s",
+    }
     try:
-        if here.poll(SECONDS):
+        if here.poll(WAIT):
             findings = here.recv()
     except EOFError:
-        findings["note"] = "the process was killed"
+        process.join()
+        late = process.exitcode == -signal.SIGXCPU
+        findings["note"] = f"no answer in {SECONDS} s" if late else "the process was killed"
     process.kill()
     process.join()
+    here.close()
     return findings
 
 
-def _child(pipe: Any, config_name: str, class_name: str) -> None:
+def _child(pipe: Any, config_name: str, class_name: str, known: dict[str, Any] | None) -> None:
     import transformers as hf
 
-    from tests.every.examine import Findings, examine
+    from tests.every.examine import Findings, examine, short
 
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     warnings.simplefilter("ignore")
     hf.logging.set_verbosity_error()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
-        findings = examine(_named(class_name), _named(config_name))
+        earlier = None if known is None else Findings(**known)
+        findings = examine(_named(class_name), _named(config_name), earlier)
     except Exception as error:
-        findings = Findings(class_name, note=f"{type(error).__name__}: {error!s:.160}")
+        findings = Findings(class_name, note=short(error))
     pipe.send(findings.as_dict())
 
 
@@ -98,40 +121,65 @@ def _named(name: str) -> Any:
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is stored: counts, kinds of messages, and one line a class."""
+    """What is stored: counts, kinds of messages, and one line a class, in the order of names."""
     from tests.every.examine import message_kind
 
+    results = sorted(results, key=lambda r: r["name"])
     built = [r for r in results if r["built"]]
-    crashes, refusals, late = Counter(), Counter(), Counter()
-    for r in built:
-        crashes.update(message_kind(m) for m in r["crashed"].values())
-        refusals.update(message_kind(m) for m in r["refused"].values())
-        late.update(message_kind(m) for m in r["late"].values())
+
+    def kinds(field: str) -> dict[str, int]:
+        messages = Counter(message_kind(m) for r in built for m in r[field].values())
+        return dict(sorted(messages.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def count(field: str) -> int:
+        return sum(len(r[field]) for r in built)
+
     return {
         "classes": len(results),
         "built": len(built),
         "run": sum(r["runs"] for r in built),
         "with a stack": sum(bool(r["stacks"]) for r in built),
-        "specs that work": sum(len(r["works"]) for r in built),
-        "specs refused": sum(len(r["refused"]) for r in built),
-        "specs refused after attach": sum(len(r["late"]) for r in built),
-        "specs that crash": sum(len(r["crashed"]) for r in built),
-        "crashes": dict(crashes.most_common()),
-        "refusals after attach": dict(late.most_common()),
-        "refusals": dict(refusals.most_common()),
+        "specs that work": count("works"),
+        "specs refused": count("refused"),
+        "specs refused after attach": count("late"),
+        "specs on which the base fails by itself": count("base_fails"),
+        "specs that crash": count("crashed"),
+        "crashes": kinds("crashed"),
+        "failures of the base by itself": kinds("base_fails"),
+        "refusals after attach": kinds("late"),
+        "refusals": kinds("refused"),
         "not built": {r["name"]: r["note"] for r in results if not r["built"]},
-        "by class": {
-            r["name"]: " ".join(
-                [
-                    *(f"{name}:{depth}" for name, depth in r["stacks"].items()),
-                    f"works {len(r['works'])} refused {len(r['refused']) + len(r['late'])}",
-                    *([f"crashed {len(r['crashed'])}"] if r["crashed"] else []),
-                    *([] if r["runs"] else ["(no inputs)"]),
-                ]
-            )
-            for r in built
-        },
+        "by class": {r["name"]: _of_class(r) for r in built},
     }
+
+
+def _of_class(findings: dict[str, Any]) -> str:
+    """One line on a class that was built."""
+    refused = len(findings["refused"]) + len(findings["late"])
+    words = [f"{name}:{depth}" for name, depth in findings["stacks"].items()]
+    words += [f"works {len(findings['works'])} refused {refused}"]
+    words += [
+        f"{word} {len(findings[field])}"
+        for field, word in (("base_fails", "fails alone"), ("crashed", "crashed"))
+        if findings[field]
+    ]
+    return " ".join(words + ([] if findings["runs"] else ["(no inputs)"]))
+
+
+def counts(result: dict[str, Any]) -> str:
+    """The counts of a summary as one reads them: built, run, works, refused and why, crashed."""
+    lines = [f"{name}: {value}" for name, value in result.items() if isinstance(value, int)]
+    reasons = Counter(note.split(":")[0] for note in result["not built"].values())
+    for title, kinds in (
+        ("not built, by reason", reasons),
+        ("refused, by reason", Counter(result["refusals"])),
+        ("refused after attach, by reason", Counter(result["refusals after attach"])),
+        ("the base fails by itself", Counter(result["failures of the base by itself"])),
+        ("crashes", Counter(result["crashes"])),
+    ):
+        lines += [f"{title}: {'none' if not kinds else ''}".rstrip()]
+        lines += [f"{number:>7} {kind}" for kind, number in kinds.most_common()]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -139,44 +187,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="model types or classes; all where none is named")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--anew", action="store_true", help="forget what a stopped run found")
+    parser.add_argument("--anew", action="store_true", help="forget what an earlier run found")
+    parser.add_argument("--again", action="store_true", help="and store what the named ones do now")
     arguments = parser.parse_args()
+    if arguments.again and not STATE.exists():
+        parser.error("no run has found anything here yet; run all classes first")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is anybody's model
+    import tests.every.examine  # before the processes are forked
+
+    stores = arguments.again or not arguments.names
     if arguments.anew:
         STATE.unlink(missing_ok=True)
-    import tests.every.examine  # noqa: F401  # before the processes are forked
-
     todo = [
         (config, name)
         for model_type, config, name in classes()
         if not arguments.names or {model_type, name} & set(arguments.names)
     ]
+    todo = list(dict.fromkeys(todo))
     random.Random(0).shuffle(todo)  # neighbours are alike: a stopped run has seen some of each kind
-    known: dict[str, dict[str, Any]] = {}
-    if not arguments.names and STATE.exists():
-        known = {r["name"]: r for r in map(json.loads, STATE.read_text().splitlines())}
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        rest = [pair for pair in dict.fromkeys(todo) if pair[1] not in known]
-        running = [pool.submit(examined, *pair) for pair in rest]
-        for number, future in enumerate(as_completed(running), 1):
-            findings = future.result()
-            known[findings["name"]] = findings
-            print(f"{number}/{len(rest)} {_line(findings)}", flush=True)
-            if not arguments.names and findings.get("note") != TOO_LONG:
-                with STATE.open("a") as file:
-                    file.write(json.dumps(findings) + "\n")
+    known = _known() if stores else {}
+    rest = [(*pair, None) for pair in todo if arguments.names or pair[1] not in known]
+    if not arguments.names:
+        specs = {repr(spec) for spec, _ in tests.every.examine.examples()}
+        rest += [(*pair, known[pair[1]]) for pair in todo if _lacks(known.get(pair[1]), specs)]
+    for number, findings in enumerate(_all_examined(rest, arguments.workers), 1):
+        known[findings["name"]] = findings
+        print(f"{number}/{len(rest)} {_line(findings)}", flush=True)
+        if stores:
+            with STATE.open("a") as file:
+                file.write(json.dumps(findings) + "\n")
     result = summary(list(known.values()))
-    if arguments.names:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
-    else:
+    if stores:
         STORED.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        STATE.unlink(missing_ok=True)
+    else:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    print(counts(result))
+
+
+def _lacks(findings: dict[str, Any] | None, specs: set[str]) -> bool:
+    """Whether a class was built, and not examined under all of these specs."""
+    from tests.every.examine import Findings
+
+    return findings is not None and findings["built"] and not specs <= Findings(**findings).specs
+
+
+def _all_examined(
+    todo: list[tuple[str, str, dict[str, Any] | None]], workers: int
+) -> Iterator[dict[str, Any]]:
+    """The findings of many classes, as they come."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for future in as_completed([pool.submit(examined, *arguments) for arguments in todo]):
+            yield future.result()
+    finally:  # whoever stops the run does not wait for all the rest
+        pool.shutdown(cancel_futures=True)
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    """What earlier runs found of today's specs, by class."""
+    from tests.every.examine import Findings, examples
+
+    specs = {repr(spec) for spec, _ in examples()}
+    lines = STATE.read_text().splitlines() if STATE.exists() else []
+    found = (Findings(**json.loads(line)).of(specs) for line in lines)
+    return {findings.name: findings.as_dict() for findings in found}
 
 
 def _line(findings: dict[str, Any]) -> str:
     if not findings["built"]:
         return f"{findings['name']}: not built: {findings['note']}"
-    counts = ", ".join(f"{len(findings[k])} {k}" for k in ("works", "refused", "late", "crashed"))
-    return f"{findings['name']}: {counts}"
+    fields = ("works", "refused", "late", "base_fails", "crashed")
+    return f"{findings['name']}: {', '.join(f'{len(findings[f])} {f}' for f in fields)}"
 
 
 if __name__ == "__main__":

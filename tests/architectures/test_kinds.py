@@ -262,6 +262,19 @@ def test_a_base_that_computes_something_else_without_ids_takes_no_prompt(monkeyp
     inlay.attach(model, inlay.LoRA(rank=2))
 
 
+def test_a_stack_that_returns_other_states_of_its_positions_takes_no_prompt():
+    """ProphetNet's decoder returns a stream for each token ahead; a prompt would stay in them."""
+    sizes = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 32}
+    sizes |= {"num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4}
+    sizes |= {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    config = hf.ProphetNetConfig(vocab_size=99, hidden_size=32, **sizes, is_encoder_decoder=False)
+    model = hf.ProphetNetForCausalLM(config)
+    with pytest.raises(PortError, match="returns other states of its positions than the last"):
+        inlay.attach(model, inlay.Prompt(length=2))
+    inlay.attach(model, inlay.LoRA(rank=2))
+    model(input_ids=IDS).logits.sum().backward()
+
+
 def test_a_kernel_that_passes_the_output_projection_by_is_noticed(monkeypatch):
     model = zoo.fresh("mamba2")
     handle = inlay.attach(model, inlay.LoRA(rank=2, at="mixer.out"))

@@ -8,9 +8,10 @@ import inlay
 from inlay import Houlsby, LoRA, Prefix, Prompt
 from inlay.architectures.resolve import resolve
 from inlay.core.site import Where
-from inlay.errors import SiteError, SpecError, TaskError
+from inlay.errors import PortError, SiteError, SpecError, TaskError
 from inlay.tasks.generate import Generate
 from tests import zoo
+from tests.every.tiny import tiny_configs, tiny_model
 from tests.tasks.tiny import tokenizer
 
 TOWER = {
@@ -109,6 +110,33 @@ def test_a_tower_alone_has_the_names_that_it_has_in_the_whole():
     alone = {site.name: site.host for site in resolve(model.vision_model).sites}
     alone = {name: host for name, host in alone.items() if not name.endswith(("final", "kv"))}
     assert alone.items() <= whole.items()
+
+
+def test_the_encoder_of_a_pair_is_the_one_that_reads_text_behind_any_tower():
+    config = next(tiny_configs(hf.Florence2Config))
+    model = tiny_model(hf.Florence2ForConditionalGeneration, config)
+    chart = resolve(model)
+    assert chart.kind == "encoder-decoder"
+    assert [stack.name for stack in chart.stacks] == ["encoder", "decoder", "vision"]
+    text = model.model.language_model
+    assert chart.stacks[0].module is text.encoder
+    assert chart.decoder is not None and chart.decoder.module is text.decoder
+    inlay.attach(model, LoRA(rank=2) + Prefix(length=2, mlp=None))
+    ids = torch.tensor([[5, 6, 7]])
+    model(input_ids=ids, decoder_input_ids=ids).logits.sum().backward()
+    with pytest.raises(PortError, match="given vectors by the rest of the base"):
+        inlay.attach(model, inlay.PTuning(length=3, encoder=None), name="ids")
+
+
+def test_a_second_attention_in_a_block_may_be_of_another_kind():
+    """GroupViT assigns its tokens to groups by an attention without heads."""
+    model = tiny_model(hf.GroupViTModel, next(tiny_configs(hf.GroupViTConfig)))
+    chart = resolve(model)
+    seconds = [site.host for site in chart.sites if site.role == "cross.q"]
+    assert seconds  # there are second attentions, and keys are added where heads are known
+    keyed = [site for site in chart.sites if site.heads]
+    assert keyed and all(site.head_dim == site.host.head_dim for site in keyed)
+    inlay.attach(model, LoRA(rank=2))
 
 
 def test_the_widths_of_stages_are_their_own():

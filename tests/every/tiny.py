@@ -28,14 +28,28 @@ CUTS = (
 )
 """What widths are divided by, whether depths are cut, whether positions are."""
 
+POSITIONS = {
+    "max_position_embeddings": 512,
+    "max_source_positions": 100,
+    "chunk_size": 8,
+    "mamba_chunk_size": 8,
+}
+"""How many positions a tiny model has; what sound is made of is long where there are many."""
+
 VOCABULARY = 300
+MISSING = {"vocab_size": 60, "rope_theta": 10000.0}
+"""What some config classes have no default for, and their models cannot do without."""
+
+MOST_STAGES = 8
+"""A longer list with a number a layer says something of each layer, and no depths of stages."""
+
 MOST_PARAMETERS = 150_000_000
 DEPTH = re.compile(
     r"^(?!num_feat_extract)(\w+_)?(n_layers?|num_(\w+_)?layers|\w*encoder_layers|\w*decoder_layers|depths?|num_blocks"
-    r"|layers|num_hidden_groups|n_blocks|num_stages_layers)$"
+    r"|layers|num_self_attends_per_block|num_hidden_groups|n_blocks|num_stages_layers)$"
 )
 WIDTH = re.compile(
-    r"(hidden|embed|embd|d_model|d_ff|d_kv|d_inner|n_inner|ffn|inter|_dim$|^dim$|dims$|width"
+    r"(hidden|embed|embd|d_model|d_latents|d_ff|d_kv|d_inner|n_inner|ffn|inter|_dim$|^dim$|dims$|width"
     r"|_rank$|channels$|_size$|_sizes$|filters$|^dim_)"
 )
 NOT_WIDTH = re.compile(
@@ -69,13 +83,25 @@ def tiny_configs(config_class: type[PreTrainedConfig]) -> Iterator[PreTrainedCon
 
 
 def tiny_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A random model of a class. Raises MemoryError where it would not be tiny."""
+    """A random model of a class. Raises MemoryError where it would not be tiny.
+
+    config: its own, or that of a larger model which it is a part of.
+    """
+    config = _own_config(model_class, config)
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > MOST_PARAMETERS:
         raise MemoryError(f"{size:,} parameters")
     torch.manual_seed(0)
     return model_class(config).float().eval()
+
+
+def _own_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config, or the one in it that the class is made from."""
+    kind = model_class.config_class
+    if kind is None or isinstance(config, kind):
+        return config
+    return next((part for part in vars(config).values() if isinstance(part, kind)), config)
 
 
 def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> Fields:
@@ -85,10 +111,12 @@ def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> 
     for name, value in fields.items():
         if name in OUTPUTS:  # they name stages that a tiny model does not have
             continue
+        if name == "per_layer_config" and isinstance(value, dict):
+            value = {layer: own for layer, own in value.items() if int(layer) < depth}
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
             tiny[name] = _tiny(value, factor, cut_depth, cut_positions)
-        elif name == "vocab_size" and value is None:
-            tiny[name] = 60
+        elif value is None and name in MISSING:
+            tiny[name] = MISSING[name]
         elif name in NAMES or isinstance(value, (bool, str)) or value is None:
             tiny[name] = value
         elif isinstance(value, (list, tuple)):
@@ -97,21 +125,38 @@ def _tiny(fields: Fields, factor: int, cut_depth: bool, cut_positions: bool) -> 
             tiny[name] = _tiny_number(name, value, factor, depth, cut_positions)
         else:
             tiny[name] = value
-    if "image_size" in tiny and isinstance(tiny["image_size"], int) and "window_size" not in tiny:
-        patch = tiny.get("patch_size")
-        patch = patch if isinstance(patch, int) else 4
-        tiny["image_size"] = 64 if 64 % patch == 0 else 4 * patch
+    if isinstance(tiny.get("image_size"), int):
+        tiny["image_size"] = _image_size(tiny)
     for width in ("hidden_size", "embed_dim", "d_model", "dim"):
         for heads in ("num_attention_heads", "num_heads", "attention_heads", "n_heads"):
             wide, count = tiny.get(width), tiny.get(heads)
             if isinstance(wide, int) and isinstance(count, int) and wide % count:
                 tiny[heads] = next(n for n in range(count, 0, -1) if wide % n == 0)
-            known = isinstance(wide, int) and isinstance(count, int) and "head_dim" not in tiny
+            known = (
+                isinstance(wide, int) and isinstance(count, int) and tiny.get("head_dim") is None
+            )
             if known and (wide // tiny[heads]) % 4:  # rotary embeddings turn pairs, in two ways
                 tiny[heads] = next(n for n in (4, 2, 1) if wide % (4 * n) == 0 or n == 1)
+            if known and "head_dim" in tiny:
+                tiny["head_dim"] = wide // tiny[heads]
+            if isinstance(count, int) and tiny.get("num_key_value_heads", count) is None:
+                tiny["num_key_value_heads"] = tiny[heads]
+    if tiny.get("rope_parameters") == {} and tiny.get("layer_types"):
+        rotary = {"rope_type": "default", "rope_theta": MISSING["rope_theta"]}
+        tiny["rope_parameters"] = {kind: dict(rotary) for kind in tiny["layer_types"]}
     if "mrope_section" in tiny:
         tiny["mrope_section"] = [2, 1, 1]
     return tiny
+
+
+def _image_size(fields: Fields) -> int:
+    """The side of a small image, in pixels: some patches, or one window of them."""
+    patch, window, size = fields.get("patch_size"), fields.get("window_size"), fields["image_size"]
+    patch = patch if isinstance(patch, int) else 4
+    if "window_size" not in fields:
+        return 64 if 64 % patch == 0 else 4 * patch
+    stages = "depths" in fields or not isinstance(window, int)  # they shrink it, by their windows
+    return size if stages else min(size, patch * max(window, 1))
 
 
 def _depth(fields: Fields) -> int:
@@ -136,8 +181,8 @@ def _tiny_number(name: str, value: int, factor: int, depth: int, cut_positions: 
         return min(value, 2)
     if name in ("n_group", "topk_group"):
         return 1
-    if name == "max_position_embeddings":
-        return min(value, 512) if cut_positions else value
+    if name in POSITIONS:
+        return min(value, POSITIONS[name]) if cut_positions else value
     if WIDTH.search(name) and not NOT_WIDTH.search(name) and value >= 32 and value % factor == 0:
         return max(value // factor, 4)
     return value
@@ -147,13 +192,13 @@ def _tiny_list(name: str, value: list[Any], factor: int, fields: Fields, depth: 
     numbers = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
     if value and isinstance(value[0], dict):
         return [_tiny(e, factor, True, True) if isinstance(e, dict) else e for e in value]
-    if numbers and DEPTH.search(name):
+    layers = fields.get("num_hidden_layers")
+    per_layer = isinstance(layers, int) and len(value) == layers
+    if numbers and DEPTH.search(name) and not (per_layer and len(value) > MOST_STAGES):
         return [min(entry, 2, depth) for entry in value] if depth < 10**6 else value
     if numbers and WIDTH.search(name) and not NOT_WIDTH.search(name):
         wide = all(entry >= 32 and entry % min(factor, 8) == 0 for entry in value)
         return [entry // min(factor, 8) for entry in value] if wide else value
     if numbers and TOKEN.search(name):
         return [entry if entry < VOCABULARY else 200 + entry % 97 for entry in value]
-    layers = fields.get("num_hidden_layers")
-    per_layer = isinstance(layers, int) and len(value) == layers
     return value[:depth] if per_layer else value

@@ -360,6 +360,97 @@ class TestBackward:
             assert relative_error(a, b) < 1e-5
 
 
+def mixture_with_flat_positions() -> Any:
+    """A Llama 4, whose mixture of experts returns the positions of all rows in one dimension."""
+    config = hf.Llama4TextConfig(
+        **{**zoo.GQA, "num_local_experts": 4, "intermediate_size_mlp": 48},
+        interleave_moe_layer_step=2,
+        head_dim=8,
+    )
+    torch.manual_seed(0)
+    return hf.Llama4ForCausalLM(config).eval()
+
+
+def test_a_piece_beside_a_sub_layer_that_flattens_positions() -> None:
+    model = mixture_with_flat_positions()
+    ids = torch.tensor([[5, 17, 40, 8], [63, 22, 71, 9]])
+    block = model.model.layers[1]
+    reads: list[torch.Tensor] = []
+    block.post_attention_layernorm.register_forward_hook(lambda _m, args, _y: reads.append(args[0]))
+    block.feed_forward.register_forward_hook(lambda _m, _args, output: reads.append(output[0]))
+    with torch.no_grad():
+        model(input_ids=ids)
+        x, bare = reads
+        assert (x.dim(), bare.dim()) == (3, 2)
+        where = inlay.Where(("mlp",), layers=(1,))
+        handle = inlay.attach(model, inlay.Parallel(bottleneck=4, at=where))
+        ((_, _, piece),) = zoo.pieces(handle)
+        torch.nn.init.normal_(piece.inner.up)
+        model(input_ids=ids)
+        expected = bare + piece.inner(x.flatten(0, 1))
+        torch.testing.assert_close(reads[-1], expected)
+        with inlay.rows(model, ["default", None]):
+            rows = model(input_ids=ids).logits
+        torch.testing.assert_close(rows[:1], model(input_ids=ids[:1]).logits)
+
+
+def test_what_does_not_fit_beside_a_sub_layer_is_refused_in_our_words() -> None:
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.Parallel(bottleneck=2, at="mlp"))
+    host = handle.placed[0].site.host
+    host.forward = lambda x: torch.nn.functional.linear(x, host.weight)[:, ::2]
+    ids = torch.arange(8, 15)[None]
+    with pytest.raises(PortError, match=r"computes \[1, 4, 32\] from \[1, 7, 32\]; use other"):
+        model(input_ids=ids)
+
+
+def blocks_that_return_lists() -> Any:
+    """The first GPT, whose blocks return lists."""
+    torch.manual_seed(0)
+    config = hf.OpenAIGPTConfig(vocab_size=99, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    return hf.OpenAIGPTLMHeadModel(config).eval()
+
+
+def test_a_piece_at_blocks_that_return_lists() -> None:
+    model = blocks_that_return_lists()
+    where = inlay.Where(("block",), layers=(1,))
+    handle = inlay.attach(model, inlay.Pfeiffer(bottleneck=4, at=where), name="a")
+    perturb(handle)
+    ((_, _, piece),) = zoo.pieces(handle)
+    last, seen = model.transformer.h[1], {}
+    last.ln_2.register_forward_hook(lambda _m, _args, y: seen.update(y=y))
+    last.register_forward_hook(lambda _m, _args, output: seen.update(block=output))
+    ids = torch.tensor([[5, 17, 40, 8], [63, 22, 71, 9]])
+    with torch.no_grad(), inlay.rows(model, ["a", None]):
+        model(input_ids=ids)
+    assert isinstance(seen["block"], list)
+    y = seen["y"]
+    expected = torch.stack((y[0] + piece.inner(y[0]), y[1]))
+    torch.testing.assert_close(seen["block"][0], expected)
+
+
+def test_questions_to_several_inlays_over_blocks_that_return_lists() -> None:
+    model = blocks_that_return_lists()
+    for name in ("a", "b"):  # all blocks run once, for both
+        perturb(inlay.attach(model, inlay.LoRA(rank=2, at="head"), name=name))
+    ids = torch.tensor([[5, 17, 40, 8], [63, 22, 71, 9]])
+    with torch.no_grad():
+        outputs = inlay.ask_all(model, ["a", "b"], input_ids=ids)
+        for name in ("a", "b"):
+            with inlay.rows(model, [name] * 2):
+                expected = model(input_ids=ids).logits
+            torch.testing.assert_close(outputs[name].logits, expected)
+
+
+def test_a_place_that_computes_no_vectors_is_refused_in_our_words() -> None:
+    model = zoo.fresh("llama")
+    handle = inlay.attach(model, inlay.Houlsby(bottleneck=2, at="mlp"))
+    host = handle.placed[0].site.host
+    host.forward = lambda x: {"states": torch.nn.functional.linear(x, host.weight)}
+    with pytest.raises(PortError, match="computes a dict, and no vectors; use other places"):
+        model(input_ids=torch.arange(8, 15)[None])
+
+
 def test_a_place_that_computes_another_layout_is_refused_in_our_words() -> None:
     """Some bases lay out images by channel, `[B, C, H, W]`; nothing can be added along the width."""
     model = zoo.fresh("llama")

@@ -28,9 +28,20 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     kinds = _optional(config, "layer_types")
     if kinds is not None and all(kind == "full_attention" for kind in kinds):
         return None
-    return _optional(config, "sliding_window")
+    windows = [window for window in _by_layer(config, "sliding_window") if window is not None]
+    return min(windows, default=None)
 
 
 def _optional(config: PreTrainedConfig, field: str) -> Any:
-    """A field of the config, also under its family's own name for it; None where it has none."""
-    return getattr(config, field, None)
+    """A field of the config, also under its family's own name for it.
+
+    None where it has none, and where its layers differ in it.
+    """
+    first, *others = _by_layer(config, field)
+    return first if all(value == first for value in others) else None
+
+
+def _by_layer(config: PreTrainedConfig, field: str) -> list[Any]:
+    """A field of the configs of all layers where the layers have their own; else of the config."""
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    return [getattr(layer, field, None) for layer in layers]

@@ -90,7 +90,7 @@ class BlockPlaces:
     """What was found in one block.
 
     block: role -> place. attention, cross_attention: paths of the modules that compute attention,
-    where the width of their heads is known. head_width: the attribute that says it.
+    each where the width of its heads is known. head_width: the attribute that says it.
     """
 
     block: Mapping[str, Place]
@@ -120,14 +120,12 @@ def places_of(block: nn.Module) -> BlockPlaces:
     places |= feed_forward(block, {n: s for n, s in linears.items() if n not in mixing})
     places = _with_norms(block, places)
     width = None if "attn" not in sides else _head_width(block.get_submodule(sides["attn"]))
-    latent = "attn.kv_b" in places
-    known = width is not None or latent
-    return BlockPlaces(
-        places,
-        sides.get("attn") if known else None,
-        sides.get("cross") if known else None,
-        width or "",
-    )
+    known = {
+        side: path
+        for side, path in sides.items()
+        if f"{side}.kv_b" in places or _is_width(block.get_submodule(path), width)
+    }
+    return BlockPlaces(places, known.get("attn"), known.get("cross"), width or "")
 
 
 def attends(block: nn.Module) -> bool:
@@ -246,5 +244,9 @@ def _with_norms(block: nn.Module, places: dict[str, Place]) -> dict[str, Place]:
 
 def _head_width(attention: nn.Module) -> str | None:
     """The attribute of an attention module that holds the width of a head; None without one."""
-    values = vars(attention)
-    return next((name for name in HEAD_WIDTHS if isinstance(values.get(name), int)), None)
+    return next((name for name in HEAD_WIDTHS if _is_width(attention, name)), None)
+
+
+def _is_width(attention: nn.Module, name: str | None) -> bool:
+    """Whether an attention module holds a number under this name."""
+    return name is not None and isinstance(vars(attention).get(name), int)

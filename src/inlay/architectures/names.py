@@ -68,7 +68,7 @@ def reads(stack: nn.Module, has_tokens: bool) -> str:
 
 def named(drafts: Sequence[Draft], model: PreTrainedModel) -> list[Draft]:
     """The stacks of a base in their order, each with its name."""
-    pair = _encoder_and_decoder(drafts) if model.config.is_encoder_decoder else []
+    pair = _encoder_and_decoder(drafts, model) if model.config.is_encoder_decoder else []
     first = pair or _main(drafts, model)
     ordered = [*first, *(draft for draft in drafts if draft not in first)]
     result: list[Draft] = []
@@ -87,14 +87,18 @@ def _word(reads: str, causal: bool) -> str:
     return TOWERS.get(reads) or ("decoder" if causal else "encoder")
 
 
-def _encoder_and_decoder(drafts: Sequence[Draft]) -> list[Draft]:
-    """The two stacks of an encoder–decoder; none where they cannot be told apart."""
+def _encoder_and_decoder(drafts: Sequence[Draft], model: PreTrainedModel) -> list[Draft]:
+    """The two stacks of an encoder–decoder; none where they cannot be told apart.
+
+    Of several encoders it is the one that reads the base's text, whatever tower stands before it.
+    """
     decoders = [draft for draft in drafts if draft.reads_encoder]
     if len(decoders) == len(drafts):
         decoders = [draft for draft in drafts if is_decoder(draft.config)]
     decoders = decoders or list(drafts[-1:])
     encoders = [draft for draft in drafts if draft not in decoders] or list(drafts[:1])
-    return [encoders[0], decoders[-1]] if len(drafts) > 1 else []
+    encoder = next(iter(_main(encoders, model)), encoders[0])
+    return [encoder, decoders[-1]] if len(drafts) > 1 else []
 
 
 def _main(drafts: Sequence[Draft], model: PreTrainedModel) -> list[Draft]:

@@ -98,8 +98,14 @@ def start_from(
         return
     words = common_tokens(method, shared.vocabulary, length) if start == "common" else list(start)
     pairs = shared.keys_and_values(words)
-    if start == "common" and any(site.name not in pairs for site in shared.sites):
+    blind = [site.name for site in shared.sites if site.name not in pairs]
+    if blind and start == "common":
         return  # the text does not reach them all: cross-attention of a decoder without its encoder
+    if blind:
+        raise SpecError(
+            f"{type(method).__name__}: {blind[0]} does not see each word of a text at a position "
+            "of its own, so its keys cannot start from words; use start=None"
+        )
     for name, piece in pieces.items():
         if isinstance(piece, Vectors):
             k, v = pairs[name]

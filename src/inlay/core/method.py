@@ -36,7 +36,7 @@ class Shared:
 
     sites: every site that the method takes, in order.
     keys_and_values: token ids `[T]` -> the base's own (k, v), each `[H, T, K]`, at every `*.kv`
-        site.
+        site that sees each token at a position of its own.
     vocabulary: how many tokens the base knows; 0 where it reads no words.
     prepared: the tensors that `Method.prepare` returned; empty where it did not run, as when an
         inlay is read from a file.

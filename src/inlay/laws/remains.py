@@ -21,6 +21,7 @@ from inlay.laws.compare import (
 )
 from inlay.laws.learning import checkpointed
 from inlay.runtime.container import Container, container_of
+from inlay.runtime.stack_inputs import first_output, replace_first_output
 
 OPENING = 12
 """Tokens that all rows of the batch begin with, so that a shared prefix runs."""
@@ -72,11 +73,9 @@ def _marked(case: Case) -> Iterator[list[weakref.ref[Token]]]:
     tokens: list[weakref.ref[Token]] = []
 
     def mark(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
         token = Token()
         tokens.append(weakref.ref(token))
-        states = _Mark.apply(states, token)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return replace_first_output(output, _Mark.apply(first_output(output), token))
 
     layers = [layer for stack in case.chart.stacks for layer in stack.layers]
     hooks = [layer.register_forward_hook(mark) for layer in layers]

@@ -91,18 +91,40 @@ def _tried(chart: Chart, stack: Stack) -> Intake:
         error = (by_ids - by_vectors).abs().max() / by_ids.abs().max().clamp(min=1e-12)
         if not error < TOLERANCE:
             return Intake("computes something else from vectors than from ids", no_ids)
+    if _returns_other_positions(stack, ids):
+        return Intake("returns other states of its positions than the last hidden one", no_ids)
     return Intake(None, no_ids)
 
 
 def _run(stack: Stack, inputs: dict[str, Any]) -> Tensor | None:
     """The first output of the stack's own forward; None where it does not run on these inputs."""
+    return next(iter(_outputs(stack, inputs)), None)
+
+
+def _outputs(stack: Stack, inputs: dict[str, Any]) -> list[Tensor]:
+    """What the stack's own forward returns in numbers; nothing where it does not run on these."""
     try:
         output = stack.module.forward(**inputs)
     except InlayError:
         raise
     except Exception:
-        return None
-    return next((t.float() for t in tensors(output) if t.is_floating_point()), None)
+        return []
+    return [tensor.float() for tensor in tensors(output) if tensor.is_floating_point()]
+
+
+def _returns_other_positions(stack: Stack, ids: Tensor) -> bool:
+    """Whether what it returns besides its last hidden state grows with the text.
+
+    Nobody could cut a prompt's positions out of that (the streams of a ProphetNet decoder).
+    """
+    assert stack.embed is not None
+    texts = (ids, torch.cat((ids, ids[:, :1]), 1))
+    short, long = (
+        [output.shape for output in _outputs(stack, {"inputs_embeds": stack.embed(text),
+                                                     **stack.looked_up(text)})]
+        for text in texts
+    )  # fmt: skip
+    return len(short) == len(long) and short[1:] != long[1:]
 
 
 def _ids_arrive(chart: Chart, stack: Stack, ids: Tensor) -> bool:

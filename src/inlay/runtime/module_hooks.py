@@ -23,7 +23,7 @@ from inlay.runtime.experts import ExpertHooks, check_expert
 from inlay.runtime.inside import Product
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Groups, Names
-from inlay.runtime.stack_inputs import first_input
+from inlay.runtime.stack_inputs import first_input, first_output, replace_first_output
 from inlay.runtime.virtual_tokens import VirtualTokenPort
 
 
@@ -167,7 +167,8 @@ class SiteHooks:
 
     def serves(self) -> bool:
         """Whether any piece here serves a row of the pass under way."""
-        return not self.state.routing.serving().isdisjoint({*self.input, *self.output})
+        acting = {*self.input, *self.output, *self.tokens}
+        return not self.state.routing.serving().isdisjoint(acting)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a whole sub-layer until its output arrives."""
@@ -210,9 +211,13 @@ class SiteHooks:
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        whole = output[0] if isinstance(output, tuple) else output
+        whole = first_output(output)
         x = first_input(args, kwargs) if self.site.enter is None else self._entered.x
         self._entered.x = None
+        if not isinstance(whole, Tensor):
+            if self.serves():
+                raise self._other_layout(f"computes a {type(whole).__name__}, and no vectors")
+            return output
         self._check_rows(whole)
         groups = self._groups(whole, self.output)
         at_tokens = self._at_tokens()
@@ -230,12 +235,15 @@ class SiteHooks:
                 )
             y = y + piece(y, number)
         y = y if part is None else part.put(whole, y)
-        return (y, *output[1:]) if isinstance(output, tuple) else y
+        return replace_first_output(output, y)
 
     def _add_deltas(self, names: Names, x: Tensor, y: Tensor, context: PassContext) -> Tensor:
         for name in names:
             for piece in self.output[name]:
-                y = y + piece(x, y, context)
+                delta = piece(x, y, context)
+                if not _fits(delta, y):
+                    raise self._other_layout(f"computes {list(y.shape)} from {list(x.shape)}")
+                y = y + delta
         return y
 
     def _at_tokens(self) -> list[tuple[VirtualTokenDelta, Tensor]]:
@@ -248,13 +256,17 @@ class SiteHooks:
         return [(piece, number) for piece, number in numbers if number is not None]
 
     def _checked(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """x. Raises PortError where x and y are not the vectors that the place is known for."""
+        """x, laid out as y is: some sub-layers flatten the positions of all rows, `[B · T, D]`.
+
+        Raises PortError where x and y are not the vectors that the place is known for.
+        """
         if x is None:
             raise self._other_layout("ends in a pass that did not enter it")
         width = self.site.d_out
         if y.shape[-1] != width:
             raise self._other_layout(f"computes {list(y.shape)}, and not vectors of {width}")
-        return x
+        flat = x.dim() > 2 == y.dim() and x.shape[:-1].numel() == len(y)
+        return x.flatten(0, -2) if flat else x
 
     def _other_layout(self, what: str) -> PortError:
         return PortError(
@@ -268,6 +280,12 @@ class SiteHooks:
                 "a head that reads selected positions cannot tell their rows apart; "
                 "give every row the same inlay, or pass the head whole rows"
             )
+
+
+def _fits(delta: Tensor, y: Tensor) -> bool:
+    """Whether the sum of both has the shape of y."""
+    pairs = zip(reversed(delta.shape), reversed(y.shape), strict=False)
+    return delta.dim() <= y.dim() and all(size in (1, width) for size, width in pairs)
 
 
 class _Opened(PerThread):

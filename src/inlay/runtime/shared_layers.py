@@ -104,11 +104,11 @@ def run_once(model: nn.Module, stack: Stack, shared: int, count: int, times: int
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The value with every tensor of two dimensions or more changed, in tuples and dicts too."""
+    """The value with every tensor of two dimensions or more changed, in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return change(value) if value.dim() > 1 else value
-    if type(value) is tuple:
-        return tuple(_mapped(entry, change) for entry in value)
+    if type(value) is tuple or type(value) is list:
+        return type(value)(_mapped(entry, change) for entry in value)
     if type(value) is dict:
         return {key: _mapped(entry, change) for key, entry in value.items()}
     return value

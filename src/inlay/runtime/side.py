@@ -39,7 +39,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import last_state, replace_last_state
+from inlay.runtime.stack_inputs import first_output, last_state, replace_last_state
 
 SOURCE = "encoder_hidden_states"
 """The argument of a decoder that holds the encoder's last states."""
@@ -224,8 +224,7 @@ class SidePort(Port):
     def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         states = self._pass.states
         if states is not None and len(states) <= len(self.stack.layers):
-            hidden = output[0] if isinstance(output, tuple) else output
-            states.append(hidden.detach())
+            states.append(first_output(output).detach())
 
     def _keep_tap(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         taps = self._pass.taps

@@ -130,6 +130,18 @@ def with_positions(stack: Stack, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "position_ids": positions + stack.position_start}
 
 
+def first_output(output: Any) -> Any:
+    """What a module computes: its output, or the first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def replace_first_output(output: Any, first: Tensor) -> Any:
+    """The output of a module with another first one."""
+    if isinstance(output, list):
+        return [first, *output[1:]]
+    return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
 def last_state(output: Any) -> Tensor:
     """The last hidden state of a stack's output, `[B, T, D]`."""
     state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
