@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from transformers.utils import ModelOutput
 
 import inlay
 from inlay.architectures.families import FAMILIES
 from inlay.architectures.resolve import resolve
-from inlay.errors import SiteError
+from inlay.errors import PortError, SiteError
 from inlay.runtime.trained_heads import head_inputs, token_states
 from tests import zoo
 
@@ -90,3 +91,15 @@ def test_a_model_without_a_language_model_head():
         SiteError, match="BertModel has no language-model head; load the model with"
     ):
         resolve(model).logits(model, torch.randn(1, 32))
+
+
+def test_a_stack_without_a_last_hidden_state_is_refused_in_our_words(monkeypatch):
+    model = zoo.fresh("llama")
+    stack = resolve(model).stacks[0]
+    inlay.attach(model, inlay.LST(reduction=2, start="random"))
+    output = ModelOutput(states=torch.zeros(1, 3, 32))
+    monkeypatch.setattr(type(model.model), "forward", lambda *_args, **_more: output)
+    message = "no last hidden state in a ModelOutput; use a method inside the blocks"
+    for run in (stack.last_hidden_state, model.model):
+        with pytest.raises(PortError, match=message):
+            run(input_ids=torch.tensor([[5, 6, 7]]))

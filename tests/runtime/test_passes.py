@@ -442,6 +442,34 @@ def test_questions_to_several_inlays_over_blocks_that_return_lists() -> None:
             torch.testing.assert_close(outputs[name].logits, expected)
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_side_network_refuses_blocks_that_do_not_hand_on_states(streams: bool) -> None:
+    """Some bases keep streams between their blocks, flatten rows, or leave blocks out."""
+    model = zoo.fresh("llama")
+    first, second = model.model.layers[:2]
+    if streams:
+        first.register_forward_hook(lambda _m, _args, y: y[:, :, None])
+        second.register_forward_pre_hook(lambda _m, args: (args[0].squeeze(2), *args[1:]))
+        hand_on = r"hand on 4 of \[1, 7, 32\], \[1, 7, 1, 32\]"
+    else:
+        hand_on = r"hand on 3 of \[1, 7, 32\]"
+    inlay.attach(model, inlay.LST(reduction=2, start="random"))
+    model.config.num_hidden_layers = 3 if streams else 2
+    with pytest.raises(PortError, match=hand_on + "; use a method inside its blocks"):
+        model(input_ids=torch.arange(8, 15)[None])
+
+
+def test_a_side_network_refuses_positions_that_a_base_adds_by_itself() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "vocab_size": 60}
+    config = hf.VideoPrismTextConfig(**sizes)
+    model = hf.VideoPrismTextModel(config)
+    inlay.attach(model, inlay.LST(reduction=2, start="random"))
+    ids = torch.arange(8, 15)[None]
+    with pytest.raises(PortError, match="its mask has 7, and it returns 8, .* use a method inside"):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
 def test_a_place_that_computes_no_vectors_is_refused_in_our_words() -> None:
     model = zoo.fresh("llama")
     handle = inlay.attach(model, inlay.Houlsby(bottleneck=2, at="mlp"))

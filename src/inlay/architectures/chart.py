@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -18,6 +18,21 @@ from inlay.architectures.layout import Family
 from inlay.architectures.logits import output_embeddings
 from inlay.architectures.names import TOWERS
 from inlay.core.site import Site, Where, select
+from inlay.errors import PortError
+
+
+def last_state(output: Any) -> Tensor:
+    """The last hidden state in what a stack returns, `[B, T, D]`. Raises PortError without one."""
+    if isinstance(output, tuple):
+        states = output[0]
+    else:
+        states = output.get("last_hidden_state") if isinstance(output, Mapping) else output
+    if not isinstance(states, Tensor):
+        raise PortError(
+            f"there is no last hidden state in a {type(output).__name__}; use a method inside the "
+            "blocks, such as LoRA"
+        )
+    return states
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +129,14 @@ class Stack:
         """
         if self.takes("use_cache"):
             inputs.setdefault("use_cache", False)
-        states: Tensor = self.module(**inputs).last_hidden_state
-        return states
+        return last_state(self.module(**inputs))
 
     def run_without_hooks(self, **inputs: Any) -> Tensor:
         """Run the stack without the hooks on the stack itself; those inside it still act.
 
         inputs: of its forward. Nothing is cached. Returns the last hidden states `[B, T, D]`.
         """
-        return self.module.forward(**inputs, use_cache=False, return_dict=True).last_hidden_state
+        return last_state(self.module.forward(**inputs, use_cache=False, return_dict=True))
 
 
 @dataclass(frozen=True, eq=False)

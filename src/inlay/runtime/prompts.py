@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache, StaticCache, StaticLayer
 from typing_extensions import override
 
-from inlay.architectures.chart import Chart
+from inlay.architectures.chart import Chart, last_state
 from inlay.core.per_thread import PerThread
 from inlay.core.piece import Piece, PromptVectors
 from inlay.core.site import Site
@@ -261,7 +261,7 @@ class PromptPort(Port):
 
         if isinstance(output, tuple):
             return (cut(output[0]), *output[1:])
-        output["last_hidden_state"] = cut(output.last_hidden_state)
+        output["last_hidden_state"] = cut(last_state(output))
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(cut(states) for states in output.hidden_states)
         if output.get("attentions") is not None:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from inlay.architectures.chart import Stack
+from inlay.architectures.chart import Stack, last_state
 from inlay.core.modes import evaluating
 from inlay.core.per_thread import PerThread
 from inlay.runtime.checkpointing import is_reentrant
@@ -35,7 +35,7 @@ from inlay.runtime.container import container_of
 from inlay.runtime.shared_layers import untouched_layers
 from inlay.runtime.side import SidePort
 from inlay.runtime.stack import StackHooks
-from inlay.runtime.stack_inputs import by_name, first_input, last_state
+from inlay.runtime.stack_inputs import by_name, first_input
 
 OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 """Inputs with a number for each token, `[B, T]`."""

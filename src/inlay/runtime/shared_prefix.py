@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from inlay.architectures.chart import Stack
+from inlay.architectures.chart import Stack, last_state
 from inlay.core.per_thread import PerThread
 from inlay.errors import RowsError
 from inlay.runtime import attention
@@ -41,7 +41,6 @@ from inlay.runtime.stack_inputs import (
     arange,
     cached,
     continues,
-    last_state,
     leading_padding,
     padding_mask,
     readable,

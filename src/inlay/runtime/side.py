@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from inlay.architectures.chart import Chart
+from inlay.architectures.chart import Chart, last_state
 from inlay.core.method import Placed
 from inlay.core.per_thread import PerThread
 from inlay.core.piece import HeadPiece, Piece, SideEncoder, SideNetwork
@@ -39,7 +39,7 @@ from inlay.core.site import Site
 from inlay.errors import PortError
 from inlay.runtime.port import Port, StackState, accepts
 from inlay.runtime.routing import Names
-from inlay.runtime.stack_inputs import first_output, last_state, replace_last_state
+from inlay.runtime.stack_inputs import first_output, replace_last_state
 
 SOURCE = "encoder_hidden_states"
 """The argument of a decoder that holds the encoder's last states."""
@@ -159,6 +159,7 @@ class SidePort(Port):
             return output
         last = last_state(output)
         states = [_by_rows(state, last) for state in states]
+        self._check_states(states, last)
         networks = {n: p for n, p in self.pieces.items() if isinstance(p, SideNetwork)}
         encoders = {n: p for n, p in self.pieces.items() if isinstance(p, SideEncoder)}
         context = replace(self.state.context.of(last), side_states=source)
@@ -175,6 +176,27 @@ class SidePort(Port):
             columns = groups.apply(self._run_encoder, (*states, columns), context)
             output = replace_last_state(output, torch.cat((last, columns), -1))
         return output
+
+    def _check_states(self, states: Sequence[Tensor], last: Tensor) -> None:
+        """Raise PortError where the blocks do not hand on one state for each of the positions."""
+        wanted, blocks = (3, *last.shape[:2]), len(self.stack.layers)
+        shapes = [(state.dim(), *state.shape[:2]) for state in states]
+        mask = self.state.context.mask
+        if last.dim() == 3 and mask is not None and mask.shape[1] < last.shape[1]:
+            raise PortError(
+                f"{type(self.stack.module).__name__} puts positions of its own beside a text: its "
+                f"mask has {mask.shape[1]}, and it returns {last.shape[1]}, which a side network "
+                "cannot tell apart; use a method inside its blocks, such as LoRA"
+            )
+        if last.dim() == 3 and shapes == [wanted] * (blocks + 1):
+            return
+        lists = ", ".join(str(list(shape)) for shape in dict.fromkeys(s.shape for s in states))
+        raise PortError(
+            f"a side network reads what goes into {blocks} blocks and out of each, one state for "
+            f"each of the positions that {type(self.stack.module).__name__} returns, "
+            f"{list(last.shape)}, and they hand on {len(states)} of {lists}; use a method inside "
+            "its blocks, such as LoRA"
+        )
 
     def _run(self, tapped: Sequence[int], names: Names, *arguments: Any) -> Tensor:
         """The last side network of these inlays, on (states …, x, y, …, last state, context).
@@ -257,6 +279,8 @@ def _by_rows(tensor: Tensor, last: Tensor) -> Tensor:
     Projections may be given `[B · T, d]`. Blocks that run once for several inlays (`shared_layers`)
     hand on fewer rows, which stand for every copy.
     """
-    if tensor.dim() == 2:
+    if tensor.dim() == 2 and last.dim() == 3 and not len(tensor) % last.shape[1]:
         tensor = tensor.unflatten(0, (-1, last.shape[1]))
-    return tensor.repeat(len(last) // len(tensor), 1, 1) if len(tensor) < len(last) else tensor
+    if tensor.dim() != last.dim() or not len(tensor) < len(last):
+        return tensor
+    return tensor.repeat(len(last) // len(tensor), 1, 1)

@@ -142,12 +142,6 @@ def replace_first_output(output: Any, first: Tensor) -> Any:
     return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
-def last_state(output: Any) -> Tensor:
-    """The last hidden state of a stack's output, `[B, T, D]`."""
-    state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    return state
-
-
 def tensors(output: Any) -> Iterator[Tensor]:
     """The tensors in a stack's output, of whatever form it is; its last hidden state first."""
     if isinstance(output, Tensor):
@@ -161,6 +155,8 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 def replace_last_state(output: Any, state: Tensor) -> Any:
     """The stack's output with another last hidden state."""
+    if isinstance(output, Tensor):
+        return state
     if isinstance(output, tuple):
         return (state, *output[1:])
     output["last_hidden_state"] = state
