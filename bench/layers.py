@@ -267,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("layers.json"))
     options = parser.parse_args(arguments)
     quiet()
-    results: dict[str, Any] = {"machine": machine(), "rows": ROWS, "paper": PAPER}
+    results: dict[str, Any] = {
+        "machine": machine(("torch", "transformers")),
+        "rows": ROWS,
+        "paper": PAPER,
+    }
     for name in options.models or MODELS:
         results[name] = {
             "training step / all weights": training(name, options.rounds),

@@ -29,9 +29,11 @@ def test_the_largest_size_that_fits(kind: type[inlay.Method]) -> None:
     method = inlay.fit_budget(model, example, budget)
     count = count_parameters(model, method)
     assert smallest <= count <= budget
-    sized = method.inner if isinstance(method, (inlay.Gate, inlay.AdaMix)) else method
-    size = getattr(sized, method.size)
-    steps = size // method.terms if isinstance(method, inlay.Compacter) else size
+    sizes = []
+    for entry in (method, example.with_size(1)):
+        sized = entry.inner if isinstance(entry, (inlay.Gate, inlay.AdaMix)) else entry
+        sizes.append(getattr(sized, entry.size))
+    steps = round(sizes[0] / sizes[1])  # a size may be a share, or come in steps
     assert method == example.with_size(steps)
     with contextlib.suppress(InlayError):  # larger than the matrices
         more = count_parameters(model, example.with_size(steps + 1))

@@ -321,3 +321,11 @@ def test_each_method_has_its_own_learning_rate_unless_one_is_given() -> None:
     assert inlay.Prompt.lr >= 10 * inlay.LoRA.lr
     assert inlay.Prefix(mlp=8).learning_rate() == 1e-4
     assert [group.learning_rate for group in handle.parameter_groups(1e-4)] == [1e-4] * 3
+
+
+@pytest.mark.parametrize("name", ["keys", "forward", "training"])
+def test_names_that_torch_needs_are_refused(name):
+    model = zoo.fresh("llama")
+    with pytest.raises(NamingError, match="choose another"):
+        inlay.attach(model, LoRA(rank=2), name=name)
+    assert not inlay.attached(model)

@@ -14,7 +14,7 @@ import inlay
 from inlay import hub
 from inlay.budget import count_parameters
 from inlay.hub import load_base
-from inlay.training.recipes import run
+from inlay.training.recipes import reading
 from inlay_cli.app import main
 from tests import zoo
 from tests.methods import exact
@@ -48,7 +48,7 @@ def test_the_recipe_and_the_commands_of_the_page(
     real, words = load_base, tiny.tokenizer("encoder")
     zoo.fresh("bert").save_pretrained("tiny")
     words.save_pretrained("tiny")
-    for module in (hub, run):
+    for module in (hub, reading):
         monkeypatch.setattr(module, "load_base", lambda name, **more: real("tiny", **more))
     model, tokenizer = real("tiny")
     inlay.attach(model, inlay.Pfeiffer(bottleneck=24)).save(

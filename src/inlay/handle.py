@@ -314,7 +314,7 @@ def attach(
         raise SpecError(f"attach takes a method such as LoRA(rank=8), not {spec!r:.60}")
 
     def build_prepared(chart: Chart) -> PieceSet:
-        require_gradients(model, model.dtype)
+        require_gradients({site.name: site.host for site in chart.sites}, model.dtype)
         expanded = with_base_head(spec.expand(chart.sites), never_trained(model, chart.sites))
         for index, method in enumerate(expanded.methods):
             if method.needs_preparation and (prepared is None or index not in prepared):
@@ -415,6 +415,8 @@ def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]
     """Make the pieces for a model's chart and install them; on any error nothing has changed."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
+    if name in dir(nn.ModuleDict):
+        raise NamingError(f"an inlay cannot be called {name!r}, which torch needs; choose another")
     require_model(model)
     container = _check_free(model, name)
     chart = resolve(model) if container is None else container.chart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -148,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, debug, paths = _split(words)
         if not debug:
             warnings.simplefilter("ignore")
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # whoever imports it
         if paths:
             _run_files(paths)
         return complete_with_colons(

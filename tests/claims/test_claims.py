@@ -209,7 +209,6 @@ def test_every_claim_is_complete(name):
     claim = find(name)
     assert claim.name == name
     assert claim.paper
-    assert claim.section
     assert claim.sentence.endswith(".")
     assert 0 < claim.minutes <= 20
     assert claim.reported

@@ -141,7 +141,8 @@ def test_a_cache_begun_without_a_piece_is_refused() -> None:
 
 def test_nothing_of_a_generation_is_kept_or_copied_afterwards() -> None:
     model = zoo.fresh("llama")
-    handle = inlay.attach(model, SideAttention() + FirstTokenKV(), name="a")
+    handle = inlay.attach(model, SideAttention(), name="a")
+    inlay.attach(model, FirstTokenKV(), name="c")
     inlay.attach(model, inlay.Prefix(length=2, mlp=None), name="b")
     model.generate(torch.randint(8, 99, (1, 5)), max_new_tokens=2, pad_token_id=0)
     hooks = model.inlays.stacks[0]

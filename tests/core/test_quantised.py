@@ -86,7 +86,7 @@ def quantised(folder: Path, kind: str, *, packs: bool = False):
         maker = type(fresh(folder.name))
         model = maker.from_pretrained(folder, dtype=dtype, quantization_config=config).eval()
     if not packs:
-        keep_layout(model)
+        keep_layout(model.modules())
     return model
 
 

@@ -142,7 +142,7 @@ def test_parallel_doubles_with_its_scale(family: str) -> None:
     _, site, piece = next(zoo.pieces(handle))
     x, y = torch.randn(2, 3, 32), torch.randn(2, 3, 32)
     delta = piece(x, y, PassContext())
-    piece.fixed = 2.0
+    piece.inner.scale = 2.0
     torch.testing.assert_close(piece(x, y, PassContext()), 2 * delta)
     seen: list[torch.Tensor] = []
     site.enter.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

@@ -8,7 +8,7 @@ Neither library is imported: a module can only be one of its own where a program
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,17 +119,22 @@ def passes_gradients(host: nn.Linear, dtype: torch.dtype) -> bool:
     return bool((gradient[0].float() - expected).norm() <= 0.05 * expected.norm() + 1e-6)
 
 
-def require_gradients(model: nn.Module, dtype: torch.dtype) -> None:
+def require_gradients(hosts: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
     """Raise SpecError for a quantised base through which pieces could not learn.
 
-    One module of each kind is tried. dtype: what the base computes in.
+    One module of each kind is tried.
+
+    hosts: modules of the base, by the name of a place. dtype: what the base computes in.
     """
-    kept = keep_layout(model)
-    tried = set()
+    kept = keep_layout(hosts.values())
+    tried: set[str | None] = {None}
     try:
-        for path, module in quantised_modules(model).items():
+        for path, module in hosts.items():
             kind = quantisation(module)
-            if kind not in tried and not passes_gradients(module, dtype):
+            if kind in tried:
+                continue
+            assert isinstance(module, nn.Linear)
+            if not passes_gradients(module, dtype):
                 raise SpecError(
                     f"the base is quantised so that gradients get lost in it ({kind} at {path} "
                     "rounds its inputs too), and pieces would not learn; quantise the weights "
@@ -140,7 +145,7 @@ def require_gradients(model: nn.Module, dtype: torch.dtype) -> None:
         allow_layout(kept)
 
 
-def keep_layout(model: nn.Module) -> list[nn.Module]:
+def keep_layout(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Keep bitsandbytes from packing 4-bit matrices anew on a CPU; returns whom it kept from it.
 
     On some processors the first pass without gradients packs them in place for a kernel through
@@ -150,7 +155,7 @@ def keep_layout(model: nn.Module) -> list[nn.Module]:
     """
     kept: list[nn.Module] = []
     bitsandbytes = _library("bitsandbytes")
-    for module in model.modules() if bitsandbytes is not None else ():
+    for module in modules if bitsandbytes is not None else ():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.support_avx512bf16_for_cpu:
             module.support_avx512bf16_for_cpu = False
             module.state_dict()  # unpacks a matrix that is packed already

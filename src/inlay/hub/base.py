@@ -119,7 +119,7 @@ def _load_quantised(
         options["device_map"] = {"": device}
     model, tokenizer = _load(name, computes, level, **options)
     _check_quantised(name, model, quantize)
-    keep_layout(model)
+    keep_layout(model.modules())
     report(f"{name} is quantised to {quantize}: {memory_of(model) / 2**20:,.0f} MiB")
     return model, tokenizer
 

@@ -46,7 +46,6 @@ class Intrinsic(Method):
 
     identity: ClassVar[bool] = True
     lr: ClassVar[float] = 3e-2
-    size: ClassVar[str] = "dimensions"
     paper: ClassVar[str] = "Aghajanyan et al., ACL 2021"
     sources: ClassVar[Mapping[str, str]] = {
         "dimensions": "the runs of T-Few's and Compacter's authors with T5",

@@ -16,7 +16,7 @@ from inlay.architectures.paths import CHILD
 from inlay.core.piece_set import PieceSet
 from inlay.runtime.gate import Gate, GateHooks
 from inlay.runtime.head_input import ContiguousHeadInput
-from inlay.runtime.openings import NOTE
+from inlay.runtime.openings import NOTE, Openings
 from inlay.runtime.reminder import Reminder
 from inlay.runtime.routing import Routing
 from inlay.runtime.stack import StackHooks
@@ -111,3 +111,8 @@ def stack_hooks(model: nn.Module) -> list[StackHooks]:
     """The hooks of a base's stacks; none where nothing is attached."""
     container = container_of(model)
     return [] if container is None else container.stacks
+
+
+def openings_of(model: nn.Module) -> list[Openings]:
+    """What stacks know of the openings of their rows; of those alone in which these run once."""
+    return [hooks.prefix.openings for hooks in stack_hooks(model) if hooks.prefix is not None]

@@ -68,7 +68,7 @@ def sites_of(chart: Chart, method: Method) -> list[Site]:
 def create_container(model: PreTrainedModel, chart: Chart) -> Container:
     """Freeze a base and give it the child that holds inlays."""
     container = Container(chart)
-    container.kept_layouts = keep_layout(model)
+    container.kept_layouts = keep_layout(model.modules())
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.add_module(CHILD, container)

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from inlay.architectures.chart import Chart, Stack
-from inlay.core.piece import HeadPiece
+from inlay.core.piece import HeadPiece, SideEncoder
 from inlay.core.piece_set import PieceSet
 from inlay.core.site import AFTER_BLOCKS
 from inlay.runtime.container import stack_hooks
 
-BESIDE = (HeadPiece,)
+BESIDE = (HeadPiece, SideEncoder)
 """Kinds of pieces that change nothing of what the base's own decoder reads of its encoder."""
 
 

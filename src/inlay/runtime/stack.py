@@ -342,4 +342,6 @@ def after_backward(run: Callable[[], None]) -> None:
 def _seed() -> int | Tensor:
     """A number for the draws of one pass, from torch's own generator: resumed runs repeat it."""
     seed = torch.randint(2**62, ())
-    return seed if torch.compiler.is_compiling() else int(seed)
+    if torch.compiler.is_compiling():
+        return seed
+    return int(seed.numpy())  # it is on the CPU: no operation of torch has to read it

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from inlay.runtime.container import stack_hooks
+from inlay.runtime.container import openings_of
 from inlay.runtime.openings import known_openings
 from inlay.tasks import Batch
 
@@ -23,7 +23,7 @@ def on_device(model: PreTrainedModel, batch: B) -> Iterator[B]:
     CPU copy, once a batch, so that no pass has to ask the device.
     """
     moved = batch.to(model.device, non_blocking=True)
-    openings = [hooks.prefix.openings for hooks in stack_hooks(model) if hooks.prefix is not None]
+    openings = openings_of(model)
     if model.device.type == "cpu" or not openings:
         yield moved
         return
