@@ -168,7 +168,7 @@ def try_spec(
                 handle.detach()
         findings.works.append(text)
     except InlayError as error:
-        stage[text] = str(error)
+        stage[text] = PATH.sub("…", str(error))
     except Exception as error:
         alone = bare_error is not None and bare_error()
         (findings.base_fails if alone == short(error) else findings.crashed)[text] = _where(error)

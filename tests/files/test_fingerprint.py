@@ -177,3 +177,21 @@ def test_every_tensor_of_the_backbone_has_entries(family: str) -> None:
     pooled = {n for n in tensors if n.startswith(("pooler", "visual_projection"))}
     assert len(entries) >= len(tensors) - len(pooled)
     assert len(json.dumps(entries)) < 40_000
+
+
+def test_bounds_that_bound_nothing_are_equal_to_themselves(tmp_path: Path) -> None:
+    """Gemma 4's audio keeps the ends of its clamps in buffers, which are infinite at first."""
+
+    def base(lowest: float, highest: float) -> Any:
+        model = zoo.fresh("llama")
+        layer = model.model.layers[0].input_layernorm
+        layer.register_buffer("bounds", torch.tensor([lowest, highest, 0.5]))
+        return model
+
+    infinite = float("inf")
+    model = base(-infinite, infinite)
+    path = inlay.attach(model, inlay.LoRA(rank=2)).save(tmp_path / "one.safetensors")
+    inlay.load(base(-infinite, infinite), path)
+    for bounds in ((-infinite, 3.0), (infinite, infinite), (-3.0, infinite)):
+        with pytest.raises(BaseError, match="the weights at .*bounds differ"):
+            inlay.load(base(*bounds), path)
