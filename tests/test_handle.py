@@ -327,5 +327,5 @@ def test_each_method_has_its_own_learning_rate_unless_one_is_given() -> None:
 def test_names_that_torch_needs_are_refused(name):
     model = zoo.fresh("llama")
     with pytest.raises(NamingError, match="choose another"):
-        inlay.attach(model, LoRA(rank=2), name=name)
+        inlay.attach(model, inlay.LoRA(rank=2), name=name)
     assert not inlay.attached(model)

@@ -415,7 +415,7 @@ def _attach(model: PreTrainedModel, name: str, make: Callable[[Chart], PieceSet]
     """Make the pieces for a model's chart and install them; on any error nothing has changed."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise NamingError(f"an inlay's name is letters, digits, '_' and '-', not {name!r:.120}")
-    if name in dir(nn.ModuleDict):
+    if name in dir(nn.ModuleDict()):
         raise NamingError(f"an inlay cannot be called {name!r}, which torch needs; choose another")
     require_model(model)
     container = _check_free(model, name)

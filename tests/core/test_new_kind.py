@@ -28,12 +28,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from inlay.architectures.chart import last_state
 from inlay.core.method import Method, Shared
 from inlay.core.piece import Piece
 from inlay.core.site import Site, Where
 from inlay.errors import PortError
 from inlay.runtime.port import Port, accepts
-from inlay.runtime.stack_inputs import last_state, replace_last_state
+from inlay.runtime.stack_inputs import replace_last_state
 
 
 class StateOffset(Piece):
