@@ -16,41 +16,6 @@ from inlay.core.piece import Foldable, OutputDelta
 from inlay.core.site import Site
 from inlay.errors import SpecError
 
-ROLES = (
-    "attn.q?",
-    "attn.k?",
-    "attn.v?",
-    "attn.o?",
-    "attn.qkv?",
-    "attn.q_a?",
-    "attn.q_b?",
-    "attn.kv_a?",
-    "attn.kv_b?",
-    "mixer.in?",
-    "mixer.qkvz?",
-    "mixer.qkv?",
-    "mixer.z?",
-    "mixer.ba?",
-    "mixer.b?",
-    "mixer.a?",
-    "mixer.x?",
-    "mixer.out?",
-    "cross.q?",
-    "cross.k?",
-    "cross.v?",
-    "cross.o?",
-    "mlp.gate?",
-    "mlp.up?",
-    "mlp.down?",
-    "mlp.router?",
-    "norm.attn?",
-    "norm.mixer?",
-    "norm.cross?",
-    "norm.mlp?",
-    "norm.final?",
-)
-"""Everything of a block that has a place of its own, and the norm after the last block."""
-
 
 class DenseTwin(Foldable, OutputDelta):
     """`y + δ x + c`: a zeroed twin of a projection's matrix, and of its bias where it has one."""

@@ -39,12 +39,6 @@ def is_matrix(site: Site) -> bool:
     )
 
 
-def as_matrix(site: Site, stored: Tensor) -> Tensor:
-    """What is stored for the host of a site, of this site alone, as `[d_out, d_in]`."""
-    matrix = stored.T if site.transposed else stored
-    return matrix if site.part is None else site.part.take(matrix, 0)
-
-
 def squared_weights(sites: Iterable[Site]) -> dict[str, Tensor]:
     """The scores of rows and columns by squared weights; see `fisher`."""
     scores: dict[str, Tensor] = {}
@@ -76,7 +70,7 @@ def fisher(
         for site in chosen:
             gradient = site.parameter.grad
             if gradient is not None:
-                _add(scores, site, as_matrix(site, gradient).float().square())
+                _add(scores, site, site.own_matrix(gradient).float().square())
         for parameter in parameters.values():
             parameter.grad = None
     return scores

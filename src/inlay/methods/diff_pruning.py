@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from inlay.blocks.dense import ROLES
 from inlay.blocks.sparse import WeightsDelta, check_share, in_file, largest, part_of
 from inlay.core.context import PassContext
 from inlay.core.method import Method, ParameterGroup, Shared, positive
 from inlay.core.piece import Piece
-from inlay.core.site import Site, Where
+from inlay.core.site import BLOCK_ROLES, Site, Where
 from inlay.errors import SpecError
 from inlay.methods.sparse import Sparse
 
@@ -52,7 +51,7 @@ class DiffPruning(Method):
     gate: float = 5.0
     gate_lr: float = 0.1
     structured: bool = True
-    at: Where = Where((*ROLES, "norm.embed?"))
+    at: Where = Where((*BLOCK_ROLES, "norm.embed?"))
 
     identity: ClassVar[bool] = True
     size: ClassVar[str] = "keep"

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from inlay.blocks.dense import ROLES, own_parameters
+from inlay.blocks.dense import own_parameters
 from inlay.blocks.sparse import (
     SparseDelta,
     check_share,
@@ -23,7 +23,7 @@ from inlay.blocks.sparse import (
     spread,
 )
 from inlay.core.method import Loss, Method, Shared, positive_int
-from inlay.core.site import Site, Where
+from inlay.core.site import BLOCK_ROLES, Site, Where
 from inlay.methods.sparse import Sparse
 
 
@@ -45,7 +45,7 @@ class FISH(Method):
 
     keep: float = 0.005
     samples: int = 1024
-    at: Where = Where((*ROLES, "norm.embed?"))
+    at: Where = Where((*BLOCK_ROLES, "norm.embed?"))
 
     identity: ClassVar[bool] = True
     size: ClassVar[str] = "keep"

@@ -21,7 +21,6 @@ from typing_extensions import override
 
 from inlay.blocks.bottleneck import linear
 from inlay.blocks.init import kaiming
-from inlay.blocks.pruning import as_matrix
 from inlay.core.context import PassContext
 from inlay.core.method import Loss, Method, Shared, positive, positive_int
 from inlay.core.piece import SideNetwork
@@ -92,7 +91,7 @@ class LeTS(Method):
         for loss in islice(batches, self.batches):
             gradients = torch.autograd.grad(loss(), [site.parameter for site in matrices])
             for site, score, gradient in zip(matrices, scores, gradients, strict=True):
-                score += as_matrix(site, gradient).float().square()
+                score += site.own_matrix(gradient).float().square()
         return {
             site.name: score.flatten().topk(_count(self, site)).indices.sort().values
             for site, score in zip(matrices, scores, strict=True)

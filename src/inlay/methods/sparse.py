@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from inlay.blocks.dense import ROLES
 from inlay.blocks.sparse import SparseDelta, check_share, count_weights, part_of, spread
 from inlay.core.method import Method, Shared
-from inlay.core.site import Site, Where
+from inlay.core.site import BLOCK_ROLES, Site, Where
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +28,7 @@ class Sparse(Method):
 
     keep: float = 0.005
     seed: int = 0
-    at: Where = Where((*ROLES, "norm.embed?"))
+    at: Where = Where((*BLOCK_ROLES, "norm.embed?"))
 
     identity: ClassVar[bool] = True
     size: ClassVar[str] = "keep"
